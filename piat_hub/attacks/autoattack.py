@@ -1,0 +1,95 @@
+"""AutoAttack (Croce & Hein 2020, arXiv:2003.01690), run by the `pyautoattack` package, one component at a time.
+
+The standard version is four components; each runs on the images that still stand after the ones before it. Calling
+them one by one gives per-component counts and lets an evaluation stop and go on between batches.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from piat_hub.attacks.core import attack_mode
+from piat_hub.config import InputError
+
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+Component = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def components(eps: float, norm: str, num_classes: int, seed: int) -> dict[str, Component]:
+    """The standard version's components by name, each (model, x, y) -> x_adv; pixels in [0, 1], norm "Linf" or "L2".
+
+    With fewer than 10 classes the targeted attacks aim at all num_classes - 1 others; with fewer than 4 the targeted
+    DLR loss is undefined and apgd-t is left out (`changes` says so).
+    """
+    if norm not in ("Linf", "L2"):
+        raise InputError(f"norm {norm!r} is unknown; choose Linf or L2")
+    names = STANDARD if num_classes >= 4 else tuple(n for n in STANDARD if n != "apgd-t")
+    return {n: partial(_run, component=n, eps=eps, norm=norm, num_classes=num_classes, seed=seed) for n in names}
+
+
+def changes(num_classes: int) -> str | None:
+    """How this differs from the standard version with few classes, in words; None where it does not."""
+    if num_classes >= 10:
+        return None
+    without = "; apgd-t left out, its loss needs 4 classes" if num_classes < 4 else ""
+    return f"targeted attacks aim at {num_classes - 1} classes in place of 9{without}"
+
+
+def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float = 8 / 255, *, norm: str = "Linf", seed: int = 0) -> Tensor:
+    """Adversarial examples by the standard version; images that withstand it come back as they were.
+
+    Args: model maps images (B, C, H, W) in [0, 1] to logits (B, K); y (B,); eps in the images' unit. Returns x_adv.
+    """
+    with attack_mode(model) as frozen, torch.no_grad():
+        logits = frozen(x)
+    x_adv, standing = x.clone(), logits.argmax(1) == y
+    for run in components(eps, norm, logits.shape[1], seed).values():
+        index = standing.nonzero().squeeze(1)
+        if not len(index):
+            break
+        candidate = run(model, x[index], y[index])
+        with attack_mode(model) as frozen, torch.no_grad():
+            broken = frozen(candidate).argmax(1) != y[index]
+        x_adv[index[broken]] = candidate[broken]
+        standing[index[broken]] = False
+    return x_adv
+
+
+def _run(model: nn.Module, x: Tensor, y: Tensor, *, component: str, eps: float, norm: str, num_classes: int, seed: int) -> Tensor:
+    from pyautoattack import AutoAttack
+
+    def logits(images: Tensor) -> Tensor:  # half-precision logits break its index arithmetic
+        return frozen(images).float()
+
+    with attack_mode(model) as frozen, _fresh_rng():
+        suite = AutoAttack(logits, eps=eps, norm=norm, seed=seed, version="standard", device=x.device)
+        suite.apgd_targeted.n_target_classes = suite.fab.n_target_classes = min(9, num_classes - 1)
+        x, y = x.contiguous(), y.contiguous()
+        if component == "apgd-ce":
+            suite.apgd.loss = "ce"
+            return suite.apgd.perturb(x, y)
+        if component == "apgd-t":
+            return suite.apgd_targeted.perturb(x, y)
+        if component == "fab-t":
+            suite.fab.targeted = True
+            return suite.fab.perturb(x, y)
+        return suite.square.perturb(x, y)
+
+
+@contextmanager
+def _fresh_rng() -> Iterator[None]:
+    """Its attacks seed the global generators: put those back after. Its log goes nowhere."""
+    logger = logging.getLogger("auto-attack")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        logger.setLevel(level)

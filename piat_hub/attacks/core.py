@@ -1,0 +1,117 @@
+"""What every gradient attack shares: the frozen model, the starting point, the steepest step, the projection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from piat_hub.config import InputError
+
+Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), y (B,)) -> a sum over the batch
+OnStep: TypeAlias = Callable[[int, Tensor], Tensor | None]  # (k, logits) -> (B,) bool, true where still moving
+Start: TypeAlias = Literal["uniform"] | float
+Budget: TypeAlias = float | Tensor  # one number, or (B, 1, 1, 1)
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy summed over the batch; a mean would shrink the gradients of low precision."""
+    return F.cross_entropy(logits, y, reduction="sum")
+
+
+@contextmanager
+def attack_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """Every module in eval mode and every weight frozen; each module's own mode and each flag are put back after."""
+    modes = [(m, m.training) for m in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        model.eval()
+        for p, _ in flags:
+            p.requires_grad_(False)
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
+
+def ascend(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: Budget,
+    step_size: Budget,
+    steps: int,
+    *,
+    norm: str = "Linf",
+    objective: Objective = cross_entropy,
+    start: Start = "uniform",
+    on_step: OnStep | None = None,
+    momentum: float | None = None,
+) -> Tensor:
+    """The one attack loop: `steps` steepest-ascent steps on `objective` inside the ball and the box [0, 1].
+
+    momentum: None for PGD; a number accumulates gradients of unit mean size, as MIM does. See `pgd` for the rest.
+    """
+    if norm not in BALLS:
+        raise InputError(f"norm {norm!r} is unknown; choose Linf or L2")
+    uniform, steepest, project = BALLS[norm]
+    x, velocity = x.detach(), torch.zeros_like(x)
+    x_adv = x + uniform(x, eps) if start == "uniform" else x + float(start) * torch.randn_like(x)
+    x_adv = project(x_adv, x, eps).clamp(0, 1)
+    with attack_mode(model) as frozen, torch.enable_grad():
+        for k in range(steps):
+            x_adv.requires_grad_()
+            logits = frozen(x_adv)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            (gradient,) = torch.autograd.grad(objective(logits, y), x_adv)
+            moving = on_step(k, logits.detach()) if on_step else None
+            if momentum is not None:
+                size = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+                gradient = velocity = momentum * velocity + gradient / _per_image(size, x)
+            x_adv = x_adv.detach()
+            moved = project(x_adv + step_size * steepest(gradient), x, eps).clamp(0, 1)
+            x_adv = moved if moving is None else torch.where(_per_image(moving, x), moved, x_adv)
+    return x_adv.detach()
+
+
+def _per_image(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) shaped to broadcast over images like x."""
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
+def _length(delta: Tensor) -> Tensor:
+    """L2 length of each image's delta, shaped to broadcast, never zero."""
+    length = _per_image(delta.flatten(1).norm(dim=1), delta)
+    return length.clamp_min(torch.finfo(delta.dtype).tiny)
+
+
+def _uniform_linf(x: Tensor, eps: Budget) -> Tensor:
+    return (2 * torch.rand_like(x) - 1) * eps
+
+
+def _uniform_l2(x: Tensor, eps: Budget) -> Tensor:
+    direction = torch.randn_like(x)
+    radius = torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / x[0].numel())
+    return direction / _length(direction) * _per_image(radius, x) * eps
+
+
+def _project_linf(x_adv: Tensor, x: Tensor, eps: Budget) -> Tensor:
+    return torch.minimum(torch.maximum(x_adv, x - eps), x + eps)
+
+
+def _project_l2(x_adv: Tensor, x: Tensor, eps: Budget) -> Tensor:
+    delta = x_adv - x
+    return x + delta * (eps / _length(delta)).clamp(max=1)
+
+
+# norm -> (a draw from the ball, the unit step of steepest ascent, the projection onto the ball)
+BALLS = {
+    "Linf": (_uniform_linf, torch.sign, _project_linf),
+    "L2": (_uniform_l2, lambda gradient: gradient / _length(gradient), _project_l2),
+}

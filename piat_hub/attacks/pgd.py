@@ -1,0 +1,50 @@
+"""Projected gradient descent (Madry et al. 2018, arXiv:1706.06083, Eq. 1; He et al. 2023, Eq. 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from piat_hub.attacks.core import Budget, Objective, OnStep, Start, ascend, attack_mode, cross_entropy
+from piat_hub.config import InputError
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: Budget = 8 / 255,
+    step_size: Budget = 2 / 255,
+    steps: int = 10,
+    *,
+    norm: str = "Linf",
+    objective: Objective = cross_entropy,
+    start: Start = "uniform",
+    restarts: int = 1,
+    on_step: OnStep | None = None,
+    momentum: float | None = None,
+) -> Tensor:
+    """Adversarial examples by projected gradient ascent.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K); attacked in eval mode with frozen weights, restored after.
+        x, y: clean images (B, C, H, W) in [0, 1]; class numbers (B,).
+        eps, step_size: budget and step in the images' own unit, e.g. 8/255; or per image, (B, 1, 1, 1).
+        steps: iterations. norm: "Linf" (sign steps) or "L2" (unit-length steps).
+        objective: objective(logits, y), summed over the batch, is maximised.
+        start: "uniform" in the ball, or the scale of Gaussian noise on x (0: x itself).
+        restarts: independent tries; an image keeps the first that misleads the model.
+        on_step: called as on_step(k, logits) before update k = 0..steps-1; may return (B,) bool, true where still moving.
+        momentum: see `mim`.
+    Returns: x_adv, (B, C, H, W), within eps of x and in [0, 1]. Raises ValueError for an unknown norm or restarts < 1.
+    """
+    if restarts < 1:
+        raise InputError(f"restarts must be at least 1, got {restarts}")
+    inner = {"norm": norm, "objective": objective, "start": start, "on_step": on_step, "momentum": momentum}
+    x_adv = ascend(model, x, y, eps, step_size, steps, **inner)  # type: ignore[arg-type]
+    for _ in range(restarts - 1):
+        with attack_mode(model) as frozen, torch.no_grad():
+            standing = frozen(x_adv).argmax(1) == y
+        again = ascend(model, x, y, eps, step_size, steps, **inner)  # type: ignore[arg-type]
+        x_adv = torch.where(standing.view(-1, *[1] * (x.dim() - 1)), again, x_adv)
+    return x_adv

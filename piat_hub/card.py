@@ -1,0 +1,127 @@
+"""The model card: README.md from config.json and results.json, by a template; no figure is typed by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from tabulate import tabulate
+
+from piat_hub.config import InputError, TrainConfig, from_dict, pixels
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn"}
+METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT"}
+
+
+def title(config: TrainConfig) -> str:
+    """'PIAT+NMSE, cifar_resnet18 on cifar10'."""
+    return f"{method_name(config)}, {config.backbone} on {Path(config.dataset).name}"
+
+
+def method_name(config: TrainConfig) -> str:
+    """The method as papers name it, with its interpolation: 'PIAT+NMSE', 'PGD-AT', 'constant interpolation+TRADES'."""
+    name = METHOD_NAMES.get(config.method, config.method.upper())
+    prefix = {"none": "", "piat": "PIAT+", "constant": f"lam={config.interpolation.constant:g}+"}[config.interpolation.kind]
+    return "PIAT" if prefix == "PIAT+" and config.method == "pgd_at" else prefix + name
+
+
+def percent(fraction: float) -> str:
+    """Two decimals, for people: '53.54 %'."""
+    return f"{100 * fraction:.2f} %"
+
+
+def attack_name(name: str) -> str:
+    """'pgd20' -> 'PGD-20', 'aa' -> 'AutoAttack', 'clean' -> 'clean'."""
+    if name in ("clean", "aa"):
+        return {"clean": "clean", "aa": "AutoAttack"}[name]
+    letters = name.rstrip("0123456789")
+    return f"{letters.upper()}-{name[len(letters) :] or 20}"
+
+
+def rows(results: dict[str, Any]) -> list[list[str]]:
+    """One row per attack: name, accuracy, 95 % interval, correct of n."""
+    return [
+        [attack_name(a), percent(f["accuracy"]), " to ".join(percent(e) for e in f["ci95"]), f"{f['correct']} of {f['n']}"]
+        for a, f in results["attacks"].items()
+    ]
+
+
+HEADERS = ("attack", "accuracy", "95 % interval (Wilson)", "correct")
+
+
+def write(directory: Path) -> Path:
+    """Write README.md of a run directory, from what is measured there so far. InputError if it is no run directory."""
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        trained = from_dict(TrainConfig, config["piat"])
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{directory} is no run directory: no {path.name} with a piat block ({error}); train one") from error
+    measured = {c: _read(directory / f) for c, f in (("last", "results.json"), ("best", "results_best.json"))}
+    measured = {checkpoint: results for checkpoint, results in measured.items() if results}
+    card = ModelCard.from_template(
+        _metadata(directory, trained, measured),
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        title=title(trained),
+        config=trained,
+        method=method_name(trained),
+        eps=pixels(trained.threat_model.eps),
+        step_size=pixels(trained.attack.step_size),
+        architecture=config["architecture"],
+        label_names=config.get("label_names", []),
+        input_size=config["pretrained_cfg"]["input_size"],
+        tables={c: tabulate(rows(r), HEADERS, tablefmt="github", disable_numparse=True) for c, r in measured.items()},
+        measured=measured,
+        notes=[f["changed"] for r in measured.values() for f in r["attacks"].values() if "changed" in f],
+        curves=(directory / "curves.png").exists(),
+        directory=directory.name,
+        command=command(trained),
+    )
+    scratch = directory / ".README.md.new"
+    scratch.write_text(str(card), encoding="utf-8")
+    os.replace(scratch, directory / "README.md")
+    return directory / "README.md"
+
+
+def command(config: TrainConfig) -> str:
+    """The command that trains this, as far as its recipe tells; config.json has every field."""
+    words = ["accelerate launch train.py", config.recipe, f"--dataset {Path(config.dataset).name}"]
+    words += [f"--method {config.method}", *(f"--method.{k} {v}" for k, v in config.method_args.items())]
+    words += [f"--interpolation {config.interpolation.kind}", f"--epochs {config.epochs}"]
+    words += [f"--train-size {config.train_size}"] if config.train_size else []
+    return " ".join([*filter(None, words), f"--seed {config.seed}"])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _metadata(directory: Path, config: TrainConfig, measured: dict[str, dict[str, Any]]) -> ModelCardData:
+    """The YAML head: one model-index entry per checkpoint and attack."""
+    entries = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=HUB_DATASETS.get(results["dataset"]["name"], results["dataset"]["name"]),
+            dataset_name=results["dataset"]["name"],
+            dataset_split=results["dataset"]["split"],
+            metric_type="accuracy",
+            metric_name=f"{attack_name(attack)} accuracy" + ("" if checkpoint == "last" else f" ({checkpoint} checkpoint)"),
+            metric_value=figures["accuracy"],
+            metric_args={"attack": attack, **results["threat_model"], "steps": figures.get("steps"), "n": figures["n"]},
+        )
+        for checkpoint, results in measured.items()
+        for attack, figures in results["attacks"].items()
+    ]
+    return ModelCardData(
+        library_name="timm",
+        license="mit",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "adversarial-robustness", "adversarial-training", "piat"],
+        datasets=[HUB_DATASETS[config.dataset]] if config.dataset in HUB_DATASETS else None,
+        model_name=directory.resolve().name,
+        eval_results=entries or None,
+    )

@@ -1,0 +1,293 @@
+"""Every choice a run can make, as frozen dataclasses that validate themselves. Imports no torch.
+
+A field is a default, a doc and, where it has one, a unit: the command line, `--help` and config.json are all read off
+these fields. `to_dict` and `from_dict` are exact inverses, so a configuration survives JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. The message is one line: the value, the rule, the next step."""
+
+
+def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
+    """`known[name]`, or an InputError that offers the nearest name."""
+    if name in known:
+        return known[name]
+    raise InputError(f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(sorted(known))}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """': did you mean X?' for the known name closest to `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def number(text: str | float) -> float:
+    """A float from '8/255', '0.15' or a number, finite. Raises InputError."""
+    try:
+        value = float(Fraction(text) if isinstance(text, str) else text)
+    except (ValueError, ZeroDivisionError, OverflowError, TypeError):
+        raise InputError(f"{text!r} is not a number; write a fraction like 8/255 or a decimal like 0.03") from None
+    if not math.isfinite(value):
+        raise InputError(f"{text!r} is not finite; write a fraction like 8/255 or a decimal like 0.03")
+    return value
+
+
+def pixels(value: float) -> str:
+    """The text of a pixel distance, '8/255' where it is a multiple of 1/255, else the decimal. `number` undoes it."""
+    levels = round(value * 255)
+    return f"{levels}/255" if levels and levels / 255 == value else repr(value)
+
+
+def option(default: Any, doc: str, *, unit: str = "", flag: str | None = "", **limits: float) -> Any:
+    """A dataclass field with its documentation.
+
+    unit: what the number counts; "pixels" values are written as fractions of 255. flag: the command-line name where it
+    is not the field's own; None keeps the field off the command line. limits: any of above, below (exclusive), least,
+    most (inclusive), checked by `check`.
+    """
+    return field(default=default, metadata={"doc": doc, "unit": unit, "flag": flag, "limits": limits})
+
+
+def check(config: Any) -> None:
+    """Hold every field of a dataclass against its type, its Literal choices and its limits; InputError if one fails."""
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        value, hint = getattr(config, f.name), hints[f.name]
+        name = f.name.replace("_", "-")
+        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+        if choices and value not in choices:
+            raise InputError(f"{name} {value!r} is unknown{nearest(str(value), choices)}; choose {', '.join(choices)}")
+        if value is None:
+            continue
+        union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+        plain = {a for a in (typing.get_args(hint) if union else (hint,)) if a in (int, float, bool, str)}
+        if plain and not isinstance(value, tuple({*plain, int} if float in plain else plain)):
+            wanted = " or ".join(sorted(a.__name__ for a in plain))
+            raise InputError(f"{name} must be {wanted}, got {value!r}; see --help for its meaning")
+        rules = {"above": (">", float.__gt__), "least": (">=", float.__ge__)}
+        rules |= {"below": ("<", float.__lt__), "most": ("<=", float.__le__)}
+        for rule, bound in f.metadata.get("limits", {}).items():
+            sign, holds = rules[rule]
+            if not holds(float(value), float(bound)):
+                raise InputError(f"{name} must be {sign} {bound}, got {value}; see --help for its meaning")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The dataclass as JSON types; pixel distances as text such as '8/255'."""
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        elif f.metadata.get("unit") == "pixels" and value is not None:
+            value = pixels(value)
+        elif isinstance(value, tuple):
+            value = [list(v) if isinstance(v, tuple) else v for v in value]
+        elif isinstance(value, Mapping):
+            value = dict(value)
+        out[f.name] = value
+    return out
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass from what `to_dict` wrote; absent keys take the default. InputError on an unknown key or a bad value."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{cls.__name__} must be an object of named values, got {values!r}; see config.json of a run")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        f, hint = lookup(f"{cls.__name__} field", key, fields), hints[key]
+        if dataclasses.is_dataclass(hint):
+            value = from_dict(typing.cast(type, hint), value)
+        elif f.metadata.get("unit") == "pixels" and value is not None:
+            value = number(value)
+        elif isinstance(value, list):
+            value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        built[key] = value
+    return cls(**built)
+
+
+def scalar_type(hint: Any) -> Any:
+    """The single type behind `hint`: int for `int | None`, str for a Literal; the hint itself otherwise."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        (hint,) = [a for a in typing.get_args(hint) if a is not type(None)]
+    return str if typing.get_origin(hint) is Literal else hint
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the adversary may do: any image within distance eps of the clean one. Part of every reported number."""
+
+    norm: Literal["Linf", "L2"] = option("Linf", "norm of the perturbation")
+    eps: float = option(8 / 255, "perturbation budget, for images in [0, 1]", unit="pixels", above=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.norm == "Linf" and self.eps > 1:
+            raise InputError(f"eps must be in (0, 1] for Linf, got {self.eps}; images lie in [0, 1]: 8 levels is 8/255")
+
+    def __str__(self) -> str:
+        return f"{self.norm} eps {pixels(self.eps)}"
+
+    def check_step(self, step_size: float) -> None:
+        """Raise InputError unless 0 < step_size <= 2 eps."""
+        if not 0 < step_size <= 2 * self.eps:
+            raise InputError(
+                f"step-size must be in (0, 2 eps] = (0, {pixels(2 * self.eps)}], got {pixels(step_size)}; eps/4 is usual"
+            )
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """The attack that training crafts its adversarial examples with (PGD, Madry et al. 2018)."""
+
+    steps: int = option(10, "attack iterations", least=1)
+    step_size: float = option(2 / 255, "length of one attack step", unit="pixels", above=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class InterpolationConfig:
+    """Epoch-end parameter interpolation, lam = g(n) = (a n + b) / (c n + d) (He et al. 2023, Eqs. 3-4)."""
+
+    kind: Literal["none", "piat", "constant"] = option(
+        "piat", "write lam theta' + (1 - lam) theta back after each epoch", flag="interpolation"
+    )
+    constant: float = option(0.9, "lam where the interpolation is constant", least=0, below=1)
+    a: float = option(1.0, "numerator slope of g(n)", above=0)
+    b: float = option(1.0, "numerator offset of g(n)", least=0)
+    c: float = option(1.0, "denominator slope of g(n), at least a", above=0)
+    d: float = option(10.0, "denominator offset of g(n), at least b", above=0)
+    start_epoch: int = option(1, "the epoch that counts as n = 1; before it lam = 0", unit="epoch", least=1)
+    bn: Literal["interpolate", "copy", "recalibrate"] = option(
+        "interpolate", "BatchNorm statistics at an interpolation: as the weights, untouched, or measured again"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.c < self.a or self.d < self.b:
+            raise InputError(
+                f"g(n) = (a n + b)/(c n + d) must stay below 1: c >= a and d >= b, got a={self.a} b={self.b} c={self.c} d={self.d}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run learns; recorded whole in config.json and compared on resume."""
+
+    recipe: str = option("", "name of the recipe this started from", flag=None)
+    backbone: str = option("cifar_resnet18", "timm model name, built for the data's image size and classes")
+    dataset: str = option("cifar10", "digits, cifar10, cifar100, svhn, a Hub id, or a directory that load_dataset reads")
+    image_column: str | None = option(None, "the data set's image column (default: found by its feature type)")
+    label_column: str | None = option(None, "the data set's label column (default: found by its feature type)")
+    train_size: int | None = option(None, "use only this many training images", unit="images", least=1)
+    holdout: int = option(1000, "training images held out to choose the best epoch; 0: last only", unit="images", least=0)
+    crop_pad: int = option(4, "random crop after padding each side by this much", unit="pixels of the image", least=0)
+    flip: bool = option(True, "random horizontal flip")
+    method: str = option("nmse", "outer loss; its own fields are flags --method.FIELD")
+    method_args: Mapping[str, Any] = field(default_factory=dict, metadata={"doc": "method fields", "flag": None})
+    interpolation: InterpolationConfig = field(default_factory=InterpolationConfig, metadata={"prefix": "interpolation."})
+    threat_model: ThreatModel = field(default_factory=ThreatModel, metadata={"prefix": ""})
+    attack: AttackConfig = field(default_factory=AttackConfig, metadata={"prefix": ""})
+    epochs: int = option(120, "passes over the training images", unit="epochs", least=1)
+    clean_epochs: int | None = option(None, "clean warm-up (default: the recipe's share of epochs)", unit="epochs", least=0)
+    clean_share: float = option(1 / 12, "clean warm-up as a share of epochs", flag=None, least=0, below=1)
+    batch_size: int = option(128, "global batch, divided by processes and accumulation", unit="images", least=1)
+    accumulation: int = option(1, "micro-batches whose gradients add up to one step", least=1)
+    lr: float = option(0.01, "learning rate at the first knot (SGD)", above=0)
+    lr_knots: tuple[tuple[float, float], ...] = option(
+        ((0.5, 1.0), (0.75, 0.1), (1.0, 0.01)), "(share of the run, factor of lr), linear between", flag=None
+    )
+    momentum: float = option(0.9, "SGD momentum", least=0, below=1)
+    weight_decay: float = option(3.5e-3, "SGD weight decay, on all parameters", least=0)
+    seed: int = option(0, "seeds initialisation, order, augmentation and attack starts", least=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "autocast precision of training; checks stay fp32")
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.threat_model.check_step(self.attack.step_size)
+        if self.warmup >= self.epochs:
+            raise InputError(
+                f"{self.epochs} epochs with {self.warmup} clean ones leave no adversarial epoch; lower --clean-epochs"
+            )
+        shares = [share for share, _ in self.lr_knots]
+        if shares != sorted(shares) or not shares or shares[-1] != 1:
+            raise InputError(f"lr_knots must have rising shares that end at 1, got {self.lr_knots!r}")
+
+    @property
+    def warmup(self) -> int:
+        """Clean epochs before the adversarial ones: `clean_epochs`, or the recipe's share of this run."""
+        return round(self.clean_share * self.epochs) if self.clean_epochs is None else self.clean_epochs
+
+    def lr_at(self, progress: float) -> float:
+        """The learning rate after the share `progress` in [0, 1] of the run: constant to the first knot, then linear."""
+        share, factor = self.lr_knots[0]
+        for next_share, next_factor in self.lr_knots[1:]:
+            if progress <= share:
+                break
+            if progress <= next_share:
+                return self.lr * (factor + (next_factor - factor) * (progress - share) / (next_share - share))
+            share, factor = next_share, next_factor
+        return self.lr * factor
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how a run happens; decides nothing about what it learns (threads excepted: they order sums)."""
+
+    output: str | None = option(None, "the run directory (default: runs/RECIPE)")
+    resume: bool = option(False, "go on from the state in the run directory")
+    threads: int | None = option(None, "CPU threads of this process (default: cores / local processes)", least=1)
+    tracker: Literal["none", "tensorboard", "trackio"] = option("none", "also log to an experiment tracker (its own extra)")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What `evaluate` measures, and where the figures go."""
+
+    attacks: tuple[str, ...] = option(("clean", "pgd20"), "clean, pgdN, mimN, cwN, aa", flag=None)
+    n: int | None = option(None, "the first n images of the split (default: all)", unit="images", least=1)
+    dataset: str | None = option(None, "as in training (default: the data the model was trained for)")
+    split: str = option("test", "which split to evaluate on")
+    image_column: str | None = option(None, "the data set's image column (default: the model's, else by feature type)")
+    label_column: str | None = option(None, "the data set's label column (default: the model's, else by feature type)")
+    norm: Literal["Linf", "L2"] | None = option(None, "norm of the perturbation (default: the model's, else Linf)")
+    eps: float | None = option(None, "perturbation budget (default: the model's, else 8/255)", unit="pixels", above=0)
+    step_size: float | None = option(None, "length of one attack step (default: eps/4)", unit="pixels", above=0)
+    checkpoint: Literal["last", "best"] = option("last", "the run's last weights or its held-out best")
+    batch_size: int = option(250, "images attacked at a time", unit="images", least=1)
+    seed: int = option(0, "seeds the attacks' random starts", least=0)
+    output: str | None = option(None, "directory for results.json and verdicts.npz (default: MODEL's own, else results/NAME)")
+    resume: bool = option(False, "go on with an evaluation that was stopped")
+    threads: int | None = option(None, "CPU threads of this process (default: cores / local processes)", least=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.norm is not None:
+            self.threat_model()
+
+    def threat_model(self, default: ThreatModel | None = None) -> ThreatModel:
+        """The threat model to evaluate under: what was asked for, else `default`, else Linf 8/255."""
+        base = default or ThreatModel()
+        return ThreatModel(norm=self.norm or base.norm, eps=base.eps if self.eps is None else self.eps)

@@ -1,0 +1,261 @@
+"""A data set as one uint8 tensor: loaded through Hugging Face `datasets`, decoded once, augmented by one gather.
+
+Names: an alias (digits, cifar10, cifar100, svhn), a Hub id, or a local directory that `datasets.load_dataset` reads.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from piat_hub.config import InputError, nearest
+
+ALIASES = {  # alias -> (Hub id, configuration, image column, label column)
+    "cifar10": ("uoft-cs/cifar10", None, "img", "label"),
+    "cifar100": ("uoft-cs/cifar100", None, "img", "fine_label"),
+    "svhn": ("ufldl-stanford/svhn", "cropped_digits", "image", "label"),
+}
+SPLIT_SEED = 20230728  # fixes which images are held out (and digits' test split), whatever a run's own seed
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels of one split, whole, on one device.
+
+    images: (N, C, H, W) uint8. labels: (N,) int64 in [0, len(label_names)). name: what results call the data set.
+    """
+
+    images: Tensor
+    labels: Tensor
+    label_names: tuple[str, ...]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> Split:
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        c, h, w = self.images.shape[1:]
+        return c, h, w
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split on `device`."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def first(self, n: int | None) -> Split:
+        """The first n images, or all. InputError if there are fewer."""
+        if n is not None and n > len(self):
+            raise InputError(f"n={n} is larger than the split of {self.name}, which has {len(self)} images; lower it")
+        return self if n is None else self[:n]
+
+
+def load(dataset: str, split: str, image_column: str | None = None, label_column: str | None = None) -> Split:
+    """Load and decode one split ("train" or "test"; a data set without "test" gives its "validation").
+
+    Raises InputError for a data set that cannot be reached, has no image or label column, a single class, images of
+    mixed sizes or labels out of range; the message says what to do.
+    """
+    if dataset == "digits":
+        return _digits(split)
+    table, name = _table(dataset, split)
+    if dataset in ALIASES:
+        image_column, label_column = image_column or ALIASES[dataset][2], label_column or ALIASES[dataset][3]
+    image_column = _column(table, name, "image", image_column)
+    label_column = _column(table, name, "label", label_column)
+    labels, label_names = _labels(table, name, label_column)
+    return Split(_decode(table, name, image_column), labels, label_names, name)
+
+
+def hold_out(train: Split, holdout: int, train_size: int | None = None) -> tuple[Split, Split]:
+    """(training images, held-out images), disjoint, both from `train` by one fixed permutation.
+
+    The first `holdout` of the permutation are held out and the next `train_size` (default: all the rest) are trained
+    on, so neither depends on a run's seed, and a larger training set contains every smaller one.
+    """
+    room = len(train) - holdout
+    if room < 1 or (train_size or 1) > room:
+        raise InputError(
+            f"{train.name} has {len(train)} training images: too few for holdout={holdout} and "
+            f"train-size={train_size or 'all'}; lower --holdout or --train-size"
+        )
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    order = order.to(train.labels.device)
+    return train[order[holdout:][:train_size]], train[order[:holdout]]
+
+
+def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """The epoch's full batches of indices, (size,) each, in an order that only seed and epoch decide.
+
+    The last, partial batch is left out, so that every step has one static shape and equal shares for every process;
+    each epoch leaves out other images. A set smaller than one batch is one batch.
+    """
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
+    for i in range(steps_per_epoch(n, size)):
+        yield order[i * size : (i + 1) * size]
+
+
+def steps_per_epoch(n: int, size: int) -> int:
+    """How many batches `batches` gives."""
+    return max(1, n // size)
+
+
+def derived_seed(*counters: int) -> int:
+    """A 64-bit seed from counters such as (seed, epoch, step, rank): no generator state has to be saved or restored."""
+    return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0])
+
+
+def augment(images: Tensor, pad: int, flip: bool) -> Tensor:
+    """Random crop after zero-padding by `pad`, then random horizontal flip; (B, C, H, W) uint8, by one gather.
+
+    Draws from the device's global generator.
+    """
+    b, c, h, w = images.shape
+    device = images.device
+    rows = torch.randint(2 * pad + 1, (b, 1), device=device) + torch.arange(h, device=device)
+    cols = torch.randint(2 * pad + 1, (b, 1), device=device) + torch.arange(w, device=device)
+    if flip:
+        cols = torch.where(torch.rand(b, 1, device=device) < 0.5, cols.flip(1), cols)
+    padded = F.pad(images, (pad, pad, pad, pad))
+    each = torch.arange(b, device=device)[:, None, None, None]
+    channel = torch.arange(c, device=device)[None, :, None, None]
+    return padded[each, channel, rows[:, None, :, None], cols[:, None, None, :]]
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1]."""
+    return images.float() / 255
+
+
+def _digits(split: str) -> Split:
+    """scikit-learn's 1,797 digits of 8x8 grey levels, 0..16 scaled to 0..255: 1,397 train, 400 test."""
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    images = torch.from_numpy(np.rint(bunch.images * 255 / 16).astype(np.uint8))[:, None]
+    whole = Split(images, torch.from_numpy(bunch.target).long(), tuple("0123456789"), "digits")
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    parts = {"train": order[400:], "test": order[:400]}
+    if split not in parts:
+        raise InputError(f"digits has no split {split!r}{nearest(split, parts)}; it has train and test")
+    return whole[parts[split]]
+
+
+def _table(dataset: str, split: str) -> tuple[Any, str]:
+    """The split as a `datasets.Dataset`, and the data set's name for results."""
+    import datasets
+
+    hub_id, configuration = ALIASES.get(dataset, (dataset, None))[:2]
+    folder = Path(dataset)
+    if dataset not in ALIASES and dataset.count("/") != 1 and not folder.is_dir():
+        raise InputError(
+            f"no data set {dataset!r}{nearest(dataset, [*ALIASES, 'digits'])}; "
+            "give digits, cifar10, cifar100, svhn, a Hub id ORG/NAME, or a directory that load_dataset reads"
+        )
+    try:
+        splits = datasets.get_dataset_split_names(hub_id, configuration)
+        if split == "test" and "test" not in splits:
+            split = next((s for s in splits if s.startswith("val")), split)
+        if split not in splits:
+            raise InputError(f"{dataset} has no split {split!r}{nearest(split, splits)}; it has {', '.join(splits)}")
+        table = datasets.load_dataset(hub_id, configuration, split=split)
+    except InputError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if folder.is_dir():
+            raise InputError(f"{dataset} is not a directory that datasets.load_dataset reads: {_line(error)}") from error
+        raise InputError(
+            f"data set {hub_id!r} could not be loaded from the Hub ({_line(error)}); "
+            "pass --dataset DIR with a local copy that datasets.load_dataset reads"
+        ) from error
+    return table, folder.resolve().name if folder.is_dir() and dataset not in ALIASES else dataset
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _column(table: Any, name: str, what: str, given: str | None) -> str:
+    """The image or label column: the one given, or the only one whose feature type fits."""
+    import datasets
+
+    features = table.features
+    if given is not None:
+        if given not in features:
+            raise InputError(f"{name} has no column {given!r}{nearest(given, features)}; it has {', '.join(features)}")
+        return given
+    kind = datasets.Image if what == "image" else datasets.ClassLabel
+    found = [column for column, feature in features.items() if isinstance(feature, kind)]
+    if not found and what == "label":
+        found = [column for column in ("label", "labels") if getattr(features.get(column), "dtype", "").startswith("int")]
+    if len(found) != 1:
+        state = f"has {len(found)} {what} columns ({', '.join(found)})" if found else f"has no {what} column"
+        raise InputError(f"{name} {state} among {', '.join(features)}; name one with --{what}-column")
+    return found[0]
+
+
+def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...]]:
+    import datasets
+
+    feature = table.features[column]
+    values = np.asarray(table.data.column(column).to_numpy() if table._indices is None else table[column])
+    if values.dtype.kind not in "iu":
+        raise InputError(f"{name}: column {column!r} holds {values.dtype}, not class numbers; name one with --label-column")
+    if isinstance(feature, datasets.ClassLabel):
+        names = tuple(str(n) for n in feature.names)
+    else:
+        names = tuple(str(k) for k in range(int(values.max(initial=-1)) + 1))
+    bad = values[(values < 0) | (values >= len(names))]
+    if len(bad):
+        raise InputError(
+            f"{name}: label {bad[0]} in column {column!r} lies outside 0..{len(names) - 1}; drop or relabel those images"
+        )
+    if len(names) < 2:
+        raise InputError(f"{name}: column {column!r} has {len(names)} class; a classifier needs at least two")
+    return torch.from_numpy(values.astype(np.int64)), names
+
+
+def _decode(table: Any, name: str, column: str) -> Tensor:
+    """Every image as (N, C, H, W) uint8: C = 1 where all are grey, else 3 (alpha dropped)."""
+    import datasets
+
+    if not isinstance(table.features[column], datasets.Image):
+        raise InputError(f"{name}: column {column!r} does not hold images; name one with --image-column")
+    decoded: list[Tensor] = []
+    for cell in table.cast_column(column, datasets.Image(decode=False))[column]:
+        image = _decode_one(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes())
+        if decoded and image.shape[1:] != decoded[0].shape[1:]:
+            sizes = " and ".join(f"{h}x{w}" for h, w in (decoded[0].shape[1:], image.shape[1:]))
+            raise InputError(f"{name} mixes image sizes: {sizes} (image {len(decoded)}); resize them to one size first")
+        decoded.append(image)
+    if not decoded:
+        raise InputError(f"{name} has no images in this split; name another data set")
+    if {len(image) for image in decoded} == {1}:
+        return torch.stack(decoded)
+    return torch.stack([image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1) for image in decoded])
+
+
+def _decode_one(data: bytes) -> Tensor:
+    from torchvision.io import decode_image
+
+    try:
+        image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        if image.dtype == torch.uint8:
+            return image
+    except RuntimeError:
+        pass  # a format torchvision lacks, such as BMP or TIFF: Pillow reads it, or says what is wrong
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)

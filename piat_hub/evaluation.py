@@ -1,0 +1,329 @@
+"""An attack suite over a split: which images a model still classifies correctly, and what that says about it.
+
+An attack is a tuple of stages; each stage runs on the images that still stand, in batches. PGD is one stage, AutoAttack
+four. A misclassified clean image counts as broken under every attack: the clean image lies within the budget itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from piat_hub import data
+from piat_hub.attacks import attack_mode, cw, mim, pgd
+from piat_hub.attacks.autoattack import changes, components
+from piat_hub.config import InputError, ThreatModel, nearest, pixels
+from piat_hub.data import Split, derived_seed, to_unit
+
+Stage = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
+GRADIENT = {"pgd": pgd, "mim": mim, "cw": cw}  # each takes any step count as suffix; alone it means 20
+
+
+@dataclass
+class Suite:
+    """One attack by name: its stages, and what results.json says about it beside the counts."""
+
+    stages: dict[str, Stage]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After a batch: `standing` of `n` images still stand; with every image left to attack it is an upper bound."""
+
+    attack: str
+    done: int
+    total: int
+    standing: int
+    n: int
+
+
+@dataclass
+class Results:
+    """What was measured: `attacks` as in results.json, `verdicts` by attack, (n,) bool, true where still correct."""
+
+    threat_model: ThreatModel
+    dataset: str
+    split: str
+    n: int
+    seed: int
+    checkpoint: str
+    labels: np.ndarray
+    attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    verdicts: dict[str, np.ndarray] = field(default_factory=dict)
+    weights: str = ""
+    environment: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """results.json, schema 1."""
+        return {
+            "schema": 1,
+            "threat_model": {"norm": self.threat_model.norm, "eps": pixels(self.threat_model.eps)},
+            "dataset": {"name": self.dataset, "split": self.split, "n": self.n},
+            "seed": self.seed,
+            "checkpoint": self.checkpoint,
+            "weights_sha256": self.weights,
+            "attacks": self.attacks,
+            **self.environment,
+            "seconds": round(self.seconds, 1),
+        }
+
+    def save(self, directory: Path) -> None:
+        """Write results.json and verdicts.npz (results_best.json, verdicts_best.npz for the best checkpoint), each whole."""
+        directory.mkdir(parents=True, exist_ok=True)
+        results, verdicts = result_files(directory, self.checkpoint)
+        scratch = directory / ".verdicts.new.npz"
+        np.savez_compressed(scratch, index=np.arange(self.n), label=self.labels, **self.verdicts)  # type: ignore[arg-type]
+        os.replace(scratch, verdicts)
+        scratch = directory / ".results.json.new"
+        scratch.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(scratch, results)
+
+    def resume(self, directory: Path) -> None:
+        """Take over what an earlier call measured in `directory`. InputError if it measured something else."""
+        results, verdicts = result_files(directory, self.checkpoint)
+        if not results.exists():
+            return
+        try:
+            before = json.loads(results.read_text(encoding="utf-8"))
+            with np.load(verdicts, allow_pickle=False) as arrays:
+                kept = {name: arrays[name] for name in before["attacks"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{results} and {verdicts.name} cannot be read together ({error}); move them away") from error
+        now = self.to_dict()
+        for key in ("threat_model", "dataset", "seed", "checkpoint", "weights_sha256"):
+            if before.get(key) != now[key]:
+                raise InputError(
+                    f"{results} holds results for {key} {before.get(key)}, this call asks for {now[key]}; "
+                    "name another place with --output"
+                )
+        self.attacks, self.verdicts, self.seconds = before["attacks"], kept, float(before["seconds"])
+
+    def record(self, name: str, standing: np.ndarray, facts: dict[str, Any]) -> None:
+        """Add one attack's verdicts and its figures."""
+        correct = int(standing.sum())
+        figures = {"accuracy": correct / self.n, "correct": correct, "n": self.n, "ci95": list(wilson(correct, self.n))}
+        self.attacks[name], self.verdicts[name] = figures | facts, standing
+
+
+def result_files(directory: Path, checkpoint: str) -> tuple[Path, Path]:
+    """(results, verdicts) of a checkpoint in a directory."""
+    suffix = "" if checkpoint == "last" else f"_{checkpoint}"
+    return directory / f"results{suffix}.json", directory / f"verdicts{suffix}.npz"
+
+
+def wilson(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The Wilson score interval of a proportion (Wilson 1927), 95 % by default; both ends in [0, 1]."""
+    p, zz = correct / n, z * z
+    middle, half = p + zz / (2 * n), z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + zz / n)), min(1.0, (middle + half) / (1 + zz / n))
+
+
+def suite(name: str, threat_model: ThreatModel, num_classes: int, step_size: float | None = None, seed: int = 0) -> Suite:
+    """The attack called `name`: "clean", "pgd20", "mim", "cw100", "aa", … InputError with the nearest name otherwise."""
+    if name == "clean":
+        return Suite({}, {})
+    if name == "aa":
+        facts: dict[str, Any] = {"version": "standard"}
+        if changed := changes(num_classes):
+            facts["changed"] = changed
+        return Suite(dict(components(threat_model.eps, threat_model.norm, num_classes, seed)), facts)
+    match = re.fullmatch(r"(pgd|mim|cw)([1-9][0-9]{0,4})?", name)
+    if not match:
+        raise InputError(f"unknown attack {name!r}{nearest(name, ATTACKS)}; known: {', '.join(ATTACKS)}, with any step count")
+    steps, step_size = int(match[2] or 20), step_size or threat_model.eps / 4
+    threat_model.check_step(step_size)
+    budget = {"eps": threat_model.eps, "step_size": step_size, "steps": steps, "norm": threat_model.norm}
+    facts = {"steps": steps, "step_size": pixels(step_size), "restarts": 1}
+    return Suite({name: partial(GRADIENT[match[1]], **budget)}, facts)  # type: ignore[arg-type]
+
+
+ATTACKS = ("clean", "pgd", "mim", "cw", "pgd20", "pgd100", "mim20", "cw20", "aa")
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: str | Split,
+    attacks: Sequence[str] = ("clean", "pgd20"),
+    *,
+    threat_model: ThreatModel | None = None,
+    n: int | None = None,
+    split: str = "test",
+    step_size: float | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+) -> Results:
+    """Measure a classifier's clean and robust accuracy.
+
+    Args:
+        model: images (B, C, H, W) in [0, 1] to logits (B, K); left as it was found.
+        dataset: a name as in `data.load`, or a Split. n: only its first n images.
+        attacks: names as in `suite`, run in this order. threat_model: Linf 8/255 if None. step_size: eps/4 if None.
+    Returns: Results with per-image verdicts; `.attacks["pgd20"]["accuracy"]` is a fraction.
+    Raises: ValueError for an unknown attack, a class count that differs from the data's, or n beyond the split.
+    """
+    images = (data.load(dataset, split) if isinstance(dataset, str) else dataset).first(n)
+    results = Results(threat_model or ThreatModel(), images.name, split, len(images), seed, "last", images.labels.cpu().numpy())
+    for _ in measure(model, images, attacks, results, step_size=step_size, batch_size=batch_size):
+        pass
+    return results
+
+
+def measure(
+    model: nn.Module,
+    split: Split,
+    attacks: Sequence[str],
+    results: Results,
+    *,
+    step_size: float | None = None,
+    batch_size: int = 250,
+    save: Callable[[Results], None] = lambda results: None,
+) -> Iterator[Progress]:
+    """Run the attacks that `results` lacks, fill it in, call `save` after each; yields after every batch.
+
+    Verdicts are fp32 with TF32 off. A batch's randomness is derived from (seed, attack, stage, batch).
+    """
+    began, before = time.monotonic(), results.seconds
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    images, labels = split.images.to(device), split.labels.to(device)
+    results.environment = environment(device)
+    with verdict_mode(model) as exact:
+        classes = exact(to_unit(images[:1])).shape[1]
+        if classes != len(split.label_names):
+            raise InputError(
+                f"the model has {classes} classes and {split.name} has {len(split.label_names)}; "
+                "name the data it was trained for with --dataset"
+            )
+        todo = {a: suite(a, results.threat_model, classes, step_size, results.seed) for a in ("clean", *attacks)}
+        for name, attack in todo.items():
+            if name in results.verdicts:
+                continue
+            started = time.monotonic()
+            if name == "clean":
+                standing = torch.cat([correct(exact, to_unit(x), y) for x, y in zip(*_chunks(images, labels, batch_size), strict=True)])
+                yield Progress(name, len(split), len(split), int(standing.sum()), len(split))
+            else:
+                standing = torch.from_numpy(results.verdicts["clean"]).to(device)
+            stages = {}
+            for number, (stage, run) in enumerate(attack.stages.items()):
+                clock, attacked, broken = time.monotonic(), int(standing.sum()), 0
+                for batch, index in enumerate(standing.nonzero().squeeze(1).split(batch_size)):
+                    torch.manual_seed(derived_seed(results.seed, *name.encode(), number, batch))
+                    x, y = to_unit(images[index]), labels[index]
+                    verdict = correct(exact, run(exact, x, y), y)
+                    standing[index] = verdict
+                    broken += int((~verdict).sum())
+                    done = min(attacked, (batch + 1) * batch_size)
+                    label = name if len(attack.stages) == 1 else f"{name}: {stage}"
+                    yield Progress(label, done, attacked, int(standing.sum()), len(split))
+                stages[stage] = {"attacked": attacked, "broken": broken, "seconds": round(time.monotonic() - clock, 1)}
+            facts = attack.facts | ({"per_attack": stages} if len(stages) > 1 else {})
+            facts["seconds"] = round(time.monotonic() - started, 1)
+            results.record(name, standing.cpu().numpy(), facts)
+            results.seconds = before + time.monotonic() - began
+            save(results)
+
+
+def _chunks(images: Tensor, labels: Tensor, size: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    return images.split(size), labels.split(size)
+
+
+@torch.no_grad()
+def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """(B,) bool: the model's class is y. Logits that are not finite are never correct."""
+    with attack_mode(model):
+        logits = model(x)
+    return (logits.argmax(1) == y) & logits.isfinite().all(1)
+
+
+def accuracy(model: nn.Module, split: Split, stage: Stage | None = None, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> int:
+    """How many of this rank's share of the split the model gets right, after `stage` if one is given.
+
+    The quick check inside training; images already wrong when clean stay wrong.
+    """
+    right = 0
+    for batch, index in enumerate(torch.arange(len(split)).split(batch_size)[rank::world]):
+        torch.manual_seed(derived_seed(seed, batch * world + rank))
+        x, y = to_unit(split.images[index]), split.labels[index]
+        verdict = correct(model, x, y)
+        if stage is not None and verdict.any():
+            x, y = x[verdict], y[verdict]
+            verdict = correct(model, stage(model, x, y), y)
+        right += int(verdict.sum())
+    return right
+
+
+@contextmanager
+def verdict_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in fp32 with TF32 off: itself if it is fp32, else an fp32 copy. Everything is put back after."""
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    rng = torch.get_rng_state()
+    try:
+        plain = all(p.dtype == torch.float32 for p in model.parameters())
+        yield model if plain else copy.deepcopy(model).float()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
+        torch.set_rng_state(rng)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """versions, git and device of results.json."""
+    names = ("piat-hub", "torch", "timm", "pyautoattack", "numpy")
+    return {
+        "versions": {"python": platform.python_version()} | {n.replace("-", "_"): _version(n) for n in names},
+        "git": git_revision(),
+        "device": device_name(device),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, with the thread count of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    return f"CPU {cpu_model()}, {torch.get_num_threads()} threads"
+
+
+def cpu_model() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def git_revision() -> str | None:
+    """The commit this package runs from, with "-dirty" for changed files; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

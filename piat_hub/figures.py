@@ -1,0 +1,57 @@
+"""Figures from a run's own records. Each function takes results and returns a matplotlib Figure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+SERIES = (  # key in metrics.jsonl, label, colour (Okabe & Ito's, told apart by colour-blind readers), line style
+    ("holdout_clean_acc", "clean, held out", "#0072B2", "-"),
+    ("holdout_pgd10_acc", "PGD-10, held out", "#D55E00", "-"),
+    ("train_pgd10_acc", "PGD-10, training images", "#009E73", "--"),
+)
+
+
+def curves(metrics: Sequence[dict[str, Any]], title: str = "") -> Figure:
+    """Accuracy (percent) per epoch, labelled at the line's end, and the interpolation weight lam below it."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    epochs = [m["epoch"] for m in metrics]
+    ends: list[tuple[float, str, str]] = []
+    for key, label, colour, style in SERIES:
+        values = [m[key] for m in metrics]
+        if not values or any(v is None for v in values):
+            continue
+        top.plot(epochs, [100 * v for v in values], style, color=colour, label=label, linewidth=1.8)
+        ends.append((100 * values[-1], label, colour))
+    for height, (value, label, colour) in zip(spread([e[0] for e in sorted(ends)], 6.0), sorted(ends), strict=True):
+        text = f"{label}: {value:.1f} %"
+        top.annotate(text, (epochs[-1], value), (8, height - value), textcoords="offset points", color=colour, va="center")
+    bottom.plot(epochs, [m["lam"] for m in metrics], color="#444444", linewidth=1.8)
+    top.set(title=title, ylabel="accuracy (%)", ylim=(0, 100))
+    bottom.set(xlabel="epoch", ylabel="λ", ylim=(0, 1))
+    for axis in (top, bottom):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    return figure
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Rising values moved up where needed, so that neighbours are at least `gap` apart."""
+    out: list[float] = []
+    for value in values:
+        out.append(max(value, out[-1] + gap) if out else value)
+    return out
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG; the file appears whole."""
+    scratch = path.with_name(f".{path.stem}.new{path.suffix}")
+    figure.savefig(scratch, dpi=150)
+    os.replace(scratch, path)

@@ -1,0 +1,62 @@
+"""What a method is, and the register of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from piat_hub.attacks.core import Objective, OnStep, Start, cross_entropy
+from piat_hub.config import lookup
+
+
+class Attack(Protocol):
+    """An attack with its budget bound: what a method calls to craft x_adv (B, C, H, W) in [0, 1]."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        objective: Objective = cross_entropy,
+        start: Start = "uniform",
+        on_step: OnStep | None = None,
+    ) -> Tensor: ...
+
+
+class Method(Protocol):
+    """(model, x (B, C, H, W) in [0, 1], y (B,), attack, progress in [0, 1)) -> scalar loss, the mean over the batch."""
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor: ...
+
+
+M = TypeVar("M", bound=type)
+_METHODS: dict[str, Callable[..., Method]] = {}
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: make a method known under `name`."""
+
+    def add(cls: M) -> M:
+        _METHODS[name] = cls
+        return cls
+
+    return add
+
+
+def get(name: str) -> Callable[..., Method]:
+    """The method's class, to be called with its hyper-parameters. InputError with the nearest name if unknown."""
+    return lookup("method", name, _METHODS)
+
+
+def names() -> tuple[str, ...]:
+    """All registered methods."""
+    return tuple(sorted(_METHODS))
+
+
+def at_least_fp32(logits: Tensor) -> Any:
+    """The logits in fp32, or wider where they are: losses are never computed in half precision."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
