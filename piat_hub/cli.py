@@ -165,13 +165,15 @@ def _evaluate_one(model: str, config: EvalConfig) -> Any:
     from piat_hub.card import HEADERS, percent, rows
 
     bar: tqdm[NoReturn] = tqdm(unit="image", disable=None, desc=model)
+    attack = ""
     try:
         for event in run.evaluate(model, config):
             if isinstance(event, run.Evaluated):
                 break
-            if bar.desc != f"{model} {event.attack}: ":
+            if attack != event.attack:
+                attack = event.attack
                 bar.reset(event.total)
-                bar.set_description(f"{model} {event.attack}", refresh=False)
+                bar.set_description(f"{model} {attack}", refresh=False)
             bar.set_postfix_str(f"at most {percent(event.standing / event.n)}", refresh=False)
             bar.update(event.done - bar.n)
     except KeyboardInterrupt:

