@@ -30,9 +30,9 @@ def curves(metrics: Sequence[dict[str, Any]], title: str = "") -> Figure:
             continue
         top.plot(epochs, [100 * v for v in values], style, color=colour, label=label, linewidth=1.8)
         ends.append((100 * values[-1], label, colour))
-    for height, (value, label, colour) in zip(spread([e[0] for e in sorted(ends)], 6.0), sorted(ends), strict=True):
+    for height, (value, label, colour) in zip(spread([e[0] for e in sorted(ends)], 5.0), sorted(ends), strict=True):
         text = f"{label}: {value:.1f} %"
-        top.annotate(text, (epochs[-1], value), (8, height - value), textcoords="offset points", color=colour, va="center")
+        top.annotate(text, (epochs[-1], height), (8, 0), textcoords="offset points", color=colour, va="center")
     bottom.plot(epochs, [m["lam"] for m in metrics], color="#444444", linewidth=1.8)
     top.set(title=title, ylabel="accuracy (%)", ylim=(0, 100))
     bottom.set(xlabel="epoch", ylabel="λ", ylim=(0, 1))
