@@ -6,6 +6,7 @@ stride 2, max-pool) replaced by a 3x3 convolution of stride 1, as is usual for 3
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import timm
@@ -39,9 +40,9 @@ class CifarWideResNet(ResNetV2):
 
     def __init__(self, *args: Any, in_chans: int = 3, **kwargs: Any) -> None:
         super().__init__(*args, in_chans=in_chans, stem_chs=16, **kwargs)
-        self.stem = nn.Sequential()
-        self.stem.add_module("conv", nn.Conv2d(in_chans, 16, 3, stride=1, padding=1, bias=False))
-        nn.init.kaiming_normal_(self.stem.conv.weight, mode="fan_out", nonlinearity="relu")
+        conv = nn.Conv2d(in_chans, 16, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        self.stem = nn.Sequential(OrderedDict(conv=conv))
         _divide_reductions(self)
 
 

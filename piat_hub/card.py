@@ -25,7 +25,9 @@ def title(config: TrainConfig) -> str:
 def method_name(config: TrainConfig) -> str:
     """The method as papers name it, with its interpolation: 'PIAT+NMSE', 'PGD-AT', 'constant interpolation+TRADES'."""
     name = METHOD_NAMES.get(config.method, config.method.upper())
-    prefix = {"none": "", "piat": "PIAT+", "constant": f"lam={config.interpolation.constant:g}+"}[config.interpolation.kind]
+    prefix = {"none": "", "piat": "PIAT+", "constant": f"lam={config.interpolation.constant:g}+"}[
+        config.interpolation.kind
+    ]
     return "PIAT" if prefix == "PIAT+" and config.method == "pgd_at" else prefix + name
 
 
@@ -45,7 +47,12 @@ def attack_name(name: str) -> str:
 def rows(results: dict[str, Any]) -> list[list[str]]:
     """One row per attack: name, accuracy, 95 % interval, correct of n."""
     return [
-        [attack_name(a), percent(f["accuracy"]), " to ".join(percent(e) for e in f["ci95"]), f"{f['correct']} of {f['n']}"]
+        [
+            attack_name(a),
+            percent(f["accuracy"]),
+            " to ".join(percent(e) for e in f["ci95"]),
+            f"{f['correct']} of {f['n']}",
+        ]
         for a, f in results["attacks"].items()
     ]
 
@@ -60,9 +67,11 @@ def write(directory: Path) -> Path:
         config = json.loads(path.read_text(encoding="utf-8"))
         trained = from_dict(TrainConfig, config["piat"])
     except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"{directory} is no run directory: no {path.name} with a piat block ({error}); train one") from error
-    measured = {c: _read(directory / f) for c, f in (("last", "results.json"), ("best", "results_best.json"))}
-    measured = {checkpoint: results for checkpoint, results in measured.items() if results}
+        raise InputError(
+            f"{directory} is no run directory: no {path.name} with a piat block ({error}); train one"
+        ) from error
+    files = {"last": directory / "results.json", "best": directory / "results_best.json"}
+    measured = {c: json.loads(f.read_text(encoding="utf-8")) for c, f in files.items() if f.exists()}
     card = ModelCard.from_template(
         _metadata(directory, trained, measured),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -96,10 +105,6 @@ def command(config: TrainConfig) -> str:
     return " ".join([*filter(None, words), f"--seed {config.seed}"])
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
 def _metadata(directory: Path, config: TrainConfig, measured: dict[str, dict[str, Any]]) -> ModelCardData:
     """The YAML head: one model-index entry per checkpoint and attack."""
     entries = [
@@ -109,7 +114,8 @@ def _metadata(directory: Path, config: TrainConfig, measured: dict[str, dict[str
             dataset_name=results["dataset"]["name"],
             dataset_split=results["dataset"]["split"],
             metric_type="accuracy",
-            metric_name=f"{attack_name(attack)} accuracy" + ("" if checkpoint == "last" else f" ({checkpoint} checkpoint)"),
+            metric_name=f"{attack_name(attack)} accuracy"
+            + ("" if checkpoint == "last" else f" ({checkpoint} checkpoint)"),
             metric_value=figures["accuracy"],
             metric_args={"attack": attack, **results["threat_model"], "steps": figures.get("steps"), "n": figures["n"]},
         )

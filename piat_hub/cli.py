@@ -12,10 +12,23 @@ import typing
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from piat_hub import recipes
-from piat_hub.config import EvalConfig, InputError, RunOptions, TrainConfig, lookup, nearest, number, pixels, scalar_type
+from piat_hub.config import (
+    EvalConfig,
+    InputError,
+    RunOptions,
+    TrainConfig,
+    lookup,
+    nearest,
+    number,
+    pixels,
+    scalar_type,
+)
+
+if TYPE_CHECKING:
+    from piat_hub import run
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,7 +42,9 @@ class Parser(argparse.ArgumentParser):
         values, extra = self.parse_known_args(argv)
         if extra:
             flag = extra[0].split("=")[0]
-            raise InputError(f"unknown argument {flag!r}{nearest(flag, self._option_string_actions)}; see {self.prog} --help")
+            raise InputError(
+                f"unknown argument {flag!r}{nearest(flag, self._option_string_actions)}; see {self.prog} --help"
+            )
         return values
 
 
@@ -51,7 +66,12 @@ def add_fields(parser: argparse.ArgumentParser, config: Any, prefix: str = "") -
         if kind is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction if value else "store_true", **common)
             continue
-        choices = typing.get_args(next((h for h in (hints[f.name], *typing.get_args(hints[f.name])) if typing.get_origin(h) is typing.Literal), None))
+        choices = typing.get_args(
+            next(
+                (h for h in (hints[f.name], *typing.get_args(hints[f.name])) if typing.get_origin(h) is typing.Literal),
+                None,
+            )
+        )
         metavar = "{" + ",".join(choices) + "}" if choices else kind.__name__.upper()
         parser.add_argument(name, type=number if kind is float else kind, metavar=metavar, **common)
 
@@ -84,8 +104,12 @@ def train(argv: Sequence[str], prog: str) -> None:
     from piat_hub import methods
 
     method = methods.get(chosen)
-    parser = Parser(prog=prog, allow_abbrev=False, description=_recipe_help(), formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", default="digits", metavar="RECIPE", help="a recipe's name (default: digits)")
+    parser = Parser(
+        prog=prog, allow_abbrev=False, description=_recipe_help(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "recipe", nargs="?", default="digits", metavar="RECIPE", help="a recipe's name (default: digits)"
+    )
     add_fields(parser.add_argument_group(f"what is learnt (defaults of {name})"), config)  # type: ignore[arg-type]
     add_fields(parser.add_argument_group(f"fields of method {chosen}"), method(), "method.")  # type: ignore[arg-type]
     add_fields(parser.add_argument_group("where and how it runs"), RunOptions())  # type: ignore[arg-type]
@@ -123,18 +147,30 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
                 bar.write(f"epoch {m['epoch']}/{config.epochs}: {line}, {t['images_per_second']:.0f} images/s")
     except KeyboardInterrupt:
         bar.close()
-        raise InputError(f"stopped; the last finished epoch is saved: go on with the same command and --resume ({directory})") from None
+        raise InputError(
+            f"stopped; the last finished epoch is saved: go on with the same command and --resume ({directory})"
+        ) from None
     finally:
         bar.close()
     if main:
-        print(f"weights {directory / 'model.safetensors'}\ncurves  {directory / 'curves.png'}\ncard    {directory / 'README.md'}")
+        print(
+            f"weights {directory / 'model.safetensors'}\ncurves  {directory / 'curves.png'}\ncard    {directory / 'README.md'}"
+        )
 
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
     """`evaluate.py MODEL [MODEL…] [flags]`."""
     parser = Parser(prog=prog, allow_abbrev=False, description="Measure clean and robust accuracy.")
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="a run or model directory, a Hub id, or module:callable")
-    parser.add_argument("--attacks", nargs="+", default=argparse.SUPPRESS, metavar="ATTACK", help="clean, pgdN, mimN, cwN, aa (default: clean pgd20)")
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="a run or model directory, a Hub id, or module:callable"
+    )
+    parser.add_argument(
+        "--attacks",
+        nargs="+",
+        default=argparse.SUPPRESS,
+        metavar="ATTACK",
+        help="clean, pgdN, mimN, cwN, aa (default: clean pgd20)",
+    )
     add_fields(parser, EvalConfig())
     given = vars(parser.parse_all(argv))
     models = given.pop("models")
@@ -157,7 +193,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
             print(f"curves   {curves}")
 
 
-def _evaluate_one(model: str, config: EvalConfig) -> Any:
+def _evaluate_one(model: str, config: EvalConfig) -> run.Evaluated:
     from tabulate import tabulate
     from tqdm import tqdm
 
@@ -169,7 +205,8 @@ def _evaluate_one(model: str, config: EvalConfig) -> Any:
     try:
         for event in run.evaluate(model, config):
             if isinstance(event, run.Evaluated):
-                break
+                done = event
+                continue
             if attack != event.attack:
                 attack = event.attack
                 bar.reset(event.total)
@@ -177,12 +214,13 @@ def _evaluate_one(model: str, config: EvalConfig) -> Any:
             bar.set_postfix_str(f"at most {percent(event.standing / event.n)}", refresh=False)
             bar.update(event.done - bar.n)
     except KeyboardInterrupt:
-        raise InputError("stopped; finished attacks are saved: go on with the same command") from None
+        raise InputError("stopped; what is measured is saved: go on with the same command and --resume") from None
     finally:
         bar.close()
-    done = event
     threat, n = done.results.threat_model, done.results.n
-    print(f"\n{model}: {threat}, {n} images of {done.results.dataset} ({done.results.split}), {done.results.checkpoint} checkpoint")
+    print(
+        f"\n{model}: {threat}, {n} images of {done.results.dataset} ({done.results.split}), {done.results.checkpoint} checkpoint"
+    )
     print(tabulate(rows(done.results.to_dict()), HEADERS, disable_numparse=True))
     for figures in done.results.attacks.values():
         if "changed" in figures:
@@ -190,13 +228,16 @@ def _evaluate_one(model: str, config: EvalConfig) -> Any:
     return done
 
 
-def _comparison(finished: Sequence[Any]) -> str:
+def _comparison(finished: Sequence[run.Evaluated]) -> str:
     from tabulate import tabulate
 
     from piat_hub.card import attack_name, percent
 
     attacks = list(dict.fromkeys(a for done in finished for a in done.results.attacks))
-    table = [[d.name, *(percent(d.results.attacks[a]["accuracy"]) if a in d.results.attacks else "" for a in attacks)] for d in finished]
+    table = [
+        [d.name, *(percent(d.results.attacks[a]["accuracy"]) if a in d.results.attacks else "" for a in attacks)]
+        for d in finished
+    ]
     return "\n" + tabulate(table, ["model", *map(attack_name, attacks)], disable_numparse=True)
 
 
@@ -219,7 +260,9 @@ def list_recipes(argv: Sequence[str], prog: str) -> None:
     from piat_hub import methods
 
     print(_recipe_help())
-    print(f"\nmethods: {', '.join(methods.names())}\nbackbones: {', '.join(timm.list_models('cifar_*'))}, and timm's own")
+    print(
+        f"\nmethods: {', '.join(methods.names())}\nbackbones: {', '.join(timm.list_models('cifar_*'))}, and timm's own"
+    )
 
 
 COMMANDS = {"train": train, "evaluate": evaluate, "card": card, "list": list_recipes}
@@ -232,7 +275,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
         try:
             if command is None:
                 if not argv or argv[0] in ("-h", "--help"):
-                    print(f"usage: {prog} {{{','.join(COMMANDS)}}} …\n\n" + "\n".join(f"  {(f.__doc__ or '').splitlines()[0]}" for f in COMMANDS.values()))
+                    print(
+                        f"usage: {prog} {{{','.join(COMMANDS)}}} …\n\n"
+                        + "\n".join(f"  {(f.__doc__ or '').splitlines()[0]}" for f in COMMANDS.values())
+                    )
                     return 0 if argv else 2
                 command, argv = argv[0], argv[1:]
                 prog = f"{prog} {command}"

@@ -195,20 +195,28 @@ class TrainConfig:
 
     recipe: str = option("", "name of the recipe this started from", flag=None)
     backbone: str = option("cifar_resnet18", "timm model name, built for the data's image size and classes")
-    dataset: str = option("cifar10", "digits, cifar10, cifar100, svhn, a Hub id, or a directory that load_dataset reads")
+    dataset: str = option(
+        "cifar10", "digits, cifar10, cifar100, svhn, a Hub id, or a directory that load_dataset reads"
+    )
     image_column: str | None = option(None, "the data set's image column (default: found by its feature type)")
     label_column: str | None = option(None, "the data set's label column (default: found by its feature type)")
     train_size: int | None = option(None, "use only this many training images", unit="images", least=1)
-    holdout: int = option(1000, "training images held out to choose the best epoch; 0: last only", unit="images", least=0)
+    holdout: int = option(
+        1000, "training images held out to choose the best epoch; 0: last only", unit="images", least=0
+    )
     crop_pad: int = option(4, "random crop after padding each side by this much", unit="pixels of the image", least=0)
     flip: bool = option(True, "random horizontal flip")
     method: str = option("nmse", "outer loss; its own fields are flags --method.FIELD")
     method_args: Mapping[str, Any] = field(default_factory=dict, metadata={"doc": "method fields", "flag": None})
-    interpolation: InterpolationConfig = field(default_factory=InterpolationConfig, metadata={"prefix": "interpolation."})
+    interpolation: InterpolationConfig = field(
+        default_factory=InterpolationConfig, metadata={"prefix": "interpolation."}
+    )
     threat_model: ThreatModel = field(default_factory=ThreatModel, metadata={"prefix": ""})
     attack: AttackConfig = field(default_factory=AttackConfig, metadata={"prefix": ""})
     epochs: int = option(120, "passes over the training images", unit="epochs", least=1)
-    clean_epochs: int | None = option(None, "clean warm-up (default: the recipe's share of epochs)", unit="epochs", least=0)
+    clean_epochs: int | None = option(
+        None, "clean warm-up (default: the recipe's share of epochs)", unit="epochs", least=0
+    )
     clean_share: float = option(1 / 12, "clean warm-up as a share of epochs", flag=None, least=0, below=1)
     batch_size: int = option(128, "global batch, divided by processes and accumulation", unit="images", least=1)
     accumulation: int = option(1, "micro-batches whose gradients add up to one step", least=1)
@@ -256,7 +264,9 @@ class RunOptions:
     output: str | None = option(None, "the run directory (default: runs/RECIPE)")
     resume: bool = option(False, "go on from the state in the run directory")
     threads: int | None = option(None, "CPU threads of this process (default: cores / local processes)", least=1)
-    tracker: Literal["none", "tensorboard", "trackio"] = option("none", "also log to an experiment tracker (its own extra)")
+    tracker: Literal["none", "tensorboard", "trackio"] = option(
+        "none", "also log to an experiment tracker (its own extra)"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -278,7 +288,9 @@ class EvalConfig:
     checkpoint: Literal["last", "best"] = option("last", "the run's last weights or its held-out best")
     batch_size: int = option(250, "images attacked at a time", unit="images", least=1)
     seed: int = option(0, "seeds the attacks' random starts", least=0)
-    output: str | None = option(None, "directory for results.json and verdicts.npz (default: MODEL's own, else results/NAME)")
+    output: str | None = option(
+        None, "directory for results.json and verdicts.npz (default: MODEL's own, else results/NAME)"
+    )
     resume: bool = option(False, "go on with an evaluation that was stopped")
     threads: int | None = option(None, "CPU threads of this process (default: cores / local processes)", least=1)
 

@@ -174,7 +174,9 @@ def _table(dataset: str, split: str) -> tuple[Any, str]:
         raise
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if folder.is_dir():
-            raise InputError(f"{dataset} is not a directory that datasets.load_dataset reads: {_line(error)}") from error
+            raise InputError(
+                f"{dataset} is not a directory that datasets.load_dataset reads: {_line(error)}"
+            ) from error
         raise InputError(
             f"data set {hub_id!r} could not be loaded from the Hub ({_line(error)}); "
             "pass --dataset DIR with a local copy that datasets.load_dataset reads"
@@ -198,7 +200,9 @@ def _column(table: Any, name: str, what: str, given: str | None) -> str:
     kind = datasets.Image if what == "image" else datasets.ClassLabel
     found = [column for column, feature in features.items() if isinstance(feature, kind)]
     if not found and what == "label":
-        found = [column for column in ("label", "labels") if getattr(features.get(column), "dtype", "").startswith("int")]
+        found = [
+            column for column in ("label", "labels") if getattr(features.get(column), "dtype", "").startswith("int")
+        ]
     if len(found) != 1:
         state = f"has {len(found)} {what} columns ({', '.join(found)})" if found else f"has no {what} column"
         raise InputError(f"{name} {state} among {', '.join(features)}; name one with --{what}-column")
@@ -211,7 +215,9 @@ def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...]
     feature = table.features[column]
     values = np.asarray(table.data.column(column).to_numpy() if table._indices is None else table[column])
     if values.dtype.kind not in "iu":
-        raise InputError(f"{name}: column {column!r} holds {values.dtype}, not class numbers; name one with --label-column")
+        raise InputError(
+            f"{name}: column {column!r} holds {values.dtype}, not class numbers; name one with --label-column"
+        )
     if isinstance(feature, datasets.ClassLabel):
         names = tuple(str(n) for n in feature.names)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -49,9 +50,9 @@ def train(
     interpolation: ParameterInterpolation | None,
     accelerator: Accelerator,
     config: TrainConfig,
-    epoch: int = 1,
+    first_epoch: int = 1,
 ) -> Iterator[Step | Epoch]:
-    """Train from `epoch` to `config.epochs`; model and optimizer are prepared by Accelerate, the split is on its device.
+    """Train from `first_epoch` to `config.epochs`; model and optimizer are prepared by Accelerate, the split is on its device.
 
     Examples are crafted on the bare module, losses go through the wrapped one. All randomness of a step is drawn from a
     seed derived from (seed, epoch, step, rank), so a run can go on from any epoch with no generator state.
@@ -60,11 +61,11 @@ def train(
     bare, standard = accelerator.unwrap_model(model), methods.get("standard")()
     rank, world = accelerator.process_index, accelerator.num_processes
 
-    def craft(_: nn.Module, x: Tensor, y: Tensor, **options) -> Tensor:  # type: ignore[no-untyped-def]
+    def craft(_: nn.Module, x: Tensor, y: Tensor, /, **options: Any) -> Tensor:
         return attack(bare, x, y, **options)
 
     steps = steps_per_epoch(len(split), config.batch_size)
-    for epoch in range(epoch, config.epochs + 1):
+    for epoch in range(first_epoch, config.epochs + 1):
         model.train()
         objective, total = (standard if epoch <= config.warmup else method), 0.0
         for step, index in enumerate(batches(len(split), config.batch_size, config.seed, epoch), 1):

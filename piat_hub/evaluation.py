@@ -33,7 +33,11 @@ from piat_hub.config import InputError, ThreatModel, nearest, pixels
 from piat_hub.data import Split, derived_seed, to_unit
 
 Stage = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
-GRADIENT = {"pgd": pgd, "mim": mim, "cw": cw}  # each takes any step count as suffix; alone it means 20
+GRADIENT: dict[str, Callable[..., Tensor]] = {
+    "pgd": pgd,
+    "mim": mim,
+    "cw": cw,
+}  # each takes any step count as suffix; alone it means 20
 
 
 @dataclass
@@ -56,6 +60,20 @@ class Progress:
 
 
 @dataclass
+class Running:
+    """An attack under way: `entry` stood when its current stage began, `standing` stands now, after `batches` of it."""
+
+    attack: str
+    batch_size: int
+    entry: np.ndarray
+    standing: np.ndarray
+    stage: int = 0
+    batches: int = 0
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass
 class Results:
     """What was measured: `attacks` as in results.json, `verdicts` by attack, (n,) bool, true where still correct."""
 
@@ -68,6 +86,7 @@ class Results:
     labels: np.ndarray
     attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
     verdicts: dict[str, np.ndarray] = field(default_factory=dict)
+    running: Running | None = None
     weights: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -90,15 +109,22 @@ class Results:
         """Write results.json and verdicts.npz (results_best.json, verdicts_best.npz for the best checkpoint), each whole."""
         directory.mkdir(parents=True, exist_ok=True)
         results, verdicts = result_files(directory, self.checkpoint)
-        scratch = directory / ".verdicts.new.npz"
-        np.savez_compressed(scratch, index=np.arange(self.n), label=self.labels, **self.verdicts)  # type: ignore[arg-type]
-        os.replace(scratch, verdicts)
+        partial_file = _partial_file(verdicts)
+        if self.running:
+            arrays = {"entry": self.running.entry, "standing": self.running.standing}
+            facts = {k: v for k, v in vars(self.running).items() if k not in arrays}
+            return _save_arrays(partial_file, facts=np.array(json.dumps(facts)), **arrays)
+        _save_arrays(verdicts, index=np.arange(self.n), label=self.labels, **self.verdicts)
         scratch = directory / ".results.json.new"
         scratch.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         os.replace(scratch, results)
+        return partial_file.unlink(missing_ok=True)
 
-    def resume(self, directory: Path) -> None:
-        """Take over what an earlier call measured in `directory`. InputError if it measured something else."""
+    def resume(self, directory: Path, *, running: bool = False) -> None:
+        """Take over what an earlier call measured in `directory`; with `running`, also the attack it was stopped in.
+
+        InputError if it measured something else.
+        """
         results, verdicts = result_files(directory, self.checkpoint)
         if not results.exists():
             return
@@ -107,7 +133,9 @@ class Results:
             with np.load(verdicts, allow_pickle=False) as arrays:
                 kept = {name: arrays[name] for name in before["attacks"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{results} and {verdicts.name} cannot be read together ({error}); move them away") from error
+            raise InputError(
+                f"{results} and {verdicts.name} cannot be read together ({error}); move them away"
+            ) from error
         now = self.to_dict()
         for key in ("threat_model", "dataset", "seed", "checkpoint", "weights_sha256"):
             if before.get(key) != now[key]:
@@ -116,6 +144,13 @@ class Results:
                     "name another place with --output"
                 )
         self.attacks, self.verdicts, self.seconds = before["attacks"], kept, float(before["seconds"])
+        if running and (path := _partial_file(verdicts)).exists():
+            try:
+                with np.load(path, allow_pickle=False) as arrays:
+                    facts = json.loads(str(arrays["facts"]))
+                    self.running = Running(**facts, entry=arrays["entry"], standing=arrays["standing"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{path} is not a whole state of an evaluation ({error}); move it away") from error
 
     def record(self, name: str, standing: np.ndarray, facts: dict[str, Any]) -> None:
         """Add one attack's verdicts and its figures."""
@@ -130,6 +165,16 @@ def result_files(directory: Path, checkpoint: str) -> tuple[Path, Path]:
     return directory / f"results{suffix}.json", directory / f"verdicts{suffix}.npz"
 
 
+def _partial_file(verdicts: Path) -> Path:
+    return verdicts.with_name(f"{verdicts.stem}.partial.npz")
+
+
+def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    scratch = path.with_name(f".{path.name}.new.npz")
+    np.savez_compressed(scratch, **arrays)  # type: ignore[arg-type]
+    os.replace(scratch, path)
+
+
 def wilson(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """The Wilson score interval of a proportion (Wilson 1927), 95 % by default; both ends in [0, 1]."""
     p, zz = correct / n, z * z
@@ -137,7 +182,9 @@ def wilson(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, f
     return max(0.0, (middle - half) / (1 + zz / n)), min(1.0, (middle + half) / (1 + zz / n))
 
 
-def suite(name: str, threat_model: ThreatModel, num_classes: int, step_size: float | None = None, seed: int = 0) -> Suite:
+def suite(
+    name: str, threat_model: ThreatModel, num_classes: int, step_size: float | None = None, seed: int = 0
+) -> Suite:
     """The attack called `name`: "clean", "pgd20", "mim", "cw100", "aa", … InputError with the nearest name otherwise."""
     if name == "clean":
         return Suite({}, {})
@@ -148,12 +195,14 @@ def suite(name: str, threat_model: ThreatModel, num_classes: int, step_size: flo
         return Suite(dict(components(threat_model.eps, threat_model.norm, num_classes, seed)), facts)
     match = re.fullmatch(r"(pgd|mim|cw)([1-9][0-9]{0,4})?", name)
     if not match:
-        raise InputError(f"unknown attack {name!r}{nearest(name, ATTACKS)}; known: {', '.join(ATTACKS)}, with any step count")
+        raise InputError(
+            f"unknown attack {name!r}{nearest(name, ATTACKS)}; known: {', '.join(ATTACKS)}, with any step count"
+        )
     steps, step_size = int(match[2] or 20), step_size or threat_model.eps / 4
     threat_model.check_step(step_size)
     budget = {"eps": threat_model.eps, "step_size": step_size, "steps": steps, "norm": threat_model.norm}
     facts = {"steps": steps, "step_size": pixels(step_size), "restarts": 1}
-    return Suite({name: partial(GRADIENT[match[1]], **budget)}, facts)  # type: ignore[arg-type]
+    return Suite({name: partial(GRADIENT[match[1]], **budget)}, facts)
 
 
 ATTACKS = ("clean", "pgd", "mim", "cw", "pgd20", "pgd100", "mim20", "cw20", "aa")
@@ -181,7 +230,9 @@ def evaluate(
     Raises: ValueError for an unknown attack, a class count that differs from the data's, or n beyond the split.
     """
     images = (data.load(dataset, split) if isinstance(dataset, str) else dataset).first(n)
-    results = Results(threat_model or ThreatModel(), images.name, split, len(images), seed, "last", images.labels.cpu().numpy())
+    results = Results(
+        threat_model or ThreatModel(), images.name, split, len(images), seed, "last", images.labels.cpu().numpy()
+    )
     for _ in measure(model, images, attacks, results, step_size=step_size, batch_size=batch_size):
         pass
     return results
@@ -197,53 +248,87 @@ def measure(
     batch_size: int = 250,
     save: Callable[[Results], None] = lambda results: None,
 ) -> Iterator[Progress]:
-    """Run the attacks that `results` lacks, fill it in, call `save` after each; yields after every batch.
+    """Run the attacks that `results` lacks and fill it in; calls `save` and yields after every batch.
 
-    Verdicts are fp32 with TF32 off. A batch's randomness is derived from (seed, attack, stage, batch).
+    Verdicts are fp32 with TF32 off. A batch's randomness is derived from (seed, attack, stage, batch), so an evaluation
+    that goes on from a saved state ends with the verdicts of one that was never stopped.
     """
-    began, before = time.monotonic(), results.seconds
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images, labels = split.images.to(device), split.labels.to(device)
     results.environment = environment(device)
     with verdict_mode(model) as exact:
-        classes = exact(to_unit(images[:1])).shape[1]
-        if classes != len(split.label_names):
-            raise InputError(
-                f"the model has {classes} classes and {split.name} has {len(split.label_names)}; "
-                "name the data it was trained for with --dataset"
-            )
+        classes = class_count(exact, split)
         todo = {a: suite(a, results.threat_model, classes, step_size, results.seed) for a in ("clean", *attacks)}
         for name, attack in todo.items():
             if name in results.verdicts:
+                differs = [k for k, v in attack.facts.items() if results.attacks[name].get(k) != v]
+                if differs:
+                    was, now = results.attacks[name].get(differs[0]), attack.facts[differs[0]]
+                    raise InputError(
+                        f"{name} was measured with {differs[0]} {was}, this call asks for {now}; name another place with --output"
+                    )
                 continue
-            started = time.monotonic()
             if name == "clean":
-                standing = torch.cat([correct(exact, to_unit(x), y) for x, y in zip(*_chunks(images, labels, batch_size), strict=True)])
-                yield Progress(name, len(split), len(split), int(standing.sum()), len(split))
+                parts = [
+                    correct(exact, to_unit(images[i]), labels[i]) for i in torch.arange(len(split)).split(batch_size)
+                ]
+                results.record(name, torch.cat(parts).cpu().numpy(), {})
+                yield Progress(name, len(split), len(split), results.attacks[name]["correct"], len(split))
             else:
-                standing = torch.from_numpy(results.verdicts["clean"]).to(device)
-            stages = {}
-            for number, (stage, run) in enumerate(attack.stages.items()):
-                clock, attacked, broken = time.monotonic(), int(standing.sum()), 0
-                for batch, index in enumerate(standing.nonzero().squeeze(1).split(batch_size)):
-                    torch.manual_seed(derived_seed(results.seed, *name.encode(), number, batch))
-                    x, y = to_unit(images[index]), labels[index]
-                    verdict = correct(exact, run(exact, x, y), y)
-                    standing[index] = verdict
-                    broken += int((~verdict).sum())
-                    done = min(attacked, (batch + 1) * batch_size)
-                    label = name if len(attack.stages) == 1 else f"{name}: {stage}"
-                    yield Progress(label, done, attacked, int(standing.sum()), len(split))
-                stages[stage] = {"attacked": attacked, "broken": broken, "seconds": round(time.monotonic() - clock, 1)}
-            facts = attack.facts | ({"per_attack": stages} if len(stages) > 1 else {})
-            facts["seconds"] = round(time.monotonic() - started, 1)
-            results.record(name, standing.cpu().numpy(), facts)
-            results.seconds = before + time.monotonic() - began
+                clean = results.verdicts["clean"]
+                if results.running is None or (results.running.attack, results.running.batch_size) != (
+                    name,
+                    batch_size,
+                ):
+                    results.running = Running(name, batch_size, clean.copy(), clean.copy())
+                yield from _attack(exact, images, labels, attack, results.running, results.seed, lambda: save(results))
+                now, results.running = results.running, None
+                extra = {"per_attack": now.stages} if len(now.stages) > 1 else {}
+                results.seconds += now.seconds
+                results.record(name, now.standing, attack.facts | extra | {"seconds": round(now.seconds, 1)})
             save(results)
 
 
-def _chunks(images: Tensor, labels: Tensor, size: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    return images.split(size), labels.split(size)
+def _attack(
+    model: nn.Module, images: Tensor, labels: Tensor, attack: Suite, now: Running, seed: int, save: Callable[[], None]
+) -> Iterator[Progress]:
+    """Run an attack's stages from where `now` stands, each on the images that stood when it began."""
+    for number, (stage, run) in list(enumerate(attack.stages.items()))[now.stage :]:
+        tally = now.stages.setdefault(stage, {"attacked": int(now.entry.sum()), "broken": 0, "seconds": 0.0})
+        survivors = torch.from_numpy(now.entry.nonzero()[0]).to(images.device)
+        for batch, index in list(enumerate(survivors.split(now.batch_size)))[now.batches :]:
+            clock = time.monotonic()
+            torch.manual_seed(derived_seed(seed, *now.attack.encode(), number, batch))
+            x, y = to_unit(images[index]), labels[index]
+            verdict = correct(model, run(model, x, y), y).cpu().numpy()
+            now.standing[index.cpu().numpy()] = verdict
+            now.batches += 1
+            spent = time.monotonic() - clock
+            now.seconds += spent
+            tally["broken"] += int((~verdict).sum())
+            tally["seconds"] = round(tally["seconds"] + spent, 3)
+            save()
+            label = now.attack if len(attack.stages) == 1 else f"{now.attack}: {stage}"
+            done = min(tally["attacked"], now.batches * now.batch_size)
+            yield Progress(label, done, tally["attacked"], int(now.standing.sum()), len(labels))
+        now.entry, now.stage, now.batches = now.standing.copy(), number + 1, 0
+
+
+def class_count(model: nn.Module, split: Split) -> int:
+    """The number of classes the model tells apart. InputError if it cannot take the images or the data has another count."""
+    try:
+        with attack_mode(model), torch.no_grad():
+            classes = model(to_unit(split.images[:1]).to(next(iter(model.parameters())).device)).shape[1]
+    except RuntimeError as error:
+        raise InputError(
+            f"the model cannot take {split.name}'s {split.shape} images: {str(error).splitlines()[0]}"
+        ) from error
+    if classes != len(split.label_names):
+        raise InputError(
+            f"the model has {classes} classes and {split.name} has {len(split.label_names)}; "
+            "name the data it was trained for with --dataset"
+        )
+    return classes
 
 
 @torch.no_grad()
@@ -254,7 +339,16 @@ def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(1) == y) & logits.isfinite().all(1)
 
 
-def accuracy(model: nn.Module, split: Split, stage: Stage | None = None, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> int:
+def accuracy(
+    model: nn.Module,
+    split: Split,
+    stage: Stage | None = None,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+) -> int:
     """How many of this rank's share of the split the model gets right, after `stage` if one is given.
 
     The quick check inside training; images already wrong when clean stay wrong.

@@ -69,7 +69,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write the model's parameters and buffers as safetensors; the file appears whole or not at all."""
     scratch = path.with_name(f".{path.name}.new")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, scratch)
-    with open(scratch, "rb") as written:
+    with scratch.open("rb") as written:
         os.fsync(written.fileno())
     os.replace(scratch, path)
 
@@ -111,7 +111,7 @@ def from_pretrained(
     config = read_config(config_file)
     model = _build(config, str(config_file))
     load_weights(model, weights_file)
-    model.label_names = tuple(config.get("label_names") or ())  # type: ignore[assignment]
+    model.label_names = tuple(config.get("label_names") or ())
     model.piat = config.get("piat") or {}
     return model.to(device).eval()
 
@@ -139,7 +139,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _build(config: Mapping[str, Any], source: str) -> nn.Module:
+def _build(config: Mapping[str, Any], source: str) -> Any:
     architecture = config["architecture"]
     if not timm.is_model(architecture):
         raise InputError(f"{source}: unknown architecture {architecture!r}{nearest(architecture, timm.list_models())}")

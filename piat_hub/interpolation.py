@@ -99,7 +99,9 @@ class ParameterInterpolation:
         wrong = set(saved) ^ set(self.previous)
         wrong |= {k for k in set(saved) & set(self.previous) if saved[k].shape != self.previous[k].shape}
         if wrong:
-            raise InputError(f"interpolation state does not fit the model at {sorted(wrong)[0]!r}; use the run it is from")
+            raise InputError(
+                f"interpolation state does not fit the model at {sorted(wrong)[0]!r}; use the run it is from"
+            )
         self.epoch = int(state["epoch"])
         for name, tensor in self.previous.items():
             tensor.copy_(saved[name])

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from piat_hub import backbones, card, data, engine, evaluation, figures, hub, methods
 from piat_hub.attacks import pgd
-from piat_hub.config import EvalConfig, InputError, RunOptions, ThreatModel, TrainConfig, from_dict, nearest, to_dict
+from piat_hub.config import EvalConfig, InputError, RunOptions, TrainConfig, from_dict, nearest, to_dict
 from piat_hub.interpolation import ParameterInterpolation
 
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
@@ -65,7 +65,7 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
 
     torch.manual_seed(config.seed)
     model = backbones.create_model(config.backbone, num_classes=len(whole.label_names), in_chans=whole.shape[0])
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the same sums, 1.2 times as fast
+    model = model.to(memory_format=torch.channels_last)  # the same sums, 1.2 times as fast
     checked = copy.deepcopy(model).to(accelerator.device)  # the model that is measured, free of any wrapper
     optimizer = torch.optim.SGD(
         model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -95,7 +95,9 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
     check = make_check(config, accelerator, train_split[: len(held) or 1000], held)
     clock, began = time.monotonic(), epoch
     try:
-        for event in engine.train(model, method, attack, train_split, optimizer, interpolation, accelerator, config, epoch + 1):
+        for event in engine.train(
+            model, method, attack, train_split, optimizer, interpolation, accelerator, config, epoch + 1
+        ):
             if isinstance(event, engine.Step):
                 yield event
                 continue
@@ -104,7 +106,9 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
             metrics = dataclasses.asdict(event) | check(checked, event.epoch)
             better = held and (best is None or metrics["holdout_pgd10_acc"] > best["holdout_pgd10_acc"])
             best = metrics if better else best
-            images = data.steps_per_epoch(len(train_split), config.batch_size) * min(config.batch_size, len(train_split))
+            images = data.steps_per_epoch(len(train_split), config.batch_size) * min(
+                config.batch_size, len(train_split)
+            )
             timing = {
                 "epoch": event.epoch,
                 "train_seconds": round(trained - clock, 3),
@@ -201,7 +205,9 @@ def make_check(
         if not len(split):
             return None
         share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-        right = evaluation.accuracy(model, split, stage, batch_size=250, seed=data.derived_seed(config.seed, epoch), **share)
+        right = evaluation.accuracy(
+            model, split, stage, batch_size=250, seed=data.derived_seed(config.seed, epoch), **share
+        )
         total = accelerator.reduce(torch.tensor(float(right), device=accelerator.device))
         return float(total) / len(split)
 
@@ -245,7 +251,7 @@ class State:
         scratch = self.path.with_name(".state.new")
         whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         save_file(whole, scratch, metadata={"piat": json.dumps(facts)})
-        with open(scratch, "rb") as written:
+        with scratch.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(scratch, self.path)
 
@@ -260,7 +266,9 @@ class State:
                 facts = json.loads((file.metadata() or {})["piat"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-            raise InputError(f"{self.path} is not a whole state of a run ({error}); move it away to start again") from error
+            raise InputError(
+                f"{self.path} is not a whole state of a run ({error}); move it away to start again"
+            ) from error
         saved, now = flat(facts["config"]), flat(to_dict(self.config))
         for key in sorted(saved.keys() | now.keys()):
             if saved.get(key) != now.get(key):
@@ -352,40 +360,50 @@ def evaluate(spec: str, config: EvalConfig) -> Iterator[evaluation.Progress | Ev
 
     spec: a run or model directory, a Hub id (with @revision), or "module:callable" for anyone's nn.Module.
     """
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise InputError(
+            f"evaluate runs in one process, it was launched with {accelerator.num_processes}; start it with python"
+        )
     model, name, directory = load_model(spec, config.checkpoint)
-    trained: TrainConfig | None = None
-    if piat := getattr(model, "piat", None):
-        trained = from_dict(TrainConfig, piat)
-    if not (config.dataset or trained):
-        raise InputError(f"{spec} does not say what data it is for; name it with --dataset")
-    columns = (trained.image_column, trained.label_column) if trained and not config.dataset else (None, None)
-    split = data.load(
-        config.dataset or trained.dataset,  # type: ignore[union-attr]
-        config.split,
-        config.image_column or columns[0],
-        config.label_column or columns[1],
-    ).first(config.n)
-    threat = config.threat_model(trained.threat_model if trained else ThreatModel())
-    for attack in config.attacks:  # before anything is measured or written
+    piat = getattr(model, "piat", None)
+    trained = from_dict(TrainConfig, piat) if piat else None
+    threat = config.threat_model(trained.threat_model if trained else None)
+    split = evaluation_data(spec, config, trained)
+    for attack in config.attacks:  # every request is checked before anything is measured or written
         evaluation.suite(attack, threat, len(split.label_names), config.step_size, config.seed)
     output = Path(config.output) if config.output else directory or Path("results") / name
-    digest = hashlib.sha256(to_safetensors({k: t.contiguous() for k, t in model.state_dict().items()})).hexdigest()
-    results = evaluation.Results(
-        threat, split.name, config.split, len(split), config.seed, config.checkpoint, split.labels.numpy(), weights=digest
-    )
-    results.resume(output)
-    device = Accelerator().device
+    labels, digest = split.labels.numpy(), weights_digest(model)
+    facts = (split.name, config.split, len(split), config.seed, config.checkpoint, labels)
+    results = evaluation.Results(threat, *facts, weights=digest)
+    results.resume(output, running=config.resume)
     set_threads(config.threads)
-
-    def save(results: evaluation.Results) -> None:
-        results.save(output)
-
+    placed: nn.Module = model.to(accelerator.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    options = {"step_size": config.step_size, "batch_size": config.batch_size}
     yield from evaluation.measure(
-        model.to(device, memory_format=torch.channels_last), split, config.attacks, results, step_size=config.step_size, batch_size=config.batch_size, save=save
+        placed, split, config.attacks, results, **options, save=lambda measured: measured.save(output)
     )
     if (output / "config.json").exists():
         card.write(output)
     yield Evaluated(name, results, output)
+
+
+def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) -> data.Split:
+    """The images to evaluate on: those asked for, else the test split of what the model was trained for."""
+    if config.dataset:
+        found = data.load(config.dataset, config.split, config.image_column, config.label_column)
+    elif trained:
+        columns = (config.image_column or trained.image_column, config.label_column or trained.label_column)
+        found = data.load(trained.dataset, config.split, *columns)
+    else:
+        raise InputError(f"{spec} does not say what data it is for; name it with --dataset")
+    return found.first(config.n)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The sha256 of the model's weights as a safetensors file (that of model.safetensors itself, where it was saved by us)."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return hashlib.sha256(to_safetensors(tensors)).hexdigest()
 
 
 def load_model(spec: str, checkpoint: str = "last") -> tuple[nn.Module, str, Path | None]:

@@ -41,7 +41,9 @@ def changes(num_classes: int) -> str | None:
     return f"targeted attacks aim at {num_classes - 1} classes in place of 9{without}"
 
 
-def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float = 8 / 255, *, norm: str = "Linf", seed: int = 0) -> Tensor:
+def autoattack(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float = 8 / 255, *, norm: str = "Linf", seed: int = 0
+) -> Tensor:
     """Adversarial examples by the standard version; images that withstand it come back as they were.
 
     Args: model maps images (B, C, H, W) in [0, 1] to logits (B, K); y (B,); eps in the images' unit. Returns x_adv.
@@ -61,7 +63,9 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float = 8 / 255, *, 
     return x_adv
 
 
-def _run(model: nn.Module, x: Tensor, y: Tensor, *, component: str, eps: float, norm: str, num_classes: int, seed: int) -> Tensor:
+def _run(
+    model: nn.Module, x: Tensor, y: Tensor, *, component: str, eps: float, norm: str, num_classes: int, seed: int
+) -> Tensor:
     from pyautoattack import AutoAttack
 
     def logits(images: Tensor) -> Tensor:  # half-precision logits break its index arithmetic

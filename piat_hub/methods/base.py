@@ -8,23 +8,17 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks.core import Objective, OnStep, Start, cross_entropy
 from piat_hub.config import lookup
 
 
 class Attack(Protocol):
-    """An attack with its budget bound: what a method calls to craft x_adv (B, C, H, W) in [0, 1]."""
+    """An attack with its budget bound: what a method calls to craft x_adv (B, C, H, W) in [0, 1].
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        objective: Objective = cross_entropy,
-        start: Start = "uniform",
-        on_step: OnStep | None = None,
-    ) -> Tensor: ...
+    Options: objective(logits, y), summed over the batch; start, "uniform" or a noise scale; on_step(k, logits), which
+    may return (B,) bool, true where still moving; and whatever else `attacks.pgd` takes, eps and step_size per image too.
+    """
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, /, **options: Any) -> Tensor: ...
 
 
 class Method(Protocol):
