@@ -378,8 +378,8 @@ def evaluate(spec: str, config: EvalConfig) -> Iterator[evaluation.Progress | Ev
     results = evaluation.Results(threat, *facts, weights=digest)
     results.resume(output, running=config.resume)
     set_threads(config.threads)
-    placed: nn.Module = model.to(accelerator.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    options = {"step_size": config.step_size, "batch_size": config.batch_size}
+    placed: nn.Module = model.to(accelerator.device).to(memory_format=torch.channels_last)
+    options: dict[str, Any] = {"step_size": config.step_size, "batch_size": config.batch_size}
     yield from evaluation.measure(
         placed, split, config.attacks, results, **options, save=lambda measured: measured.save(output)
     )

@@ -1,0 +1,103 @@
+"""What every test shares: one seed, two threads at most, no network, caches in a folder of the test run's own."""
+
+import os
+import tempfile
+
+_CACHE = tempfile.mkdtemp(prefix="piat-tests-")  # before any Hugging Face import reads the environment
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HOME": _CACHE,
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ACCELERATE_USE_CPU": "true",
+    "MPLBACKEND": "agg",
+}
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path, monkeypatch):
+    """Every test runs in a folder of its own, so that runs/ and results/ land there."""
+    monkeypatch.chdir(tmp_path)
+
+
+class Linear(torch.nn.Module):
+    """z = W x: a model whose optimal perturbation is known in closed form."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight.T
+
+
+class Tiny(torch.nn.Module):
+    """A small smooth network without BatchNorm, in any dtype."""
+
+    def __init__(self, pixels=12, classes=4):
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(pixels, 16), torch.nn.Tanh(), torch.nn.Linear(16, classes)
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.fixture
+def linear():
+    return Linear
+
+
+@pytest.fixture
+def tiny():
+    return Tiny
+
+
+@pytest.fixture
+def quick_autoattack(monkeypatch):
+    """AutoAttack's four parts with far fewer iterations: their order and bookkeeping are tested, not their strength."""
+    import pyautoattack
+
+    class Quick(pyautoattack.AutoAttack):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 10
+            self.square.n_queries = 100
+
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Quick)
+    return Quick
+
+
+@pytest.fixture
+def small_digits(monkeypatch):
+    """The `digits` recipe cut down to seconds: (TrainConfig fields)."""
+    import dataclasses
+
+    from piat_hub import recipes
+
+    def make(**changes):
+        base = dict(train_size=256, holdout=64, epochs=3, clean_epochs=1, batch_size=64)
+        return dataclasses.replace(recipes.get("digits"), **(base | changes))
+
+    return make
+
+
+@pytest.fixture
+def do_train():
+    """Run a training to its end, giving its epochs' metrics."""
+    from piat_hub import run
+    from piat_hub.config import RunOptions
+
+    def train(config, output, **options):
+        events = run.train(config, RunOptions(output=str(output), **options))
+        return [event.metrics for event in events if isinstance(event, run.EpochDone)]
+
+    return train

@@ -1,0 +1,91 @@
+"""The import arrows of the house: what stands on the left may be imported by what stands to its right, never back."""
+
+import ast
+from pathlib import Path
+
+import piat_hub
+
+ROOT = Path(piat_hub.__file__).parent
+MAY_IMPORT = {
+    "config": set(),
+    "recipes": {"config"},
+    "attacks": {"config"},
+    "interpolation": {"config"},
+    "data": {"config"},
+    "backbones": {"config"},
+    "methods": {"config", "attacks", "interpolation", "data", "backbones"},
+    "engine": {"config", "attacks", "interpolation", "data", "backbones", "methods"},
+    "evaluation": {"config", "attacks", "data"},
+    "card": {"config"},
+    "hub": {"config", "backbones", "card"},
+    "figures": {"config", "attacks", "data", "evaluation"},
+    "run": {
+        *("config", "attacks", "interpolation", "data", "backbones", "methods"),
+        *("engine", "evaluation", "card", "hub", "figures"),
+    },
+}
+ANYTHING = {"cli", "__init__", "__main__"}
+
+
+def part(path: Path) -> str:
+    """The room a file belongs to: its folder below the package, or its own name."""
+    inside = path.relative_to(ROOT)
+    return inside.parts[0] if len(inside.parts) > 1 else inside.stem
+
+
+def imported_parts(source: str) -> set[str]:
+    """Which rooms of piat_hub a source text imports, also inside its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "piat_hub":
+            names = [f"piat_hub.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("piat_hub.")}
+    return found
+
+
+def test_every_import_follows_an_arrow():
+    files = sorted(ROOT.rglob("*.py"))
+    assert len(files) > 15
+    for path in files:
+        room = part(path)
+        if room in ANYTHING:
+            continue
+        assert room in MAY_IMPORT, f"{path.name} has no place in the house; give it one here"
+        beyond = imported_parts(path.read_text()) - MAY_IMPORT[room] - {room}
+        assert not beyond, f"{path.relative_to(ROOT)} imports {sorted(beyond)}"
+
+
+def test_the_check_sees_each_form_of_import():
+    source = "import piat_hub.run\nfrom piat_hub import hub\ndef f():\n    from piat_hub.engine import train\n"
+    assert imported_parts(source) == {"run", "hub", "engine"}
+
+
+def test_config_and_recipes_import_no_torch():
+    for name in ("config.py", "recipes.py"):
+        assert "torch" not in {
+            alias.name.split(".")[0]
+            for node in ast.walk(ast.parse((ROOT / name).read_text()))
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+
+
+def test_nothing_imports_the_entry_scripts():
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in ("train", "evaluate")
+            elif isinstance(node, ast.Import):
+                assert not {alias.name for alias in node.names} & {"train", "evaluate"}
+
+
+def test_the_training_loop_fits_on_a_screen():
+    tree = ast.parse((ROOT / "engine.py").read_text())
+    loop = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "train")
+    assert loop.end_lineno - loop.lineno < 60

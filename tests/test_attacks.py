@@ -1,0 +1,264 @@
+"""attacks: the optimum of a linear model in closed form, budget and box, restored modes, hooks, AutoAttack's parts."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from piat_hub.attacks import attack_mode, autoattack, cross_entropy, cw, margin, mim, pgd
+from piat_hub.attacks.autoattack import changes, components
+
+ATTACKS = {"pgd": pgd, "mim": mim, "cw": cw}
+SHAPES = [(1, 1, 2, 4), (3, 3, 4, 4), (8, 2, 5, 7)]
+
+
+def two_classes(linear, shape, dtype=torch.float64):
+    """A linear model of two classes, and images so far inside the box that it never binds."""
+    weight = torch.randn(2, math.prod(shape[1:]), dtype=dtype)
+    x = 0.4 + 0.2 * torch.rand(shape, dtype=dtype)
+    model = linear(weight)
+    return model, x, model(x).argmax(1)
+
+
+def gradient_direction(model, y, x):
+    """d CE / dx of a two-class linear model points along w_other - w_true, whatever x."""
+    return (model.weight[1 - y] - model.weight[y]).view(x.shape).detach()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_linf_reaches_the_closed_form_optimum(linear, attack, shape):
+    model, x, y = two_classes(linear, shape)
+    x_adv = attack(model, x, y, 0.1, 0.05, 10)
+    optimum = x + 0.1 * gradient_direction(model, y, x).sign()
+    assert torch.allclose(x_adv, optimum, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("attack", [pgd, cw], ids=["pgd", "cw"])
+def test_l2_reaches_the_closed_form_optimum(linear, attack, shape):
+    model, x, y = two_classes(linear, shape)
+    x_adv = attack(model, x, y, 0.2, 0.1, 40, norm="L2")
+    direction = gradient_direction(model, y, x).flatten(1)
+    optimum = x.flatten(1) + 0.2 * direction / direction.norm(dim=1, keepdim=True)
+    assert torch.allclose(x_adv.flatten(1), optimum, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_budget_and_box_hold_at_the_edge(tiny, attack, norm):
+    x = torch.cat([torch.zeros(2, 3, 2, 2), torch.ones(2, 3, 2, 2), torch.rand(4, 3, 2, 2)])
+    x_adv = attack(tiny(), x, torch.randint(4, (8,)), 0.3, 0.2, 5, norm=norm)
+    delta = (x_adv - x).flatten(1)
+    size = delta.abs().amax(1) if norm == "Linf" else delta.norm(dim=1)
+    assert (size <= 0.3 * (1 + 1e-5)).all() and (size > 0.05).all()
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+    assert not x_adv.requires_grad
+
+
+def test_pgd_is_eq_2_spelled_out(tiny):
+    model, x, y = tiny().double(), torch.rand(5, 3, 2, 2).double(), torch.randint(4, (5,))
+    expected = x.clone()
+    for _ in range(7):
+        expected.requires_grad_()
+        loss = F.cross_entropy(model(expected), y, reduction="sum")
+        step = expected + 0.02 * torch.autograd.grad(loss, expected)[0].sign()
+        expected = torch.min(torch.max(step, x - 0.05), x + 0.05).clamp(0, 1).detach()
+    assert torch.equal(pgd(model, x, y, 0.05, 0.02, 7, start=0.0), expected)
+
+
+def test_mim_is_dong_et_al_spelled_out(tiny):
+    model, x, y = tiny().double(), torch.rand(5, 3, 2, 2).double(), torch.randint(4, (5,))
+    expected, velocity = x.clone(), torch.zeros_like(x)
+    for _ in range(7):
+        expected.requires_grad_()
+        gradient = torch.autograd.grad(F.cross_entropy(model(expected), y, reduction="sum"), expected)[0]
+        velocity = velocity + gradient / gradient.abs().mean((1, 2, 3), keepdim=True)
+        step = expected + 0.02 * velocity.sign()
+        expected = torch.min(torch.max(step, x - 0.05), x + 0.05).clamp(0, 1).detach()
+    assert torch.equal(mim(model, x, y, 0.05, 0.02, 7, start=0.0), expected)
+
+
+def test_margin_is_the_formula():
+    z = torch.tensor([[3.0, 1.0, 2.0], [0.0, 60.0, 1.0]])
+    y = torch.tensor([0, 0])
+    assert margin(z, y).item() == -((3 - 2 + 50) + 0)
+
+
+def test_momentum_survives_a_zero_gradient(linear):
+    model = linear(torch.zeros(2, 4))
+    x = torch.rand(3, 1, 2, 2)
+    assert mim(model, x, torch.zeros(3, dtype=torch.long), 0.1, 0.05, 4).isfinite().all()
+
+
+def test_uniform_start_fills_the_ball_and_noise_has_its_scale(tiny):
+    x, y = torch.full((4000, 3, 2, 2), 0.5), torch.zeros(4000, dtype=torch.long)
+    uniform = pgd(tiny(), x, y, 0.1, 0.05, 0) - x
+    assert uniform.abs().max() <= 0.1 and uniform.std() == pytest.approx(0.2 / math.sqrt(12), rel=0.02)
+    noise = pgd(tiny(), x, y, 0.1, 0.05, 0, start=0.001) - x
+    assert noise.std() == pytest.approx(0.001, rel=0.02)
+    ball = (pgd(tiny(), x, y, 0.1, 0.05, 0, norm="L2") - x).flatten(1).norm(dim=1)
+    assert ball.max() <= 0.1 * 1.0001
+    assert (ball / 0.1).pow(12).mean() == pytest.approx(0.5, abs=0.02)  # uniform in volume: r^d is uniform
+
+
+def test_modes_and_flags_come_back_also_after_an_error(tiny):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    model.train()
+    model[2].eval()  # a module the user has frozen
+    model[1].bias.requires_grad_(False)
+    modes = [m.training for m in model.modules()]
+    before = model[2].running_mean.clone()
+    x, y = torch.rand(6, 3, 2, 2), torch.zeros(6, dtype=torch.long)
+
+    def inside():
+        return [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+
+    pgd(model, x, y, 0.1, 0.05, 2)
+    with pytest.raises(KeyError), attack_mode(model):
+        assert not any(inside()[0]) and not any(inside()[1])
+        raise KeyError("anything")
+    with pytest.raises(ZeroDivisionError):
+        pgd(model, x, y, 0.1, 0.05, 2, objective=lambda z, y: 1 / 0)
+    assert inside() == (modes, [True, False, True, True])
+    assert torch.equal(model[2].running_mean, before)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_works_inside_no_grad(tiny):
+    x = torch.rand(2, 3, 2, 2)
+    with torch.no_grad():
+        assert not torch.equal(pgd(tiny(), x, torch.tensor([0, 1]), 0.1, 0.05, 3), x)
+        assert not torch.is_grad_enabled()
+
+
+def test_objective_is_what_is_maximised(tiny):
+    model, x, y = tiny(), torch.rand(6, 3, 2, 2), torch.randint(4, (6,))
+    with torch.no_grad():
+        p = model(x).softmax(1)
+    kl = lambda z, y: F.kl_div(z.log_softmax(1), p, reduction="sum")  # noqa: E731
+    x_adv = pgd(model, x, y, 0.2, 0.05, 10, objective=kl, start=0.001)
+    with torch.no_grad():
+        assert kl(model(x_adv), y) > 10 * kl(model(x + 0.001 * torch.randn_like(x)), y)
+
+
+def test_on_step_sees_every_step_and_stops_examples(tiny):
+    model, x, y = tiny(), torch.rand(4, 3, 2, 2), torch.randint(4, (4,))
+    seen = []
+
+    def hook(k, logits):
+        seen.append((k, logits.shape, logits.requires_grad))
+        return torch.tensor([k < 0, k < 1, k < 2, True])
+
+    x_adv = pgd(model, x, y, 0.2, 0.05, 5, start=0.0, on_step=hook)
+    assert seen == [(k, (4, 4), False) for k in range(5)]
+    assert torch.equal(x_adv[0], x[0])
+    for image, steps in ((1, 1), (2, 2), (3, 5)):  # alone, with as many steps: the same to rounding
+        alone = pgd(model, x[image : image + 1], y[image : image + 1], 0.2, 0.05, steps, start=0.0)
+        assert torch.allclose(x_adv[image], alone[0], atol=1e-6)
+
+
+def test_budget_and_step_per_image(tiny):
+    model, x, y = tiny(), torch.rand(3, 3, 2, 2), torch.randint(4, (3,))
+    eps = torch.tensor([0.01, 0.05, 0.1]).view(3, 1, 1, 1)
+    together = pgd(model, x, y, eps, eps / 4, 6, start=0.0)
+    for i in range(3):
+        alone = pgd(model, x[i : i + 1], y[i : i + 1], eps[i].item(), eps[i].item() / 4, 6, start=0.0)
+        assert torch.allclose(together[i], alone[0], atol=1e-6)
+
+
+def test_restarts_keep_the_first_that_misleads():
+    class Peaks(nn.Module):
+        """Class 1 in a narrow band of x only: a start decides whether the attack finds it."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            bump = self.scale * (8 * (0.02 - (x.flatten(1)[:, 0] - 0.55).abs()))
+            return torch.stack([torch.zeros_like(bump), bump], 1)
+
+    model, x, y = Peaks(), torch.full((400, 1, 1, 1), 0.5), torch.zeros(400, dtype=torch.long)
+
+    def broken(restarts):
+        torch.manual_seed(1)
+        return model(pgd(model, x, y, 0.1, 0.001, 1, restarts=restarts)).argmax(1) != y
+
+    one, ten = broken(1), broken(10)
+    assert 0.05 < one.float().mean() < 0.4
+    assert (one <= ten).all() and ten.float().mean() > 0.7
+    with pytest.raises(ValueError, match="restarts"):
+        pgd(model, x, y, restarts=0)
+
+
+def test_unknown_norm():
+    with pytest.raises(ValueError, match="L2"):
+        pgd(nn.Flatten(), torch.rand(1, 1, 1, 2), torch.tensor([0]), norm="L1")
+
+
+def test_half_precision_logits_are_attacked_in_fp32(tiny):
+    class Half(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x).bfloat16()
+
+    seen = []
+
+    def objective(z, y):
+        seen.append(z.dtype)
+        return cross_entropy(z, y)
+
+    pgd(Half(tiny()), torch.rand(2, 3, 2, 2), torch.tensor([0, 1]), 0.1, 0.05, 1, objective=objective)
+    assert seen == [torch.float32]
+
+
+def test_autoattack_breaks_a_linear_model_where_the_closed_form_says(linear, quick_autoattack):
+    weight = torch.randn(4, 27) / 5
+    model = linear(weight)
+    x = 0.3 + 0.4 * torch.rand(24, 3, 3, 3)
+    y = model(x).argmax(1)
+    gaps = weight[y][:, None] - weight[None]  # (24, 4, 27)
+    reach = (model(x).gather(1, y[:, None]) - model(x)) / gaps.abs().sum(2).clamp_min(1e-9)
+    needed = reach.scatter(1, y[:, None], torch.inf).amin(1).detach()  # the exact Linf distance to the boundary
+    eps = float(needed.median())
+    x_adv = autoattack(model, x, y, eps)
+    broken = model(x_adv).argmax(1) != y
+    clear = (needed - eps).abs() > 0.02 * eps
+    assert torch.equal(broken[clear], (needed < eps)[clear])
+    assert (x_adv - x).abs().max() <= eps * 1.0001
+    assert torch.equal(x_adv[~broken], x[~broken])
+
+
+def test_autoattack_leaves_generators_and_model_alone(tiny, quick_autoattack):
+    model = tiny().train()
+    state = torch.get_rng_state()
+    autoattack(model, torch.rand(2, 3, 2, 2), torch.tensor([0, 1]), 0.05)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+def test_autoattack_with_few_classes_says_what_changed():
+    assert list(components(0.1, "Linf", 10, 0)) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert list(components(0.1, "Linf", 3, 0)) == ["apgd-ce", "fab-t", "square"]
+    assert changes(10) is None and changes(100) is None
+    assert "3 classes in place of 9" in changes(4)
+    assert "apgd-t left out" in changes(2)
+    with pytest.raises(ValueError, match="norm"):
+        components(0.1, "L1", 10, 0)
+
+
+def test_autoattack_matches_the_package_run_whole(linear, quick_autoattack):
+    model = linear(torch.randn(10, 48) / 5).eval()
+    x = torch.rand(16, 3, 4, 4)
+    y = model(x).argmax(1)
+    theirs, _ = quick_autoattack(model, eps=0.02, norm="Linf", seed=0).run_standard_evaluation(x, y, batch_size=16)
+    ours = autoattack(model, x, y, 0.02, seed=0)
+    standing = model(ours).argmax(1) == y
+    assert torch.equal(standing, model(theirs).argmax(1) == y)
+    assert 0 < standing.sum() < 16

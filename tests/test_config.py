@@ -1,0 +1,139 @@
+"""config.py: fractions, validation, and the exact round trip through JSON."""
+
+import json
+
+import pytest
+
+from piat_hub import recipes
+from piat_hub.config import (
+    AttackConfig,
+    EvalConfig,
+    InputError,
+    InterpolationConfig,
+    ThreatModel,
+    TrainConfig,
+    from_dict,
+    number,
+    pixels,
+    to_dict,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8/255", 8 / 255), ("0.15", 0.15), ("1e-3", 1e-3), (0.5, 0.5), ("2", 2.0)]
+)
+def test_number_reads_fractions_and_decimals(text, value):
+    assert number(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "eight", "8/0", "nan", "inf", "1e999", "8//255", None])
+def test_number_refuses_what_is_no_finite_number(text):
+    with pytest.raises(InputError, match="8/255"):
+        number(text)
+
+
+@pytest.mark.parametrize("value", [8 / 255, 2 / 255, 0.15, 0.0375, 1.0, 128 / 255, 1e-4])
+def test_pixels_is_undone_by_number(value):
+    assert number(pixels(value)) == value
+
+
+def test_pixels_prefers_levels():
+    assert pixels(8 / 255) == "8/255"
+    assert pixels(0.15) == "0.15"
+
+
+@pytest.mark.parametrize("eps", [0.0, -1.0, 1.01])
+def test_linf_budget_lies_in_the_unit_interval(eps):
+    with pytest.raises(InputError, match="eps"):
+        ThreatModel("Linf", eps)
+
+
+def test_l2_budget_may_exceed_one():
+    assert ThreatModel("L2", 2.0).eps == 2.0
+    with pytest.raises(InputError, match="eps"):
+        ThreatModel("L2", 0.0)
+
+
+def test_unknown_norm_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'Linf'"):
+        ThreatModel("linf", 0.1)
+
+
+@pytest.mark.parametrize("step_size", [0.0, 17 / 255])
+def test_step_size_is_at_most_twice_eps(step_size):
+    with pytest.raises(InputError, match="step-size"):
+        TrainConfig(attack=AttackConfig(step_size=step_size))
+    TrainConfig(attack=AttackConfig(step_size=16 / 255))
+
+
+def test_a_run_needs_an_adversarial_epoch():
+    with pytest.raises(InputError, match="no adversarial epoch"):
+        TrainConfig(epochs=3, clean_epochs=3)
+    assert TrainConfig(epochs=3, clean_epochs=2).warmup == 2
+
+
+@pytest.mark.parametrize(
+    "law", [dict(a=2.0, c=1.0), dict(b=11.0), dict(kind="ema"), dict(constant=1.0), dict(start_epoch=0)]
+)
+def test_interpolation_law_stays_below_one(law):
+    with pytest.raises(InputError):
+        InterpolationConfig(**law)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 2.5),
+        ("batch_size", 0),
+        ("lr", 0.0),
+        ("momentum", 1.0),
+        ("holdout", -1),
+        ("flip", "yes"),
+    ],
+)
+def test_fields_hold_their_type_and_range(field, value):
+    with pytest.raises(InputError, match=field.replace("_", "-")):
+        TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_round_trip_through_json(name):
+    config = recipes.get(name)
+    text = json.dumps(to_dict(config))
+    assert from_dict(TrainConfig, json.loads(text)) == config
+
+
+def test_pixel_distances_are_written_as_text():
+    written = to_dict(TrainConfig())
+    assert written["threat_model"] == {"norm": "Linf", "eps": "8/255"}
+    assert written["attack"]["step_size"] == "2/255"
+
+
+def test_unknown_field_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'epochs'"):
+        from_dict(TrainConfig, {"epoch": 3})
+    with pytest.raises(InputError, match="named values"):
+        from_dict(TrainConfig, [1])
+
+
+def test_learning_rate_is_piecewise_linear():
+    config = TrainConfig()  # the paper's ResNet-18: 120 epochs
+    at = {0: 0.01, 60: 0.01, 75: 0.0055, 90: 0.001, 105: 0.00055, 120: 0.0001}
+    for epoch, lr in at.items():
+        assert config.lr_at(epoch / 120) == pytest.approx(lr, rel=1e-12)
+
+
+@pytest.mark.parametrize("knots", [(), ((0.5, 1.0),), ((0.7, 1.0), (0.5, 0.1), (1.0, 0.01))])
+def test_knots_rise_to_the_end_of_the_run(knots):
+    with pytest.raises(InputError, match="lr_knots"):
+        TrainConfig(lr_knots=knots)
+
+
+def test_evaluation_takes_the_models_threat_model_unless_told():
+    trained = ThreatModel("L2", 0.5)
+    assert EvalConfig().threat_model() == ThreatModel("Linf", 8 / 255)
+    assert EvalConfig().threat_model(trained) == trained
+    assert EvalConfig(eps=1.5).threat_model(trained) == ThreatModel("L2", 1.5)
+    with pytest.raises(InputError):
+        EvalConfig(eps=1.5).threat_model()

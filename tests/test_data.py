@@ -1,0 +1,218 @@
+"""data.py: real directories through `datasets`, decoding, columns, splits, augmentation by its definition."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from piat_hub import data
+from piat_hub.config import InputError
+
+
+def picture(pixels, kind="PNG", mode=None):
+    image = Image.fromarray(pixels)
+    out = io.BytesIO()
+    (image.convert(mode) if mode else image).save(out, kind)
+    return {"bytes": out.getvalue(), "path": None}
+
+
+def make(folder, images, labels, features=None, split="test", **columns):
+    """A directory with one parquet split, as the Hub's data sets have it."""
+    features = features or {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "owl"])}
+    first, second = list(features)[:2]
+    table = datasets.Dataset.from_dict({first: images, second: labels, **columns}, features=datasets.Features(features))
+    folder.mkdir(exist_ok=True)
+    table.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+    return str(folder)
+
+
+def random_images(n, size=(5, 4, 3)):
+    return np.random.default_rng(0).integers(0, 256, (n, *size), dtype=np.uint8)
+
+
+def test_png_directory_decodes_exactly(tmp_path):
+    pixels = random_images(6)
+    folder = make(tmp_path / "animals", [picture(p) for p in pixels], [0, 1, 2, 0, 1, 2])
+    split = data.load(folder, "test")
+    assert split.images.dtype == torch.uint8 and split.shape == (3, 5, 4)
+    assert torch.equal(split.images, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert split.labels.tolist() == [0, 1, 2, 0, 1, 2] and split.labels.dtype == torch.int64
+    assert split.label_names == ("cat", "dog", "owl") and split.name == "animals"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "BMP", "WEBP"])
+def test_other_formats_equal_pillow(tmp_path, kind):
+    cells = [picture(p, kind) for p in random_images(3, (16, 16, 3))]
+    expected = [np.asarray(Image.open(io.BytesIO(c["bytes"])).convert("RGB")).astype(int) for c in cells]
+    split = data.load(make(tmp_path / "d", cells, [0, 1, 2]), "test")
+    worst = (split.images.permute(0, 2, 3, 1).numpy().astype(int) - np.stack(expected)).__abs__().max()
+    assert worst <= (0 if kind == "BMP" else 3)  # decoders may round a level or so differently
+
+
+def test_grey_stays_one_channel_and_mixed_becomes_three(tmp_path):
+    grey = random_images(2, (4, 4))
+    split = data.load(make(tmp_path / "grey", [picture(g) for g in grey], [0, 1]), "test")
+    assert split.shape == (1, 4, 4) and torch.equal(split.images[:, 0], torch.from_numpy(grey))
+    colour, alpha = random_images(1, (4, 4, 3))[0], random_images(1, (4, 4, 4))[0]
+    mixed = data.load(make(tmp_path / "mixed", [picture(grey[0]), picture(colour), picture(alpha)], [0, 1, 2]), "test")
+    assert mixed.shape == (3, 4, 4)
+    assert torch.equal(mixed.images[0], torch.from_numpy(grey[0]).expand(3, 4, 4))
+    assert torch.equal(mixed.images[2], torch.from_numpy(alpha[..., :3]).permute(2, 0, 1))
+
+
+def test_image_folder(tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / "pets" / "train" / label).mkdir(parents=True)
+        for i, pixels in enumerate(random_images(2)):
+            Image.fromarray(pixels).save(tmp_path / "pets" / "train" / label / f"{i}.png")
+    split = data.load(str(tmp_path / "pets"), "train")
+    assert split.label_names == ("cat", "dog") and sorted(split.labels.tolist()) == [0, 0, 1, 1]
+
+
+def test_validation_stands_in_for_a_missing_test_split(tmp_path):
+    folder = make(tmp_path / "d", [picture(p) for p in random_images(2)], [0, 1], split="validation")
+    assert len(data.load(folder, "test")) == 2
+    with pytest.raises(InputError, match="has no split 'train'; it has validation"):
+        data.load(folder, "train")
+
+
+def test_plain_integer_labels(tmp_path):
+    features = {"img": datasets.Image(), "label": datasets.Value("int64")}
+    split = data.load(make(tmp_path / "d", [picture(p) for p in random_images(3)], [0, 4, 1], features), "test")
+    assert split.label_names == ("0", "1", "2", "3", "4")
+
+
+def test_columns_can_be_named(tmp_path):
+    features = {"a": datasets.Image(), "fine": datasets.ClassLabel(names=["x", "y"]), "b": datasets.Image()}
+    features["coarse"] = datasets.ClassLabel(names=["u", "v", "w"])
+    one, two = random_images(2), random_images(2, (3, 3, 3))
+    cells = [picture(p) for p in one]
+    folder = make(tmp_path / "d", cells, [0, 1], features, b=[picture(p) for p in two], coarse=[2, 0])
+    with pytest.raises(InputError, match="2 image columns .*--image-column"):
+        data.load(folder, "test")
+    with pytest.raises(InputError, match="2 label columns .*--label-column"):
+        data.load(folder, "test", "a")
+    split = data.load(folder, "test", "b", "coarse")
+    assert split.shape == (3, 3, 3) and split.labels.tolist() == [2, 0]
+    with pytest.raises(InputError, match="did you mean 'coarse'"):
+        data.load(folder, "test", "b", "coarses")
+
+
+def bad_cases(tmp_path):
+    images = [picture(p) for p in random_images(2)]
+    plain = datasets.Value("int64")
+    yield "has no image column", images, {"img": datasets.Value("binary"), "label": plain}, [0, 1]
+    yield "has no label column", images, {"img": datasets.Image(), "year": plain}, [0, 1]
+    yield "1 class", images, {"img": datasets.Image(), "label": datasets.ClassLabel(names=["only"])}, [0, 0]
+    yield "label -1 .*outside 0..1", images, {"img": datasets.Image(), "label": plain}, [1, -1]
+    mixed = [picture(random_images(1)[0]), picture(random_images(1, (7, 4, 3))[0])]
+    yield "mixes image sizes: 5x4 and 7x4", mixed, None, [0, 1]
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_bad_data_sets_are_named(tmp_path, case):
+    message, images, features, labels = list(bad_cases(tmp_path))[case]
+    if features and isinstance(features["img"], datasets.Value):
+        images = [image["bytes"] for image in images]
+    folder = make(tmp_path / "d", images, labels, features)
+    with pytest.raises(InputError, match=message) as caught:
+        data.load(folder, "test")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_column_of_words_is_refused(tmp_path):
+    features = {"img": datasets.Image(), "label": datasets.Value("string")}
+    folder = make(tmp_path / "d", [picture(p) for p in random_images(2)], ["cat", "dog"], features)
+    with pytest.raises(InputError, match="not class numbers"):
+        data.load(folder, "test", "img", "label")
+
+
+def test_unreachable_and_unknown_names(tmp_path):
+    with pytest.raises(InputError, match="--dataset DIR with a local copy"):
+        data.load("nobody/nothing", "test")
+    with pytest.raises(InputError, match="--dataset DIR"):
+        data.load("cifar10", "test")
+    with pytest.raises(InputError, match="did you mean 'cifar10'"):
+        data.load("cifar-10", "test")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="not a directory that datasets.load_dataset reads"):
+        data.load(str(tmp_path / "empty"), "test")
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    train, test = data.load("digits", "train"), data.load("digits", "test")
+    assert (len(train), len(test), train.shape) == (1397, 400, (1, 8, 8))
+    levels = torch.cat([train.images, test.images]).double().mul(16 / 255).round().sum()
+    assert levels == load_digits().images.sum()
+    assert torch.cat([train.labels, test.labels]).bincount().tolist() == np.bincount(load_digits().target).tolist()
+    with pytest.raises(InputError, match="digits has no split"):
+        data.load("digits", "tests")
+
+
+def test_hold_out_is_disjoint_and_nested():
+    train = data.load("digits", "train")
+    marked = data.Split(torch.arange(1397).view(-1, 1, 1, 1), train.labels, train.label_names, "marked")
+    small, held = data.hold_out(marked, 100, 500)
+    large, same = data.hold_out(marked, 100)
+    sets = [set(s.images.flatten().tolist()) for s in (small, held, large)]
+    assert [len(s) for s in sets] == [500, 100, 1297]
+    assert sets[0] < sets[2] and not sets[1] & sets[2]
+    assert torch.equal(held.images, same.images)
+    assert len(data.hold_out(marked, 0)[1]) == 0
+    with pytest.raises(InputError, match="too few"):
+        data.hold_out(marked, 1000, 398)
+
+
+def test_n_beyond_the_split():
+    test = data.load("digits", "test")
+    assert len(test.first(None)) == 400 and len(test.first(7)) == 7
+    with pytest.raises(InputError, match="n=401 .*400 images"):
+        test.first(401)
+
+
+def test_batches_cover_each_epoch_in_its_own_order():
+    orders = [torch.cat(list(data.batches(100, 32, 0, epoch))) for epoch in (1, 2)]
+    assert all(len(order) == 96 == len(order.unique()) for order in orders)
+    assert not torch.equal(*orders)
+    assert torch.equal(orders[0], torch.cat(list(data.batches(100, 32, 0, 1))))
+    assert not torch.equal(orders[0], torch.cat(list(data.batches(100, 32, 1, 1))))
+    assert [len(b) for b in data.batches(10, 32, 0, 1)] == [10]
+
+
+def test_derived_seeds_differ():
+    seeds = {data.derived_seed(s, e, i, r) for s in range(3) for e in range(5) for i in range(7) for r in range(2)}
+    assert len(seeds) == 3 * 5 * 7 * 2
+    assert data.derived_seed(0, 1) == data.derived_seed(0, 1) != data.derived_seed(1, 0)
+
+
+def test_augment_is_a_shifted_window_perhaps_mirrored():
+    images = torch.randint(1, 256, (200, 2, 6, 5), dtype=torch.uint8)
+    out = data.augment(images, 2, flip=True)
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    found = []
+    for image, crop in zip(padded, out, strict=True):
+        windows = {(i, j): image[:, i : i + 6, j : j + 5] for i in range(5) for j in range(5)}
+        matches = [
+            (i, j, f) for (i, j), w in windows.items() for f in (0, 1) if torch.equal(crop, w.flip(2) if f else w)
+        ]
+        assert len(matches) == 1
+        found += matches
+    shifts = {(i, j) for i, j, _ in found}
+    mirrored = sum(f for *_, f in found)
+    assert len(shifts) == 25 and 70 < mirrored < 130
+
+
+def test_augment_without_pad_or_flip_changes_nothing():
+    images = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
+    assert torch.equal(data.augment(images, 0, flip=False), images)
+
+
+def test_to_unit():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(data.to_unit(levels).flatten(), torch.arange(256) / 255)
+    assert data.to_unit(levels.expand(2, 3, 16, 16)).is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,233 @@
+"""evaluation.py: verdicts of a model whose robust images are known, intervals, resume to the same bytes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from piat_hub import evaluation
+from piat_hub.config import InputError, ThreatModel
+from piat_hub.data import Split
+from piat_hub.evaluation import Progress, Results, evaluate, measure, suite, wilson
+
+
+class Threshold(nn.Module):
+    """Class 1 where the mean pixel exceeds .5: an Linf attack of eps moves the mean by eps at most."""
+
+    def __init__(self, classes=2):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.classes = classes
+
+    def forward(self, x):
+        z = self.weight * 20 * (x.flatten(1).mean(1) - 0.5)
+        return torch.stack([-z, z, *[torch.full_like(z, -50.0)] * (self.classes - 2)], 1)
+
+
+LEVELS = (10, 100, 120, 126, 129, 135, 155, 245)
+
+
+def bright(classes=2, wrong=0):
+    """Constant images of known levels; distance to the boundary in levels is |level - 127.5|."""
+    images = torch.tensor(LEVELS, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).contiguous()
+    labels = torch.tensor([int(level > 127) for level in LEVELS])
+    labels[:wrong] = 1 - labels[:wrong]
+    return Split(images, labels, tuple("abcdefghij"[:classes]), "bright")
+
+
+def standing(eps, wrong=0):
+    return [i >= wrong and abs(level - 127.5) > 255 * eps for i, level in enumerate(LEVELS)]
+
+
+@pytest.mark.parametrize("attack", ["pgd20", "pgd", "mim20", "cw20", "pgd8"])
+@pytest.mark.parametrize("eps", [8 / 255, 30 / 255])
+def test_verdicts_are_the_closed_form(attack, eps):
+    results = evaluate(Threshold(), bright(wrong=1), ["clean", attack], threat_model=ThreatModel("Linf", eps))
+    assert results.verdicts["clean"].tolist() == [False, *[True] * 7]
+    assert results.verdicts[attack].tolist() == standing(eps, wrong=1)
+    figures = results.attacks[attack]
+    assert figures["correct"] == sum(standing(eps, wrong=1)) and figures["n"] == 8
+    assert figures["accuracy"] == figures["correct"] / 8
+    assert figures["ci95"] == list(wilson(figures["correct"], 8))
+    assert figures["steps"] == int(attack.lstrip("pgdmicw") or 20)
+
+
+def test_l2_verdicts():
+    """With 12 equal pixels the mean moves by eps / sqrt(12) under an L2 budget of eps."""
+    eps = 0.3
+    results = evaluate(Threshold(), bright(), ["pgd50"], threat_model=ThreatModel("L2", eps))
+    assert results.verdicts["pgd50"].tolist() == standing(eps / np.sqrt(12))
+
+
+def test_autoattack_verdicts_and_shares(quick_autoattack):
+    results = evaluate(Threshold(4), bright(4), ["aa"], threat_model=ThreatModel("Linf", 8 / 255))
+    figures = results.attacks["aa"]
+    assert results.verdicts["aa"].tolist() == standing(8 / 255)
+    assert figures["version"] == "standard" and "3 classes" in figures["changed"]
+    assert list(figures["per_attack"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    shares = figures["per_attack"].values()
+    assert sum(s["broken"] for s in shares) == 8 - figures["correct"]
+    attacked = 8
+    for share in shares:
+        assert share["attacked"] == attacked
+        attacked -= share["broken"]
+
+
+def test_wilson_against_known_values():
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+
+
+def test_wilson_covers_95_percent():
+    rng = np.random.default_rng(0)
+    hits = [lo <= 0.3 <= hi for lo, hi in (wilson(int(k), 200) for k in rng.binomial(200, 0.3, 4000))]
+    assert 0.93 < np.mean(hits) < 0.97
+
+
+def test_infinite_logits_are_never_correct():
+    class Broken(Threshold):
+        def forward(self, x):
+            return super().forward(x) + torch.tensor([0.0, torch.nan])
+
+    assert evaluate(Broken(), bright(), ["clean"]).attacks["clean"]["correct"] == 0
+
+
+def test_half_precision_models_are_judged_in_fp32():
+    model = Threshold().bfloat16()
+    results = evaluate(model, bright(), ["clean", "pgd20"], threat_model=ThreatModel("Linf", 8 / 255))
+    assert results.verdicts["pgd20"].tolist() == standing(8 / 255)
+    assert model.weight.dtype == torch.bfloat16
+
+
+def test_model_and_generators_are_left_alone():
+    model = Threshold().train()
+    state = torch.get_rng_state()
+    evaluate(model, bright(), ["pgd5"])
+    assert model.training and model.weight.requires_grad and torch.equal(torch.get_rng_state(), state)
+
+
+def test_same_seed_same_verdicts_other_seed_other_starts():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    runs = [evaluate(model, bright(), ["pgd1"], seed=s, threat_model=ThreatModel("Linf", 0.1)).verdicts for s in (3, 3)]
+    assert np.array_equal(runs[0]["pgd1"], runs[1]["pgd1"])
+
+
+@pytest.mark.parametrize(("name", "guess"), [("pgd-20", "pgd20"), ("autoattack", ""), ("pgd0", "pgd"), ("PGD20", "")])
+def test_unknown_attacks(name, guess):
+    with pytest.raises(InputError, match=f"unknown attack {name!r}.*{guess}.*known: clean, pgd"):
+        suite(name, ThreatModel(), 10)
+
+
+def test_step_size_is_held_to_the_budget():
+    assert suite("pgd20", ThreatModel(), 10).facts["step_size"] == "2/255"
+    with pytest.raises(InputError, match="step-size"):
+        suite("pgd20", ThreatModel(), 10, step_size=0.2)
+
+
+def test_class_counts_and_shapes_must_fit():
+    with pytest.raises(InputError, match="the model has 2 classes and bright has 3"):
+        evaluate(Threshold(), bright(3), ["clean"])
+    with pytest.raises(InputError, match="cannot take bright's"):
+        evaluate(nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), bright(), ["clean"])
+
+
+def fresh(n=8):
+    return Results(ThreatModel("Linf", 8 / 255), "bright", "test", n, 0, "last", bright().labels.numpy(), weights="w")
+
+
+def test_saved_results_and_verdicts(tmp_path):
+    results = fresh()
+    for _ in measure(Threshold(), bright(), ["pgd20"], results, save=lambda r: r.save(tmp_path)):
+        pass
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["schema"] == 1
+    assert written["threat_model"] == {"norm": "Linf", "eps": "8/255"}
+    assert written["dataset"] == {"name": "bright", "split": "test", "n": 8}
+    assert set(written) >= {"seed", "checkpoint", "attacks", "versions", "git", "device", "seconds"}
+    assert set(written["attacks"]["pgd20"]) >= {"accuracy", "correct", "n", "ci95", "steps", "step_size", "restarts"}
+    with np.load(tmp_path / "verdicts.npz", allow_pickle=False) as arrays:
+        assert arrays["index"].tolist() == list(range(8))
+        assert arrays["label"].tolist() == bright().labels.tolist()
+        assert arrays["pgd20"].dtype == bool and arrays["pgd20"].tolist() == standing(8 / 255)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["results.json", "verdicts.npz"]
+
+
+def noisy():
+    """A model and images where PGD's random start decides many verdicts."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 2))
+    split = Split(torch.randint(0, 256, (60, 3, 2, 2), dtype=torch.uint8), torch.zeros(60, dtype=torch.long), ("a", "b"), "n")
+    with torch.no_grad():  # put the boundary amid the images
+        gap = model(split.images / 255) @ torch.tensor([1.0, -1.0])
+        model[3].bias[1] += gap.median()
+        split.labels.copy_(model(split.images / 255).argmax(1))
+    results = Results(ThreatModel("Linf", 0.08), "n", "test", 60, 0, "last", split.labels.numpy())
+    return model, split, results
+
+
+def test_stopped_anywhere_the_verdicts_are_the_same(tmp_path):
+    model, split, whole = noisy()
+    events = list(measure(model, split, ["pgd2", "mim2"], whole, batch_size=7))
+    assert 0 < whole.attacks["pgd2"]["correct"] < 60
+    for stop in range(1, len(events) + 1):
+        folder = tmp_path / str(stop)
+        partial = noisy()[2]
+        for count, _ in enumerate(measure(model, split, ["pgd2", "mim2"], partial, batch_size=7, save=lambda r: r.save(folder)), 1):  # noqa: B023
+            if count == stop:
+                break
+        resumed, rest = noisy()[2], 0
+        resumed.resume(folder, running=True)
+        for _ in measure(model, split, ["pgd2", "mim2"], resumed, batch_size=7, save=lambda r: r.save(folder)):  # noqa: B023
+            rest += 1
+        assert rest <= len(events) - stop + 1  # no finished batch is run again but the one not yet saved
+        for attack in whole.verdicts:
+            assert np.array_equal(resumed.verdicts[attack], whole.verdicts[attack])
+        assert not (folder / "verdicts.partial.npz").exists()
+
+
+def test_a_second_call_adds_and_refuses_another_question(tmp_path):
+    first = fresh()
+    list(measure(Threshold(), bright(), ["pgd5"], first, save=lambda r: r.save(tmp_path)))
+    second = fresh()
+    second.resume(tmp_path)
+    progress = list(measure(Threshold(), bright(), ["pgd5", "cw5"], second, save=lambda r: r.save(tmp_path)))
+    assert {p.attack for p in progress} == {"cw5"} and set(second.verdicts) == {"clean", "pgd5", "cw5"}
+    for change in (dict(threat_model=ThreatModel()), dict(n=7), dict(weights="other"), dict(seed=1)):
+        other = fresh()
+        vars(other).update(change if "threat_model" not in change else {"threat_model": ThreatModel("Linf", 0.5)})
+        with pytest.raises(InputError, match="--output"):
+            other.resume(tmp_path)
+    third = fresh()
+    third.resume(tmp_path)
+    with pytest.raises(InputError, match="pgd5 was measured with step_size 2/255"):
+        list(measure(Threshold(), bright(), ["pgd5"], third, step_size=1 / 255))
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"attacks": {"pgd5": {}}}'])
+def test_damaged_results_are_named(tmp_path, damage):
+    fresh_results = fresh()
+    list(measure(Threshold(), bright(), ["clean"], fresh_results, save=lambda r: r.save(tmp_path)))
+    (tmp_path / "results.json").write_text(damage)
+    with pytest.raises(InputError, match="results.json and verdicts.npz cannot be read together"):
+        fresh().resume(tmp_path)
+
+
+def test_progress_is_an_upper_bound():
+    model, split, results = noisy()
+    events = [e for e in measure(model, split, ["pgd2"], results, batch_size=7) if e.attack == "pgd2"]
+    bounds = [e.standing for e in events]
+    assert bounds == sorted(bounds, reverse=True) and bounds[-1] == results.attacks["pgd2"]["correct"]
+    assert events[-1] == Progress("pgd2", 60, 60, bounds[-1], 60)
+
+
+def test_quick_check_counts_like_evaluate():
+    model, split, results = noisy()
+    list(measure(model, split, ["clean"], results))
+    assert evaluation.accuracy(model, split, batch_size=7, seed=0) == results.attacks["clean"]["correct"] == 60
+    attack = suite("pgd10", ThreatModel("Linf", 0.08), 2).stages["pgd10"]
+    whole = evaluation.accuracy(model, split, attack, batch_size=7, seed=0)
+    shares = [evaluation.accuracy(model, split, attack, batch_size=7, seed=0, rank=r, world=3) for r in range(3)]
+    assert 0 < whole < 60 and sum(shares) == whole

@@ -1,0 +1,198 @@
+"""interpolation.py against Eq. 3 spelled out, the closed-form weights, and batch statistics computed by hand."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from piat_hub import ParameterInterpolation
+from piat_hub.interpolation import g, recalibrate
+
+
+def test_g_has_the_papers_values():
+    values = {1: 0.182, 10: 0.55, 60: 0.871, 120: 0.931, 180: 0.953}
+    assert {n: round(g(n), 3) for n in values} == values
+
+
+def closed_form_weights(n):
+    """w_0..w_N of theta'_N = sum_j w_j theta_j for lam = (n+1)/(n+10)."""
+    below = math.prod(n + i for i in range(2, 11))
+    later = [9 * math.prod(j + i for i in range(2, 10)) / below for j in range(1, n + 1)]
+    return [1 - sum(later), *later]
+
+
+@pytest.mark.parametrize("epochs", [1, 7, 120])
+def test_result_is_the_closed_form_sum(epochs):
+    model = nn.Linear(3, 2).double()
+    thetas = [model.weight.detach().clone()]
+    interpolation = ParameterInterpolation(model)
+    for _ in range(epochs):
+        with torch.no_grad():
+            model.weight.normal_()
+        thetas.append(model.weight.detach().clone())
+        interpolation.step()
+    expected = sum(w * theta for w, theta in zip(closed_form_weights(epochs), thetas, strict=True))
+    assert torch.allclose(model.weight, expected, rtol=0, atol=1e-14)
+
+
+def test_newest_epoch_weighs_7_percent_after_120():
+    assert closed_form_weights(120)[-1] == pytest.approx(0.069, abs=5e-4)
+    assert sum(closed_form_weights(120)[-30:]) == pytest.approx(0.91, abs=5e-3)
+
+
+class Reference:
+    """Eq. 3 as the paper writes it, tensor by tensor, out of place."""
+
+    def __init__(self, model):
+        self.previous = copy.deepcopy(model.state_dict())
+        self.n = 0
+
+    def step(self, model):
+        self.n += 1
+        lam = (self.n + 1) / (self.n + 10)
+        state = model.state_dict()
+        out = {}
+        for name, now in state.items():
+            out[name] = lam * self.previous[name] + (1 - lam) * now if now.is_floating_point() else now.clone()
+        model.load_state_dict(out)
+        self.previous = out
+
+
+def norm_model():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3)).double()
+
+
+def disturb(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype))
+            else:
+                tensor.add_(3)
+
+
+def test_equals_the_slow_reference_over_many_epochs():
+    fast = norm_model()
+    slow = copy.deepcopy(fast)
+    interpolation, reference = ParameterInterpolation(fast), Reference(slow)
+    for seed in range(20):
+        disturb(fast, seed)
+        disturb(slow, seed)
+        interpolation.step()
+        reference.step(slow)
+        for name, tensor in fast.state_dict().items():
+            assert torch.allclose(tensor, slow.state_dict()[name], rtol=1e-12), name
+    assert fast[1].num_batches_tracked == 60  # integers are the model's own
+
+
+def test_bn_copy_leaves_all_buffers_alone():
+    model = norm_model()
+    interpolation = ParameterInterpolation(model, bn="copy")
+    disturb(model, 0)
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    weight = model[0].weight.detach().clone()
+    interpolation.step()
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+    assert not torch.equal(model[0].weight, weight)
+
+
+def test_bn_recalibrate_measures_the_plain_average():
+    model = norm_model()
+    interpolation = ParameterInterpolation(model, bn="recalibrate")
+    disturb(model, 0)
+    model.eval()
+    batches = [torch.rand(5, 1, 8, 8).double() for _ in range(4)]
+    with pytest.raises(ValueError, match="recalibrate"):
+        interpolation.step()
+    interpolation.step(batches)
+    features = [model[0](x) for x in batches]
+    mean = torch.stack([f.mean((0, 2, 3)) for f in features]).mean(0)
+    var = torch.stack([f.var((0, 2, 3)) for f in features]).mean(0)
+    assert torch.allclose(model[1].running_mean, mean) and torch.allclose(model[1].running_var, var)
+    assert not any(m.training for m in model.modules())
+    assert model[1].momentum == 0.1
+
+
+def test_recalibrate_restores_modes_after_an_error():
+    model = norm_model().eval()
+
+    def broken():
+        yield torch.rand(2, 1, 8, 8).double()
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        recalibrate(model, broken())
+    assert model[1].momentum == 0.1 and not model[1].training
+
+
+def test_start_epoch_counts_from_there():
+    model = nn.Linear(2, 2)
+    interpolation = ParameterInterpolation(model, start_epoch=3)
+    lams = []
+    for _ in range(4):
+        with torch.no_grad():
+            model.weight.normal_()
+        before = model.weight.detach().clone()
+        lams.append(interpolation.step())
+        assert torch.equal(model.weight, before) is (lams[-1] == 0)
+    assert lams == [0.0, 0.0, g(1), g(2)]
+
+
+def test_constant():
+    model = nn.Linear(2, 2, bias=False).double()
+    first = model.weight.detach().clone()
+    interpolation = ParameterInterpolation(model, constant=0.25)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    assert interpolation.step() == 0.25
+    assert torch.allclose(model.weight, 0.25 * first + 0.75)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [dict(a=2), dict(d=0.5), dict(b=-1), dict(constant=1), dict(constant=-0.1), dict(start_epoch=0), dict(bn="none")],
+)
+def test_bad_arguments(bad):
+    with pytest.raises(ValueError):
+        ParameterInterpolation(nn.Linear(1, 1), **bad)
+
+
+def test_state_dict_goes_on_exactly():
+    model = norm_model()
+    interpolation = ParameterInterpolation(model)
+    disturb(model, 0)
+    interpolation.step()
+    twin = copy.deepcopy(model)
+    other = ParameterInterpolation(twin)
+    other.load_state_dict(copy.deepcopy(interpolation.state_dict()))
+    for m, i in ((model, interpolation), (twin, other)):
+        disturb(m, 1)
+        assert i.step() == g(2)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
+
+
+def test_foreign_state_is_refused():
+    state = ParameterInterpolation(nn.Linear(2, 3)).state_dict()
+    with pytest.raises(ValueError, match="does not fit the model at .bias"):
+        ParameterInterpolation(nn.Linear(2, 2)).load_state_dict(state)
+    with pytest.raises(ValueError, match="does not fit"):
+        ParameterInterpolation(nn.Linear(2, 3, bias=False)).load_state_dict(state)
+
+
+def test_in_a_users_own_loop():
+    model, x, y = nn.Linear(4, 2), torch.rand(32, 4), torch.randint(2, (32,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    interpolation = ParameterInterpolation(model)
+    losses = []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        interpolation.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert interpolation.epoch == 30

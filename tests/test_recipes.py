@@ -1,0 +1,51 @@
+"""recipes.py: the paper's rows hold the paper's numbers; a shorter run keeps its recipe's shape."""
+
+import dataclasses
+
+import pytest
+
+from piat_hub import recipes
+from piat_hub.config import InputError
+
+
+@pytest.mark.parametrize("name", ["resnet18-cifar10", "resnet18-cifar100", "resnet18-svhn"])
+def test_resnet18_rows_are_appendix_a(name):
+    c = recipes.get(name)
+    assert (c.backbone, c.epochs, c.warmup, c.batch_size) == ("cifar_resnet18", 120, 10, 128)
+    assert (c.lr, c.weight_decay, c.momentum) == (0.01, 3.5e-3, 0.9)
+    for epoch, lr in {60: 0.01, 90: 0.001, 120: 0.0001}.items():
+        assert c.lr_at(epoch / 120) == pytest.approx(lr)
+    assert (c.threat_model.norm, c.threat_model.eps) == ("Linf", 8 / 255)
+    assert (c.attack.steps, c.attack.step_size) == (10, 2 / 255)
+    assert (c.method, dict(c.method_args), c.interpolation.kind) == ("nmse", {}, "piat")
+    assert c.dataset == name.split("-")[1]
+    assert c.crop_pad == 4
+    assert c.flip is (name != "resnet18-svhn")
+
+
+@pytest.mark.parametrize("name", ["wrn-32-10-cifar10", "wrn-32-10-cifar100"])
+def test_wrn_rows_are_appendix_a(name):
+    c = recipes.get(name)
+    assert (c.backbone, c.epochs, c.warmup, c.lr, c.weight_decay) == ("cifar_wrn_32_10", 180, 10, 0.1, 7e-4)
+    for epoch, lr in {90: 0.1, 135: 0.01, 180: 0.001}.items():
+        assert c.lr_at(epoch / 180) == pytest.approx(lr)
+
+
+def test_a_shorter_run_keeps_the_shape():
+    c = dataclasses.replace(recipes.get("resnet18-cifar10"), epochs=24)
+    assert c.warmup == 2
+    assert [c.lr_at(epoch / 24) for epoch in (12, 18, 24)] == pytest.approx([0.01, 0.001, 0.0001])
+    assert dataclasses.replace(c, clean_epochs=5).warmup == 5
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'resnet18-cifar10'"):
+        recipes.get("resnet18-cifar1")
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_says_command_source_and_hardware(name):
+    text = recipes.RECIPES[name].__doc__
+    assert all(word in text for word in ("Command:", "Source:", "Hardware:"))
+    assert f"train.py {name}" in text or name == "digits"
+    assert recipes.get(name).recipe == name
