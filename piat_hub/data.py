@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from piat_hub.config import InputError, nearest
@@ -233,7 +234,7 @@ def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...]
 
 
 def _decode(table: Any, name: str, column: str) -> Tensor:
-    """Every image as (N, C, H, W) uint8: C = 1 where all are grey, else 3 (alpha dropped)."""
+    """Every image as (N, C, H, W) uint8: C = 1 where all are 8-bit grey, else 3 (RGB, alpha dropped)."""
     import datasets
 
     if not isinstance(table.features[column], datasets.Image):
@@ -249,19 +250,10 @@ def _decode(table: Any, name: str, column: str) -> Tensor:
         raise InputError(f"{name} has no images in this split; name another data set")
     if {len(image) for image in decoded} == {1}:
         return torch.stack(decoded)
-    return torch.stack([image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1) for image in decoded])
+    return torch.stack([image.expand(3, -1, -1) for image in decoded])
 
 
 def _decode_one(data: bytes) -> Tensor:
-    from torchvision.io import decode_image
-
-    try:
-        image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        if image.dtype == torch.uint8:
-            return image
-    except RuntimeError:
-        pass  # a format torchvision lacks, such as BMP or TIFF: Pillow reads it, or says what is wrong
-    from PIL import Image
-
     with Image.open(io.BytesIO(data)) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        pixels = np.array(picture if picture.mode == "L" else picture.convert("RGB"))
+    return torch.from_numpy(pixels)[None] if pixels.ndim == 2 else torch.from_numpy(pixels).permute(2, 0, 1)

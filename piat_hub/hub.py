@@ -54,11 +54,12 @@ def save_config(
     extra: dict[str, Any] = {"piat": to_dict(config)} if config else {}
     if label_names:
         extra["label_names"] = list(label_names)
-    preprocessing: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "crop_pct": 1.0}
+    channels = input_size[0] if input_size else getattr(model, "in_chans", 3)
+    preprocessing: dict[str, Any] = {"mean": (0.0,) * channels, "std": (1.0,) * channels, "crop_pct": 1.0}
+    overrides: dict[str, Any] = {"tag": "piat"}
     if input_size:
-        preprocessing |= {"input_size": input_size, "mean": (0.0,) * input_size[0], "std": (1.0,) * input_size[0]}
+        preprocessing["input_size"] = overrides["input_size"] = input_size
     scratch = directory / ".config.json.new"
-    overrides = {"tag": "piat"} | ({"input_size": input_size} if input_size else {})
     save_config_for_hf(
         model, str(scratch), model_config={**extra, "pretrained_cfg": overrides}, data_config=preprocessing
     )

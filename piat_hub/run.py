@@ -140,7 +140,6 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
             hub.save_weights(bare, directory / hub.WEIGHTS["last"])
         figures.save(figures.curves(read_metrics(directory), title=card.title(config)), directory / "curves.png")
         card.write(directory)
-    accelerator.wait_for_everyone()
 
 
 def make_method(config: TrainConfig) -> methods.Method:

@@ -1,4 +1,4 @@
-"""What every test shares: one seed, two threads at most, no network, caches in a folder of the test run's own."""
+"""What every test shares: one seed, one thread, no network, caches in a folder of the test run's own."""
 
 import os
 import tempfile
@@ -10,6 +10,7 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "ACCELERATE_USE_CPU": "true",
     "MPLBACKEND": "agg",
+    "OMP_NUM_THREADS": "1",
 }
 
 import pytest  # noqa: E402
@@ -19,6 +20,22 @@ import torch  # noqa: E402
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    """Accelerate keeps one state a process; each test is a launch of its own."""
+    yield
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def _one_core(monkeypatch):
+    """Tiny tensors gain nothing from threads, and lose much where something else runs beside the tests."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
 
 
 @pytest.fixture(autouse=True)

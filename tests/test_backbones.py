@@ -8,7 +8,12 @@ from torch import nn
 import piat_hub
 from piat_hub.config import InputError
 
-COUNTS = {"cifar_resnet18": 11_173_962, "cifar_wrn_32_10": 46_160_474, "cifar_resnet20": 272_474, "cifar_resnet8": 78_042}
+COUNTS = {
+    "cifar_resnet18": 11_173_962,
+    "cifar_wrn_32_10": 46_160_474,
+    "cifar_resnet20": 272_474,
+    "cifar_resnet8": 78_042,
+}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -65,6 +70,9 @@ def test_nothing_shadows_timm():
 
 
 def test_any_timm_model_and_unknown_names():
-    assert piat_hub.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4)(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+    assert piat_hub.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4)(torch.rand(1, 3, 32, 32)).shape == (
+        1,
+        10,
+    )
     with pytest.raises(InputError, match="did you mean 'cifar_resnet18'"):
         piat_hub.create_model("cifar_resnet-18")

@@ -1,5 +1,6 @@
 """evaluation.py: verdicts of a model whose robust images are known, intervals, resume to the same bytes."""
 
+import itertools
 import json
 
 import numpy as np
@@ -159,7 +160,9 @@ def noisy():
     """A model and images where PGD's random start decides many verdicts."""
     torch.manual_seed(5)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 2))
-    split = Split(torch.randint(0, 256, (60, 3, 2, 2), dtype=torch.uint8), torch.zeros(60, dtype=torch.long), ("a", "b"), "n")
+    split = Split(
+        torch.randint(0, 256, (60, 3, 2, 2), dtype=torch.uint8), torch.zeros(60, dtype=torch.long), ("a", "b"), "n"
+    )
     with torch.no_grad():  # put the boundary amid the images
         gap = model(split.images / 255) @ torch.tensor([1.0, -1.0])
         model[3].bias[1] += gap.median()
@@ -168,24 +171,25 @@ def noisy():
     return model, split, results
 
 
+def saver(folder):
+    return lambda results: results.save(folder)
+
+
 def test_stopped_anywhere_the_verdicts_are_the_same(tmp_path):
     model, split, whole = noisy()
     events = list(measure(model, split, ["pgd2", "mim2"], whole, batch_size=7))
     assert 0 < whole.attacks["pgd2"]["correct"] < 60
     for stop in range(1, len(events) + 1):
-        folder = tmp_path / str(stop)
-        partial = noisy()[2]
-        for count, _ in enumerate(measure(model, split, ["pgd2", "mim2"], partial, batch_size=7, save=lambda r: r.save(folder)), 1):  # noqa: B023
-            if count == stop:
-                break
-        resumed, rest = noisy()[2], 0
-        resumed.resume(folder, running=True)
-        for _ in measure(model, split, ["pgd2", "mim2"], resumed, batch_size=7, save=lambda r: r.save(folder)):  # noqa: B023
-            rest += 1
-        assert rest <= len(events) - stop + 1  # no finished batch is run again but the one not yet saved
+        save = saver(tmp_path / str(stop))
+        partial = measure(model, split, ["pgd2", "mim2"], noisy()[2], batch_size=7, save=save)
+        list(itertools.islice(partial, stop))
+        resumed = noisy()[2]
+        resumed.resume(tmp_path / str(stop), running=True)
+        rest = list(measure(model, split, ["pgd2", "mim2"], resumed, batch_size=7, save=save))
+        assert len(rest) <= len(events) - stop + 1  # no finished batch is run again but the one not yet saved
         for attack in whole.verdicts:
             assert np.array_equal(resumed.verdicts[attack], whole.verdicts[attack])
-        assert not (folder / "verdicts.partial.npz").exists()
+        assert not (tmp_path / str(stop) / "verdicts.partial.npz").exists()
 
 
 def test_a_second_call_adds_and_refuses_another_question(tmp_path):

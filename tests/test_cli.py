@@ -1,0 +1,241 @@
+"""The command line: help from the fields, and bad input that costs one clear line, exit code 2 and nothing on disk."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from piat_hub import cli, engine, run
+from piat_hub.config import EvalConfig, RunOptions, TrainConfig
+
+ROOT = Path(__file__).parent.parent
+BAD = [
+    ("train resnet18-cifar1", "unknown recipe 'resnet18-cifar1': did you mean 'resnet18-cifar10'"),
+    ("train --method trade", "unknown method 'trade'.*known: .*nmse"),
+    ("train --method pgdat", "unknown method 'pgdat': did you mean 'pgd_at'"),
+    ("train --method.mo 3", "unknown argument '--method.mo': did you mean '--method.mu'"),
+    ("train --method.mu many", "'many' is not a number"),
+    ("train --epoch 3", "unknown argument '--epoch': did you mean '--epochs'"),
+    ("train --epochs three", "invalid int value: 'three'"),
+    ("train --epochs 3 resnet20-cifar10", "the recipe comes first"),
+    ("train --backbone resnet-18", "unknown backbone 'resnet-18'.*cifar_resnet18"),
+    ("train --eps 2", r"eps must be in \(0, 1\] for Linf, got 2.0"),
+    ("train --eps -0.1", "eps must be > 0"),
+    ("train --eps 8/0", "'8/0' is not a number; write a fraction like 8/255"),
+    ("train --step-size 0.5", r"step-size must be in \(0, 2 eps\]"),
+    ("train --step-size 0", "step-size must be > 0"),
+    ("train --norm linf", "norm 'linf' is unknown: did you mean 'Linf'"),
+    ("train --epochs 2 --clean-epochs 2", "leave no adversarial epoch; lower --clean-epochs"),
+    ("train --interpolation piad", "kind 'piad' is unknown: did you mean 'piat'"),
+    ("train --dataset digit", "no data set 'digit': did you mean 'digits'"),
+    ("train --dataset nobody/nothing", "pass --dataset DIR with a local copy"),
+    ("train --holdout 2000", "too few for holdout=2000"),
+    ("train --resume --output none", "none holds no run to resume; leave out --resume"),
+    ("evaluate", "the following arguments are required: MODEL"),
+    ("evaluate nowhere", "no model 'nowhere': it is no directory here and no Hub id"),
+    ("evaluate nobody/nothing", "no config.json for 'nobody/nothing'"),
+    ("evaluate empty", "empty is no model: it has no config.json"),
+    ("evaluate README", "README is a file; MODEL is a run directory"),
+    ("evaluate nobody.nothing:Net --dataset digits", "no model 'nobody.nothing:Net'"),
+    ("evaluate m --attacks pgd-20", "unknown attack 'pgd-20': did you mean 'pgd20'"),
+    ("evaluate m --n 401", "n=401 is larger than the split of digits, which has 400 images"),
+    ("evaluate m --eps 1.5", r"eps must be in \(0, 1\]"),
+    ("evaluate m --step-size 1", "step-size must be in"),
+    ("evaluate m --checkpoint best", "it has no model_best.safetensors"),
+    ("evaluate m --checkpoint bst", "checkpoint 'bst' is unknown: did you mean 'best'"),
+    ("evaluate m --dataset three", "the model has 10 classes and three has 3; name the data it was trained for"),
+    ("evaluate m m --output o", "--output takes the results of one MODEL"),
+    ("card m2", "m2 is no run directory"),
+    ("trian", "unknown command 'trian': did you mean 'train'"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A saved, untrained digits model."""
+    from piat_hub import create_model, hub, recipes
+
+    names = tuple("0123456789")
+    net = create_model("cifar_resnet8", in_chans=1)
+    return hub.save_pretrained(net, tmp_path_factory.mktemp("m"), config=recipes.get("digits"), label_names=names)
+
+
+@pytest.mark.parametrize(("line", "message"), BAD, ids=[line for line, _ in BAD])
+def test_bad_input_is_one_line_and_leaves_nothing(line, message, model, tmp_path, capsys):
+    (tmp_path / "m").symlink_to(model)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "README").write_text("text")
+    if "three" in line.split():
+        cells = [Image.fromarray(np.full((8, 8), k, np.uint8)) for k in range(3)]
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b", "c"]))
+        table = datasets.Dataset.from_dict({"image": cells, "label": [0, 1, 2]}, features=features)
+        (tmp_path / "three").mkdir()
+        table.to_parquet(str(tmp_path / "three" / "test.parquet"))
+    before = sorted(p.name for p in [*tmp_path.iterdir(), *model.iterdir()])
+    assert cli.main(line.split()) == 2
+    out, err = capsys.readouterr()
+    last = err.strip().splitlines()
+    assert len(last) == 1 and out == ""
+
+    assert re.search(message, last[0]) and last[0].startswith(
+        f"piat {line.split()[0]}: error: ".replace("piat trian", "piat trian")
+    )
+    assert sorted(p.name for p in [*tmp_path.iterdir(), *model.iterdir()]) == before
+
+
+def test_an_existing_run_costs_nothing(small_digits, do_train, tmp_path, capsys):
+    do_train(small_digits(epochs=2), tmp_path / "r")
+    before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
+    assert cli.main(["train", "--output", "r"]) == 2
+    assert "r already holds a run; add --resume to go on with it, or name another --output" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()} == before
+
+
+def test_divergence_is_one_line_and_exit_code_1(monkeypatch, capsys):
+    def diverge(config, options):
+        raise engine.Diverged("the loss is nan at epoch 3, step 2 of 4")
+        yield
+
+    monkeypatch.setattr(run, "train", diverge)
+    assert cli.main(["train"]) == 1
+    assert capsys.readouterr().err == "piat train: error: the loss is nan at epoch 3, step 2 of 4\n"
+
+
+def test_a_bug_is_not_hidden_as_bad_input(monkeypatch):
+    def broken(config, options):
+        raise ValueError("a bug")
+        yield
+
+    monkeypatch.setattr(run, "train", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["train"])
+
+
+def read_config(monkeypatch, line):
+    """What `train` would run for a command line."""
+    got = []
+    monkeypatch.setattr(cli, "run_training", lambda config, options: got.append((config, options)))
+    assert cli.main(line.split()) == 0
+    return got[0]
+
+
+def test_flags_become_fields(monkeypatch):
+    line = (
+        "train resnet18-cifar100 --dataset DIR --method nmse --method.mu 3 --interpolation constant "
+        "--interpolation.constant 0.7 --interpolation.bn copy "
+        "--eps 4/255 --step-size 1/255 --steps 7 --norm Linf --epochs 12 --lr 0.05 "
+        "--train-size 5000 --no-flip --seed 3 --output out --resume --threads 2 --mixed-precision bf16"
+    )
+    config, options = read_config(monkeypatch, line)
+    assert (config.recipe, config.dataset, config.backbone) == ("resnet18-cifar100", "DIR", "cifar_resnet18")
+    assert config.method_args == {"mu": 3.0} and config.interpolation.kind == "constant"
+    assert (config.interpolation.constant, config.interpolation.bn) == (0.7, "copy")
+    assert (config.threat_model.eps, config.attack.step_size, config.attack.steps) == (4 / 255, 1 / 255, 7)
+    assert (config.epochs, config.lr, config.train_size, config.flip, config.seed) == (12, 0.05, 5000, False, 3)
+    assert config.weight_decay == 3.5e-3 and config.mixed_precision == "bf16"
+    assert options == RunOptions(output="out", resume=True, threads=2)
+
+
+def test_the_default_is_the_digits_recipe(monkeypatch):
+    from piat_hub import recipes
+
+    assert read_config(monkeypatch, "train") == (recipes.get("digits"), RunOptions())
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "card", "list"])
+def test_help_exits_with_zero(command):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    assert stopped.value.code == 0
+
+
+def test_help_shows_every_field_with_doc_and_default(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "resnet18-cifar10", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for cls in (TrainConfig, RunOptions):
+        for f in dataclasses.fields(cls):
+            if f.metadata.get("flag") is not None and "prefix" not in f.metadata:
+                assert f"--{f.metadata['flag'] or f.name.replace('_', '-')}" in text
+                assert " ".join(f.metadata["doc"].split()) in text
+    assert "(default: 8/255)" in text and "(default: 120)" in text and "--method.mu" in text and "[pixels]" in text
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(f.metadata["doc"] in text for f in dataclasses.fields(EvalConfig) if f.metadata["flag"] is not None)
+
+
+def test_list_and_bare_command(capsys):
+    assert cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "resnet18-cifar10" in out and "nmse" in out and "cifar_wrn_32_10" in out
+    assert cli.main([]) == 2
+
+
+def test_train_then_evaluate_as_a_user_would(tmp_path):
+    """The two scripts under `accelerate launch` and python, in real processes."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("OMP_NUM_THREADS")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", str(ROOT / "train.py")]
+    flags = ["--epochs", "3", "--train-size", "256", "--holdout", "50", "--threads", "1", "--output", "r"]
+    trained = subprocess.run([*launch, *flags], capture_output=True, text=True, env=environment, check=True)
+    lines = trained.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert "held-out clean" in lines[2] and "lam 0.308" in lines[2] and "images/s" in lines[2]
+    assert trained.stderr == ""  # no progress bar and no library's warnings where there is no terminal
+    command = [
+        sys.executable,
+        str(ROOT / "evaluate.py"),
+        "r",
+        "--attacks",
+        "clean",
+        "pgd3",
+        "--n",
+        "40",
+        "--threads",
+        "1",
+    ]
+    measured = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    results = json.loads((tmp_path / "r/results.json").read_text())
+    assert f"{100 * results['attacks']['pgd3']['accuracy']:.2f} %" in measured.stdout
+    assert "Linf eps 0.15, 40 images of digits (test), last checkpoint" in measured.stdout
+    assert measured.stderr == ""
+    again = subprocess.run([*launch, *flags], capture_output=True, text=True, env=environment)
+    assert again.returncode != 0 and "train.py: error: r already holds a run" in again.stderr
+
+
+def test_two_processes_train_the_same_run_directory(tmp_path):
+    """DDP as Accelerate launches it on CPU: one set of files, checked by both, resumable."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "train.py"),
+    ]
+    command += ["--epochs", "2", "--train-size", "256", "--holdout", "50", "--threads", "1", "--output", "r"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("epoch 2/2") == 1
+    timing = [json.loads(line) for line in (tmp_path / "r/timing.jsonl").read_text().splitlines()]
+    assert [t["processes"] for t in timing] == [2, 2]
+    assert len((tmp_path / "r/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_entry_points_name_the_same_function():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"piat": "piat_hub.cli:main"} and project["name"] == "piat-hub"
+    shown = subprocess.run([sys.executable, "-m", "piat_hub", "list"], capture_output=True, text=True, check=True)
+    assert "Recipes:" in shown.stdout

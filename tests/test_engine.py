@@ -1,0 +1,177 @@
+"""engine.py: the loop learns, warms up, stops at NaN, accumulates; two real processes agree with one."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from torch import nn
+
+from piat_hub import data, engine, methods
+from piat_hub.attacks import pgd
+from piat_hub.interpolation import ParameterInterpolation
+
+HERE = Path(__file__).parent
+
+
+def start(config, model=None, method="pgd_at", interpolation=None, lr=0.1, accumulation=1):
+    plugin = GradientAccumulationPlugin(accumulation, sync_with_dataloader=False)
+    accelerator = Accelerator(gradient_accumulation_plugin=plugin)
+    model = model or nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=lr))
+    split = data.hold_out(data.load("digits", "train"), 0, config.train_size)[0]
+    attack = partial(pgd, eps=0.15, step_size=0.0375, steps=2)
+    outer = methods.get(method)() if isinstance(method, str) else method
+    events = engine.train(model, outer, attack, split, optimizer, interpolation, accelerator, config)
+    return model, split, optimizer, events
+
+
+def test_events_learning_rate_and_progress(small_digits):
+    config = small_digits(epochs=4, clean_epochs=1, train_size=200)
+    calls = []
+
+    def method(model, x, y, attack, progress):
+        calls.append((progress, x.shape, x.dtype, float(x.min()) >= 0, float(x.max()) <= 1))
+        return methods.get("standard")()(model, x, y, attack, progress)
+
+    _, _, optimizer, events = start(config, method=method)
+    events = list(events)
+    steps = [e for e in events if isinstance(e, engine.Step)]
+    epochs = [e for e in events if isinstance(e, engine.Epoch)]
+    assert [(s.epoch, s.step, s.steps) for s in steps] == [(e, s, 3) for e in (1, 2, 3, 4) for s in (1, 2, 3)]
+    assert [e.epoch for e in epochs] == [1, 2, 3, 4] and all(e.lam == 0 for e in epochs)
+    assert [c[0] for c in calls] == [0.25] * 3 + [0.5] * 3 + [0.75] * 3  # the first epoch was clean
+    assert all(c[1:] == ((64, 1, 8, 8), torch.float32, True, True) for c in calls)
+    assert [e.lr for e in epochs] == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+    for e in epochs:
+        assert e.train_loss == pytest.approx(sum(s.loss for s in steps if s.epoch == e.epoch) / 3)
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_every_method_lowers_its_loss(small_digits, method):
+    config = small_digits(epochs=8, clean_epochs=0)
+    events = list(start(config, method=method)[-1])
+    losses = [e.train_loss for e in events if isinstance(e, engine.Epoch)]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_interpolation_is_stepped_once_an_epoch_and_written_back(small_digits):
+    config = small_digits(epochs=2, clean_epochs=0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    theta0 = model[1].weight.detach().clone()
+    interpolation = ParameterInterpolation(model, constant=0.5)
+    prepared, _, _, events = start(config, model, interpolation=interpolation)
+    theta = []
+    for event in events:
+        theta.append(prepared[1].weight.detach().clone())
+        if isinstance(event, engine.Epoch):
+            assert event.lam == 0.5
+            assert torch.allclose(theta[-1], 0.5 * theta0 + 0.5 * theta[-2], atol=1e-7)
+            theta0 = theta[-1]
+    assert interpolation.epoch == 2
+
+
+def test_recalibrating_interpolation_gets_the_epochs_images(small_digits):
+    config = small_digits(epochs=1, clean_epochs=0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 10))
+    interpolation = ParameterInterpolation(model, bn="recalibrate")
+    prepared, split, _, events = start(config, model, interpolation=interpolation)
+    list(events)
+    with torch.no_grad():
+        features = [prepared[0](data.to_unit(split.images[i])) for i in data.batches(len(split), 64, config.seed, 1)]
+    assert torch.allclose(
+        prepared[1].running_mean, torch.stack([f.mean((0, 2, 3)) for f in features]).mean(0), atol=1e-6
+    )
+
+
+def test_accumulated_micro_batches_are_one_step(small_digits):
+    weights = []
+    for accumulation in (1, 4):
+        torch.manual_seed(0)
+        config = small_digits(epochs=1, clean_epochs=0, accumulation=accumulation, crop_pad=0)
+        model, *_, events = start(config, method="standard", accumulation=accumulation)
+        assert sum(isinstance(e, engine.Step) for e in events) == 4
+        weights.append(model[1].weight.detach().clone())
+    assert torch.allclose(*weights, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(small_digits, bad):
+    config = small_digits(epochs=3, clean_epochs=0)
+    steps = []
+
+    def method(model, x, y, attack, progress):
+        steps.append(1)
+        return model(x).sum() * (bad if len(steps) == 6 else 1e-6)
+
+    model, *_, events = start(config, method=method)
+    with pytest.raises(engine.Diverged, match=f"the loss is -?{bad} at epoch 2, step 2 of 4"):
+        for _ in events:
+            before = model[1].weight.detach().clone()
+    assert torch.equal(model[1].weight, before) and before.isfinite().all()
+
+
+def test_same_seed_same_weights_other_seed_other_weights(small_digits):
+    ends = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(0)
+        model, *_, events = start(small_digits(epochs=2, clean_epochs=0, seed=seed))
+        torch.manual_seed(99 + len(ends))  # whatever state the global generator is in
+        list(events)
+        ends.append(model[1].weight.detach().clone())
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+
+def test_shards_part_a_batch_evenly():
+    parts = engine.shards(torch.arange(24), world=3, accumulation=2)
+    assert parts.shape == (2, 3, 4) and sorted(parts.flatten().tolist()) == list(range(24))
+    assert engine.shards(torch.arange(10), 3, 1).shape == (1, 3, 3)
+    with pytest.raises(ValueError, match="cannot be divided by 4 processes"):
+        engine.shards(torch.arange(3), 4, 1)
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """two_processes.py run by one and by two processes: {count: (report, gradients)}."""
+    folder = tmp_path_factory.mktemp("processes")
+    out = {}
+    for count in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run(
+            [*command, str(HERE / "two_processes.py"), str(folder)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        report = json.loads((folder / f"report-{count}.json").read_text())
+        out[count] = report, torch.load(folder / f"gradients-{count}.pt", weights_only=True)
+    return out
+
+
+def test_two_processes_were_started(processes):
+    assert {count: report["processes"] for count, (report, _) in processes.items()} == {1: 1, 2: 2}
+
+
+@pytest.mark.parametrize("method", ["standard", "pgd_at", "nmse"])
+def test_first_gradient_of_two_processes_is_that_of_one(processes, method):
+    one, two = processes[1][1][method], processes[2][1][method]
+    assert any(g.abs().max() > 1e-3 for g in one)
+    for a, b in zip(one, two, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_ranks_with_batchnorm_stay_bit_equal(processes):
+    events = processes[2][0]["ranks"]
+    assert [name for name, *_ in events] == ["Step", "Step", "Epoch"] * 2
+    assert all(equal for _, equal, _ in events)
+    assert all(moved for *_, moved in events)

@@ -1,0 +1,229 @@
+"""run.py: the run directory as users find it, resume to the same bytes, refusals that cost nothing."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from piat_hub import engine, run
+from piat_hub.config import EvalConfig, InputError, InterpolationConfig, RunOptions
+from piat_hub.interpolation import g
+
+FILES = {"config.json", "model.safetensors", "model_best.safetensors", "metrics.jsonl", "timing.jsonl"}
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_directory_holds_what_it_should(small_digits, do_train, tmp_path):
+    config = small_digits()
+    metrics = do_train(config, tmp_path / "r")
+    directory = tmp_path / "r"
+    assert {p.name for p in directory.iterdir()} == FILES | {"README.md", "curves.png", "state"}
+    assert lines(directory / "metrics.jsonl") == metrics
+    keys = {"epoch", "lam", "lr", "train_loss", "train_pgd10_acc", "holdout_clean_acc", "holdout_pgd10_acc"}
+    assert [m["epoch"] for m in metrics] == [1, 2, 3] and all(set(m) == keys for m in metrics)
+    assert [m["lam"] for m in metrics] == [g(1), g(2), g(3)]
+    timing = lines(directory / "timing.jsonl")
+    assert timing[0]["threads"] == torch.get_num_threads() and timing[0]["images_per_second"] > 0
+    written = json.loads((directory / "config.json").read_text())
+    assert written["architecture"] == "cifar_resnet8" and written["num_classes"] == 10
+    assert written["pretrained_cfg"]["input_size"] == [1, 8, 8]
+    assert (written["pretrained_cfg"]["mean"], written["pretrained_cfg"]["std"]) == ([0.0], [1.0])
+    assert run.from_dict(type(config), written["piat"]) == config
+
+
+def test_best_is_the_held_out_best_and_last_the_last(small_digits, do_train, tmp_path, monkeypatch):
+    scores = iter([0.2, 0.6, 0.4])
+
+    def check(model, epoch):
+        return {"train_pgd10_acc": 0.0, "holdout_clean_acc": 0.9, "holdout_pgd10_acc": next(scores)}
+
+    monkeypatch.setattr(run, "make_check", lambda *_: check)
+    seen = {}
+    for event in run.train(small_digits(), RunOptions(output="r")):
+        if isinstance(event, run.EpochDone):
+            seen[event.metrics["epoch"]] = load_file("r/model.safetensors")
+    best, last = load_file("r/model_best.safetensors"), load_file("r/model.safetensors")
+    assert all(torch.equal(best[k], seen[2][k]) for k in best) and all(torch.equal(last[k], seen[3][k]) for k in last)
+    assert any(not torch.equal(best[k], last[k]) for k in best)
+
+
+def test_without_held_out_images_there_is_no_best(small_digits, do_train, tmp_path):
+    metrics = do_train(small_digits(holdout=0), tmp_path / "r")
+    assert metrics[0]["holdout_pgd10_acc"] is None and metrics[0]["train_pgd10_acc"] is not None
+    assert not (tmp_path / "r" / "model_best.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "law", [dict(), dict(kind="none"), dict(bn="recalibrate"), dict(kind="constant", constant=0.7)]
+)
+def test_resumed_at_any_epoch_ends_with_the_same_bytes(small_digits, do_train, tmp_path, law):
+    config = small_digits(interpolation=InterpolationConfig(**law))
+    do_train(config, tmp_path / "whole")
+    names = ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "config.json", "state/state.safetensors")
+    whole = {n: (tmp_path / "whole" / n).read_bytes() for n in names}
+    for stop in (1, 2):
+        output = tmp_path / f"stopped{stop}"
+        for event in run.train(config, RunOptions(output=str(output))):
+            if isinstance(event, run.EpochDone) and event.metrics["epoch"] == stop:
+                break
+        torch.manual_seed(1234)
+        do_train(config, output, resume=True)
+        assert {n: (output / n).read_bytes() for n in names} == whole
+
+
+def test_stopped_within_an_epoch_resumes_from_the_last_whole_one(small_digits, do_train, tmp_path):
+    config = small_digits()
+    do_train(config, tmp_path / "whole")
+    for event in run.train(config, RunOptions(output="cut")):
+        if isinstance(event, engine.Step) and (event.epoch, event.step) == (3, 2):
+            break
+    with (tmp_path / "cut/metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "half": "written by a run that was killed"')
+    do_train(config, tmp_path / "cut", resume=True)
+    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+def test_resuming_a_finished_run_changes_nothing(small_digits, do_train, tmp_path):
+    do_train(small_digits(), tmp_path / "r")
+    before = {n: (tmp_path / "r" / n).read_bytes() for n in sorted(FILES)}
+    (tmp_path / "r" / "model.safetensors").unlink()  # killed between state and weights
+    assert do_train(small_digits(), tmp_path / "r", resume=True) == []
+    assert {n: (tmp_path / "r" / n).read_bytes() for n in sorted(FILES)} == before
+
+
+def test_an_existing_run_is_not_overwritten(small_digits, do_train, tmp_path):
+    do_train(small_digits(), tmp_path / "r")
+    before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="already holds a run; add --resume .* or name another --output"):
+        do_train(small_digits(seed=1), tmp_path / "r")
+    with pytest.raises(InputError, match="has seed=0, this command 1"):
+        do_train(small_digits(seed=1), tmp_path / "r", resume=True)
+    assert {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()} == before
+
+
+def test_nothing_to_resume_and_damaged_state(small_digits, do_train, tmp_path):
+    with pytest.raises(InputError, match="holds no run to resume"):
+        do_train(small_digits(), tmp_path / "none", resume=True)
+    do_train(small_digits(), tmp_path / "r")
+    state = tmp_path / "r/state/state.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(InputError, match="state.safetensors is not a whole state"):
+        do_train(small_digits(), tmp_path / "r", resume=True)
+
+
+def test_divergence_names_epoch_step_and_last_good_state(small_digits, tmp_path, monkeypatch):
+    calls = []
+
+    def method(model, x, y, attack, progress):
+        calls.append(1)
+        return model(x).sum() * (float("nan") if len(calls) == 6 else 1e-6)
+
+    monkeypatch.setattr(run, "make_method", lambda config: method)
+    said = r"loss is nan at epoch 3, step 2 of 4; the last good state is .*state\.safetensors, of epoch 2"
+    with pytest.raises(engine.Diverged, match=said):
+        list(run.train(small_digits(), RunOptions(output="r")))
+    assert all(t.isfinite().all() for t in load_file("r/model.safetensors").values())
+
+
+def test_bf16_trains_and_is_checked_in_fp32(small_digits, do_train, tmp_path):
+    metrics = do_train(small_digits(mixed_precision="bf16"), tmp_path / "r")
+    assert metrics[-1]["train_loss"] < metrics[0]["train_loss"] + 0.5
+    assert all(t.dtype in (torch.float32, torch.int64) for t in load_file(tmp_path / "r/model.safetensors").values())
+    done = list(run.evaluate(str(tmp_path / "r"), EvalConfig(attacks=("clean",))))[-1]
+    assert done.results.attacks["clean"]["n"] == 400
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_sharded_weights_are_refused(small_digits, monkeypatch, kind):
+    class Launched:
+        distributed_type, num_processes = kind, 2
+
+        def __init__(self, **_):
+            pass
+
+    monkeypatch.setattr(run, "Accelerator", Launched)
+    with pytest.raises(InputError, match=f"{kind} shards the weights .* plain DDP"):
+        list(run.train(small_digits(), RunOptions(output="r")))
+
+
+def test_batch_must_divide(small_digits):
+    with pytest.raises(InputError, match="batch-size 64 cannot be divided by 1 processes x 3 accumulation"):
+        list(run.train(small_digits(accumulation=3), RunOptions(output="r")))
+
+
+def test_tensorboard_gets_the_metrics(small_digits, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    list(run.train(small_digits(epochs=2), RunOptions(output="r", tracker="tensorboard")))
+    log = next(tmp_path.glob("r/**/events.out.tfevents*")).parent
+    events = event_accumulator.EventAccumulator(str(log)).Reload()
+    logged = [e.value for e in events.Scalars("holdout_pgd10_acc")]
+    assert logged == pytest.approx([m["holdout_pgd10_acc"] for m in lines(tmp_path / "r/metrics.jsonl")])
+
+
+def test_method_fields(small_digits):
+    config = dataclasses.replace(small_digits(), method_args={"mu": 2.0})
+    assert run.make_method(config).mu == 2.0
+    with pytest.raises(InputError, match="method nmse has no field 'nu': did you mean 'mu'"):
+        run.make_method(dataclasses.replace(config, method_args={"nu": 1}))
+    with pytest.raises(InputError, match="it has none"):
+        run.make_method(dataclasses.replace(config, method="pgd_at", method_args={"mu": 1}))
+
+
+def test_evaluate_writes_into_the_run_and_the_card_follows(small_digits, do_train, tmp_path):
+    do_train(small_digits(), tmp_path / "r")
+    done = list(run.evaluate("r", EvalConfig(attacks=("clean", "pgd2"), n=50)))[-1]
+    assert done.directory.resolve() == tmp_path / "r"
+    written = json.loads((tmp_path / "r/results.json").read_text())
+    assert written["threat_model"] == {"norm": "Linf", "eps": "0.15"} and written["dataset"]["n"] == 50
+    assert f"{100 * written['attacks']['pgd2']['accuracy']:.2f} %" in (tmp_path / "r/README.md").read_text()
+    list(run.evaluate("r", EvalConfig(attacks=("cw2",), n=50)))
+    assert set(json.loads((tmp_path / "r/results.json").read_text())["attacks"]) == {"clean", "pgd2", "cw2"}
+    list(run.evaluate("r", EvalConfig(attacks=("clean",), n=50, checkpoint="best")))
+    assert json.loads((tmp_path / "r/results_best.json").read_text())["checkpoint"] == "best"
+    with pytest.raises(InputError, match="results.json holds results for dataset .*--output"):
+        list(run.evaluate("r", EvalConfig(attacks=("clean",), n=60)))
+    list(run.evaluate("r", EvalConfig(attacks=("clean",), n=60, output="elsewhere")))
+    assert json.loads((tmp_path / "elsewhere/results.json").read_text())["dataset"]["n"] == 60
+
+
+def test_weights_digest_is_the_files_own(small_digits, do_train, tmp_path):
+    import hashlib
+
+    do_train(small_digits(), tmp_path / "r")
+    file = hashlib.sha256((tmp_path / "r/model.safetensors").read_bytes()).hexdigest()
+    assert run.weights_digest(run.load_model("r")[0]) == file
+
+
+def test_a_model_of_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, k=10):\n"
+        "        super().__init__()\n"
+        "        self.fc = torch.nn.Linear(64, k)\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(x.flatten(1))\n"
+        "net = Net()\n"
+        "not_a_model = 3\n"
+        "def number():\n"
+        "    return 3\n"
+    )
+    program = (
+        "import json, sys; from piat_hub.cli import main\n"
+        "codes = [main(['evaluate', m, '--dataset', 'digits', '--n', '20', '--attacks', 'clean']) "
+        "for m in ('mine:Net', 'mine:net', 'mine:number', 'mine:absent', 'absent:x')]\n"
+        "print(json.dumps(codes))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, 0, 2, 2, 2]
+    assert (tmp_path / "results/mine-Net/results.json").exists()
+    errors = done.stderr.strip().splitlines()
+    assert len(errors) == 3 and "gives a int, not an nn.Module" in errors[0] and "absent" in errors[2]

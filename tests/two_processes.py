@@ -1,0 +1,81 @@
+"""Run by torchrun in test_engine.py: what two gloo processes must agree on. argv: the folder to write to."""
+
+import dataclasses
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from piat_hub import data, engine, methods, recipes
+from piat_hub.attacks import pgd
+from piat_hub.backbones import create_model
+from piat_hub.interpolation import ParameterInterpolation
+
+
+def plain_model():
+    """Without BatchNorm."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10))
+
+
+def settings(**changes):
+    base = dict(epochs=2, clean_epochs=0, train_size=128, batch_size=64, crop_pad=0)
+    return dataclasses.replace(recipes.get("digits"), **(base | changes))
+
+
+def first_gradient(accelerator, model, method):
+    """The gradient of the first step, read off plain SGD: (theta_0 - theta_1) / lr."""
+    config = settings()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
+    attack = partial(pgd, eps=0.15, step_size=0.0375, steps=3, start=0.0)  # the same start for every process
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    next(engine.train(prepared, methods.get(method)(), attack, split, optimizer, None, accelerator, config))
+    bare = accelerator.unwrap_model(prepared)
+    return [(b - p.detach()) / 0.1 for b, p in zip(before, bare.parameters(), strict=True)]
+
+
+def digest(model):
+    """All bytes of a model's weights and buffers, as numbers that gather exactly."""
+    return torch.cat([t.double().flatten() for t in model.state_dict().values()])
+
+
+def ranks_stay_equal(accelerator):
+    """With BatchNorm: after every step and after the interpolation, every rank holds the same bytes."""
+    torch.manual_seed(0)
+    model = create_model("cifar_resnet8", in_chans=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    model.broadcast_buffers = False
+    bare = accelerator.unwrap_model(model)
+    split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
+    attack = partial(pgd, eps=0.15, step_size=0.0375, steps=2)
+    equal, moved = [], digest(bare)
+    events = engine.train(
+        model, methods.get("nmse")(), attack, split, optimizer, ParameterInterpolation(bare), accelerator, settings()
+    )
+    for event in events:
+        mine = digest(bare)
+        both = accelerator.gather(mine[None])
+        equal.append([type(event).__name__, bool(torch.equal(both[0], both[1])), bool((mine != moved).any())])
+        moved = mine
+    return equal
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    accelerator = Accelerator()
+    torch.set_num_threads(1)
+    report = {"processes": accelerator.num_processes}
+    if accelerator.num_processes > 1:
+        report["ranks"] = ranks_stay_equal(accelerator)
+    gradients = {m: first_gradient(accelerator, plain_model(), m) for m in ("standard", "pgd_at", "nmse")}
+    if accelerator.is_main_process:
+        torch.save(gradients, folder / f"gradients-{accelerator.num_processes}.pt")
+        (folder / f"report-{accelerator.num_processes}.json").write_text(json.dumps(report))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
