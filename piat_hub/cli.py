@@ -20,6 +20,7 @@ from piat_hub.config import (
     InputError,
     RunOptions,
     TrainConfig,
+    choices,
     lookup,
     nearest,
     number,
@@ -66,14 +67,17 @@ def add_fields(parser: argparse.ArgumentParser, config: Any, prefix: str = "") -
         if kind is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction if value else "store_true", **common)
             continue
-        choices = typing.get_args(
-            next(
-                (h for h in (hints[f.name], *typing.get_args(hints[f.name])) if typing.get_origin(h) is typing.Literal),
-                None,
-            )
-        )
-        metavar = "{" + ",".join(choices) + "}" if choices else kind.__name__.upper()
-        parser.add_argument(name, type=number if kind is float else kind, metavar=metavar, **common)
+        names = choices(hints[f.name])
+        metavar = "{" + ",".join(names) + "}" if names else kind.__name__.upper()
+        parser.add_argument(name, type=fraction if kind is float else kind, metavar=metavar, **common)
+
+
+def fraction(text: str) -> float:
+    """`number`, with its own message kept by argparse."""
+    try:
+        return number(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def show(f: dataclasses.Field[Any], value: Any) -> str:

@@ -68,17 +68,14 @@ def check(config: Any) -> None:
     hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
         value, hint = getattr(config, f.name), hints[f.name]
-        name = f.name.replace("_", "-")
-        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-        if choices and value not in choices:
-            raise InputError(f"{name} {value!r} is unknown{nearest(str(value), choices)}; choose {', '.join(choices)}")
-        if value is None:
+        name = f.metadata.get("flag") or f.name.replace("_", "-")
+        if value is None and type(None) in typing.get_args(hint):
             continue
-        union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-        plain = {a for a in (typing.get_args(hint) if union else (hint,)) if a in (int, float, bool, str)}
-        if plain and not isinstance(value, tuple({*plain, int} if float in plain else plain)):
-            wanted = " or ".join(sorted(a.__name__ for a in plain))
-            raise InputError(f"{name} must be {wanted}, got {value!r}; see --help for its meaning")
+        known, kind = choices(hint), scalar_type(hint)
+        if known and value not in known:
+            raise InputError(f"{name} {value!r} is unknown{nearest(str(value), known)}; choose {', '.join(known)}")
+        if kind in (int, float, bool, str) and not isinstance(value, (int, float) if kind is float else kind):
+            raise InputError(f"{name} must be {kind.__name__}, got {value!r}; see --help for its meaning")
         rules = {"above": (">", float.__gt__), "least": (">=", float.__ge__)}
         rules |= {"below": ("<", float.__lt__), "most": ("<=", float.__le__)}
         for rule, bound in f.metadata.get("limits", {}).items():
@@ -121,6 +118,12 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
             value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
         built[key] = value
     return cls(**built)
+
+
+def choices(hint: Any) -> tuple[str, ...]:
+    """The options of a Literal, or of the Literal in `Literal[…] | None`; () for other types."""
+    literals = [h for h in (hint, *typing.get_args(hint)) if typing.get_origin(h) is Literal]
+    return typing.get_args(literals[0]) if literals else ()
 
 
 def scalar_type(hint: Any) -> Any:

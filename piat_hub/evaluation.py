@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub import data
-from piat_hub.attacks import attack_mode, cw, mim, pgd
+from piat_hub.attacks import ATTACKS, attack_mode
 from piat_hub.attacks.autoattack import changes, components
 from piat_hub.config import InputError, ThreatModel, nearest, pixels
 from piat_hub.data import Split, derived_seed, to_unit
@@ -193,19 +193,16 @@ def suite(
         if changed := changes(num_classes):
             facts["changed"] = changed
         return Suite(dict(components(threat_model.eps, threat_model.norm, num_classes, seed)), facts)
-    match = re.fullmatch(r"(pgd|mim|cw)([1-9][0-9]{0,4})?", name)
-    if not match:
+    match = re.fullmatch(r"([a-z_]+?)([1-9][0-9]{0,4})?", name)
+    if not match or match[1] not in ATTACKS:
+        known = ["clean", "aa", *ATTACKS, *(f"{attack}20" for attack in ATTACKS)]
         raise InputError(
-            f"unknown attack {name!r}{nearest(name, ATTACKS)}; known: {', '.join(ATTACKS)}, with any step count"
+            f"unknown attack {name!r}{nearest(name, known)}; known: clean, aa, and with any step count {', '.join(ATTACKS)}"
         )
     steps, step_size = int(match[2] or 20), step_size or threat_model.eps / 4
     threat_model.check_step(step_size)
-    budget = {"eps": threat_model.eps, "step_size": step_size, "steps": steps, "norm": threat_model.norm}
-    facts = {"steps": steps, "step_size": pixels(step_size), "restarts": 1}
-    return Suite({name: partial(GRADIENT[match[1]], **budget)}, facts)
-
-
-ATTACKS = ("clean", "pgd", "mim", "cw", "pgd20", "pgd100", "mim20", "cw20", "aa")
+    attack = partial(ATTACKS[match[1]], eps=threat_model.eps, step_size=step_size, steps=steps, norm=threat_model.norm)
+    return Suite({name: attack}, {"steps": steps, "step_size": pixels(step_size), "restarts": 1})
 
 
 def evaluate(

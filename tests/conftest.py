@@ -8,6 +8,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HOME": _CACHE,
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "ACCELERATE_USE_CPU": "true",
     "MPLBACKEND": "agg",
     "OMP_NUM_THREADS": "1",

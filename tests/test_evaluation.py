@@ -118,7 +118,7 @@ def test_same_seed_same_verdicts_other_seed_other_starts():
 
 @pytest.mark.parametrize(("name", "guess"), [("pgd-20", "pgd20"), ("autoattack", ""), ("pgd0", "pgd"), ("PGD20", "")])
 def test_unknown_attacks(name, guess):
-    with pytest.raises(InputError, match=f"unknown attack {name!r}.*{guess}.*known: clean, pgd"):
+    with pytest.raises(InputError, match=f"unknown attack {name!r}.*{guess}.*known: clean, aa"):
         suite(name, ThreatModel(), 10)
 
 
@@ -235,3 +235,17 @@ def test_quick_check_counts_like_evaluate():
     whole = evaluation.accuracy(model, split, attack, batch_size=7, seed=0)
     shares = [evaluation.accuracy(model, split, attack, batch_size=7, seed=0, rank=r, world=3) for r in range(3)]
     assert 0 < whole < 60 and sum(shares) == whole
+
+
+def test_a_registered_attack_is_found_by_name(monkeypatch):
+    from piat_hub.attacks import ATTACKS, register
+
+    monkeypatch.setattr("piat_hub.attacks.core.ATTACKS", ATTACKS)
+    monkeypatch.setitem(ATTACKS, "darken", None)  # taken away again after the test
+
+    @register
+    def darken(model, x, y, eps, step_size, steps, *, norm):
+        return (x - steps * step_size).clamp(0, 1)
+
+    results = evaluate(Threshold(), bright(), ["darken4"], threat_model=ThreatModel("Linf", 8 / 255))
+    assert results.verdicts["darken4"].tolist() == [True, True, True, True, False, False, True, True]

@@ -1,9 +1,18 @@
-"""Attacks as pure functions over (model, x, y, eps, step_size, steps, …); the model is left as it was found."""
+"""Attacks as pure functions over (model, x, y, eps, step_size, steps, …); the model is left as it was found.
+
+A new file in this folder is imported by itself, and what it registers can be evaluated by name.
+"""
+
+import importlib
+import pkgutil
 
 from piat_hub.attacks.autoattack import autoattack
-from piat_hub.attacks.core import attack_mode, cross_entropy
+from piat_hub.attacks.core import ATTACKS, attack_mode, cross_entropy, register
 from piat_hub.attacks.cw import cw, margin
 from piat_hub.attacks.mim import mim
 from piat_hub.attacks.pgd import pgd
 
-__all__ = ["attack_mode", "autoattack", "cross_entropy", "cw", "margin", "mim", "pgd"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["ATTACKS", "attack_mode", "autoattack", "cross_entropy", "cw", "margin", "mim", "pgd", "register"]

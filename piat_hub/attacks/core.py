@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,15 @@ Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), y (
 OnStep: TypeAlias = Callable[[int, Tensor], Tensor | None]  # (k, logits) -> (B,) bool, true where still moving
 Start: TypeAlias = Literal["uniform"] | float
 Budget: TypeAlias = float | Tensor  # one number, or (B, 1, 1, 1)
+
+A = TypeVar("A", bound=Callable[..., Tensor])
+ATTACKS: dict[str, Callable[..., Tensor]] = {}  # what an evaluation may ask for by name, with a step count as suffix
+
+
+def register(attack: A) -> A:
+    """Decorator: an evaluation finds this (model, x, y, eps, step_size, steps, *, norm) -> x_adv under its function's name."""
+    ATTACKS[attack.__name__] = attack
+    return attack
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

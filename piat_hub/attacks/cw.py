@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks.core import Budget
+from piat_hub.attacks.core import Budget, register
 from piat_hub.attacks.pgd import pgd
 
 CONFIDENCE = 50.0
@@ -20,6 +20,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return -(true - others + CONFIDENCE).clamp_min(0).sum()
 
 
+@register
 def cw(
     model: nn.Module,
     x: Tensor,

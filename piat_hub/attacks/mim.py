@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from piat_hub.attacks.core import Budget
+from piat_hub.attacks.core import Budget, register
 from piat_hub.attacks.pgd import pgd
 
 
+@register
 def mim(
     model: nn.Module,
     x: Tensor,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks.core import Budget, Objective, OnStep, Start, ascend, attack_mode, cross_entropy
+from piat_hub.attacks.core import Budget, Objective, OnStep, Start, ascend, attack_mode, cross_entropy, register
 from piat_hub.config import InputError
 
 
+@register
 def pgd(
     model: nn.Module,
     x: Tensor,
