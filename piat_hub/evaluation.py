@@ -33,11 +33,6 @@ from piat_hub.config import InputError, ThreatModel, nearest, pixels
 from piat_hub.data import Split, derived_seed, to_unit
 
 Stage = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
-GRADIENT: dict[str, Callable[..., Tensor]] = {
-    "pgd": pgd,
-    "mim": mim,
-    "cw": cw,
-}  # each takes any step count as suffix; alone it means 20
 
 
 @dataclass
