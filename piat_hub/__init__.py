@@ -2,8 +2,8 @@
 
 from piat_hub.backbones import create_model
 from piat_hub.evaluation import evaluate
-from piat_hub.hub import from_pretrained
+from piat_hub.hub import from_pretrained, list_pretrained
 from piat_hub.interpolation import ParameterInterpolation
 
 __version__ = "0.1.0"
-__all__ = ["ParameterInterpolation", "create_model", "evaluate", "from_pretrained"]
+__all__ = ["ParameterInterpolation", "create_model", "evaluate", "from_pretrained", "list_pretrained"]

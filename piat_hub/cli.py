@@ -149,11 +149,6 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
             line = ", ".join(f"{k} {v}" for k, v in shown.items())
             if main:
                 bar.write(f"epoch {m['epoch']}/{config.epochs}: {line}, {t['images_per_second']:.0f} images/s")
-    except KeyboardInterrupt:
-        bar.close()
-        raise InputError(
-            f"stopped; the last finished epoch is saved: go on with the same command and --resume ({directory})"
-        ) from None
     finally:
         bar.close()
     if main:
@@ -217,8 +212,6 @@ def _evaluate_one(model: str, config: EvalConfig) -> run.Evaluated:
                 bar.set_description(f"{model} {attack}", refresh=False)
             bar.set_postfix_str(f"at most {percent(event.standing / event.n)}", refresh=False)
             bar.update(event.done - bar.n)
-    except KeyboardInterrupt:
-        raise InputError("stopped; what is measured is saved: go on with the same command and --resume") from None
     finally:
         bar.close()
     threat, n = done.results.threat_model, done.results.n
@@ -273,7 +266,7 @@ COMMANDS = {"train": train, "evaluate": evaluate, "card": card, "list": list_rec
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | None = None) -> int:
-    """Run a command; 0 when it worked, 2 for unusable input (one line on stderr), 1 for a run that diverged."""
+    """Run a command; 0 when it worked, 2 for unusable input, 1 for a run that diverged, 130 for Ctrl-C: one line each."""
     argv = list(sys.argv[1:] if argv is None else argv)
     with _quiet_dependencies():
         try:
@@ -289,6 +282,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
             lookup("command", command, COMMANDS)(argv, prog)
         except InputError as error:
             return _fail(prog, error, 2)
+        except KeyboardInterrupt:
+            return _fail(prog, "stopped; what is finished is saved: go on with the same command and --resume", 130)
         except RuntimeError as error:
             if type(error).__name__ != "Diverged":
                 raise
@@ -296,7 +291,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
     return 0
 
 
-def _fail(prog: str, error: Exception, code: int) -> int:
+def _fail(prog: str, error: object, code: int) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(f"{prog}: error: {error}", file=sys.stderr)
     return code

@@ -117,6 +117,11 @@ def from_pretrained(
     return model.to(device).eval()
 
 
+def list_pretrained() -> list[str]:
+    """Published weights of our backbones, as "architecture.tag"; none is published yet."""
+    return timm.list_pretrained("cifar_*")
+
+
 def _download(repo_id: str, filename: str, where: Mapping[str, Any]) -> Path:
     if repo_id.count("/") != 1:
         raise InputError(f"no model {repo_id!r}: it is no directory here and no Hub id ORG/NAME; check the path")

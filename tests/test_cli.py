@@ -237,3 +237,13 @@ def test_entry_points_name_the_same_function():
     assert project["scripts"] == {"piat": "piat_hub.cli:main"} and project["name"] == "piat-hub"
     shown = subprocess.run([sys.executable, "-m", "piat_hub", "list"], capture_output=True, text=True, check=True)
     assert "Recipes:" in shown.stdout
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(config, options):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(run, "train", interrupted)
+    assert cli.main(["train"]) == 130
+    assert "go on with the same command and --resume" in capsys.readouterr().err

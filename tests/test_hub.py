@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -136,3 +138,23 @@ def test_config_is_timms_format_with_a_piat_block(saved):
     config = json.loads((saved[1] / "config.json").read_text())
     assert config["piat"]["threat_model"] == {"norm": "Linf", "eps": "0.15"}
     assert config["pretrained_cfg"]["input_size"] == [1, 8, 8] and config["pretrained_cfg"]["crop_pct"] == 1.0
+
+
+PUBLISHED = """
+import sys, types
+import piat_hub, timm
+from timm.models import generate_default_cfgs, register_model
+
+assert piat_hub.list_pretrained() == []
+other = types.ModuleType("other")  # a backbone of ours with published weights, as backbones.py would register it
+other.default_cfgs = generate_default_cfgs({"cifar_net.digits": {"hf_hub_id": "piat/net"}})
+exec("def cifar_net(pretrained=False, **kwargs): pass", other.__dict__)
+sys.modules["other"] = other
+register_model(other.cifar_net)
+print(piat_hub.list_pretrained())
+"""
+
+
+def test_list_pretrained_names_published_weights_only():
+    shown = subprocess.run([sys.executable, "-c", PUBLISHED], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "['cifar_net.digits']"

@@ -1,0 +1,52 @@
+"""The documents: their tables are what the recorded results say, their links lead somewhere, their code runs."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def tables():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_what_the_results_say():
+    module, found = tables(), 0
+    for file in module.FILES:
+        text = file.read_text()
+        found += text.count("<!-- table ")
+        assert module.filled(text) == text, f"{file.name} is stale: run python docs/tables.py"
+    assert found >= 3
+
+
+def test_a_changed_figure_would_be_caught():
+    module = tables()
+    text = (ROOT / "README.md").read_text()
+    table = re.search(r"<!-- table \w+ -->\n(.*?)<!-- end -->", text, re.S)[1]
+    figure = re.search(r"\d\d\.\d\d %", table)[0]
+    assert module.filled(text.replace(figure, "12.34 %")) == text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_relative_links_exist(document):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+def test_the_readmes_python_runs(tmp_path, small_digits, do_train):
+    do_train(small_digits(epochs=2), tmp_path / "runs" / "demo")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) >= 2
+    scope = {}
+    for block in blocks:
+        exec(block, scope)
+    assert scope["results"].attacks["pgd20"]["n"] == 100
+    assert scope["interpolation"].epoch == 3
