@@ -109,7 +109,11 @@ def train(argv: Sequence[str], prog: str) -> None:
 
     method = methods.get(chosen)
     parser = Parser(
-        prog=prog, allow_abbrev=False, description=_recipe_help(), formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog,
+        usage=f"{prog} [RECIPE] [flags]",
+        allow_abbrev=False,
+        description=f"{_recipe_help()}\n\nMethods: {', '.join(methods.names())}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "recipe", nargs="?", default="digits", metavar="RECIPE", help="a recipe's name (default: digits)"
@@ -135,12 +139,16 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
 
     main = os.environ.get("RANK", "0") == "0"
     directory = run.output_directory(config, options)
-    bar: tqdm[NoReturn] = tqdm(total=config.epochs, unit="epoch", disable=None if main else True, desc=title(config))
+    bar: tqdm[NoReturn] = tqdm(unit="image", unit_scale=True, disable=None if main else True, desc=title(config))
+    shown: dict[str, str] = {}
     try:
         for event in run.train(config, options):
             if isinstance(event, engine.Step):
-                bar.set_postfix(loss=f"{event.loss:.3f}", step=f"{event.step}/{event.steps}", refresh=False)
-                bar.update(event.epoch - 1 + event.step / event.steps - bar.n)
+                images = ((event.epoch - 1) * event.steps + event.step) * event.images
+                if bar.total is None:
+                    bar.total, bar.initial, bar.n = config.epochs * event.steps * event.images, images, images
+                bar.set_postfix({"epoch": event.epoch} | shown | {"loss": f"{event.loss:.3f}"}, refresh=False)
+                bar.update(images - bar.n)
                 continue
             m, t = event.metrics, event.timing
             shown = {"loss": f"{m['train_loss']:.3f}", "lam": f"{m['lam']:.3f}"}
@@ -159,7 +167,12 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
     """`evaluate.py MODEL [MODEL…] [flags]`."""
-    parser = Parser(prog=prog, allow_abbrev=False, description="Measure clean and robust accuracy.")
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} MODEL [MODEL …] [flags]",
+        allow_abbrev=False,
+        description="Measure clean and robust accuracy.",
+    )
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="a run or model directory, a Hub id, or module:callable"
     )

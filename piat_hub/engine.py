@@ -19,11 +19,12 @@ from piat_hub.interpolation import ParameterInterpolation
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step is done: step counts from 1 to steps within the epoch."""
+    """One optimizer step is done: step counts from 1 to steps within the epoch, images are those of all ranks."""
 
     epoch: int
     step: int
     steps: int
+    images: int
     loss: float
 
 
@@ -84,7 +85,7 @@ def train(
                 loss_sum += value / config.accumulation
             average_buffers(bare, accelerator)
             total += loss_sum / steps
-            yield Step(epoch, step, steps, loss_sum)
+            yield Step(epoch, step, steps, len(index), loss_sum)
         lam = 0.0
         if interpolation:
             order = batches(len(split), config.batch_size, config.seed, epoch)
