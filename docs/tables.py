@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from piat_hub.card import percent
+from piat_hub.card import HEADERS, percent, rows
 
 DOCS = Path(__file__).parent
 FILES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -41,27 +41,37 @@ def markdown(rows, headers):
 
 def digits():
     """Means over three seeds, and each seed's PGD-20 with its interval."""
-    rows = []
+    lines = []
     for method, name in METHODS.items():
         runs = [read(f"digits/{method}-{seed}") for seed in range(3)]
-        rows.append([name, mean(runs, "clean"), mean(runs, "pgd20"), *(cell(r, "pgd20") for r in runs)])
-    return markdown(rows, ["method", "clean, mean", "PGD-20, mean", "PGD-20, seed 0", "seed 1", "seed 2"])
+        lines.append([name, mean(runs, "clean"), mean(runs, "pgd20"), *(cell(r, "pgd20") for r in runs)])
+    return markdown(lines, ["method", "clean, mean", "PGD-20, mean", "PGD-20, seed 0", "seed 1", "seed 2"])
 
 
 def digits_clean():
     """Each seed's clean accuracy with its interval."""
-    rows = [[name, *(cell(read(f"digits/{m}-{s}"), "clean") for s in range(3))] for m, name in METHODS.items()]
-    return markdown(rows, ["method", "clean, seed 0", "seed 1", "seed 2"])
+    lines = [[name, *(cell(read(f"digits/{m}-{s}"), "clean") for s in range(3))] for m, name in METHODS.items()]
+    return markdown(lines, ["method", "clean, seed 0", "seed 1", "seed 2"])
 
 
 def cifar10_jpeg():
     """The two ResNet-20 runs on the JPEG-coded CIFAR-10."""
-    rows = []
+    lines = []
     for method in ("pgd_at", "piat-nmse"):
         thousand, few = read(f"cifar10-jpeg/{method}"), read(f"cifar10-jpeg/{method}-aa")
         cells = [cell(thousand, attack) for attack in ("clean", "pgd20", "cw20")]
-        rows.append([METHODS[method], *cells, cell(few, "clean"), cell(few, "aa")])
-    return markdown(rows, ["method", "clean", "PGD-20", "CW-20", "clean, n 200", "AutoAttack, n 200"])
+        lines.append([METHODS[method], *cells, cell(few, "clean"), cell(few, "aa")])
+    return markdown(lines, ["method", "clean", "PGD-20", "CW-20", "clean, n 200", "AutoAttack, n 200"])
+
+
+def demo():
+    """How long `make demo` took, and what it measured."""
+    results = read("demo/results")
+    lines = (DOCS / "results" / "demo" / "timing.jsonl").read_text(encoding="utf-8").splitlines()
+    trained = sum(line["train_seconds"] + line["check_seconds"] for line in map(json.loads, lines))
+    table = markdown(rows(results), HEADERS)
+    took = f"Training took {trained:.0f} s and evaluation {results['seconds']:.0f} s ({results['device']})."
+    return f"{took} It printed:\n\n{table}"
 
 
 def filled(text):
