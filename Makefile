@@ -15,7 +15,7 @@ BIN := .venv/bin
 demo: .venv/ready  ## train the default recipe and evaluate it; starts anew each time
 	rm -rf runs/demo
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train.py digits --output runs/demo
-	$(BIN)/python evaluate.py runs/demo --attacks clean pgd20 aa --n 200
+	$(BIN)/python evaluate.py runs/demo --attacks clean pgd20 aa
 
 test: .venv/ready lint  ## lint, then the whole suite
 	$(BIN)/python -m pytest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
-from piat_hub.config import InputError, TrainConfig, from_dict, pixels
+from piat_hub import recipes
+from piat_hub.config import RESULTS, WEIGHTS, InputError, TrainConfig, flags, from_dict, pixels
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn"}
@@ -23,7 +26,7 @@ def title(config: TrainConfig) -> str:
 
 
 def method_name(config: TrainConfig) -> str:
-    """The method as papers name it, with its interpolation: 'PIAT+NMSE', 'PGD-AT', 'constant interpolation+TRADES'."""
+    """The method as papers name it, with its interpolation: 'PIAT+NMSE', 'PGD-AT', 'lam=0.9+NMSE'."""
     name = METHOD_NAMES.get(config.method, config.method.upper())
     prefix = {"none": "", "piat": "PIAT+", "constant": f"lam={config.interpolation.constant:g}+"}[
         config.interpolation.kind
@@ -70,8 +73,7 @@ def write(directory: Path) -> Path:
         raise InputError(
             f"{directory} is no run directory: no {path.name} with a piat block ({error}); train one"
         ) from error
-    files = {"last": directory / "results.json", "best": directory / "results_best.json"}
-    measured = {c: json.loads(f.read_text(encoding="utf-8")) for c, f in files.items() if f.exists()}
+    measured = _measured(directory)
     card = ModelCard.from_template(
         _metadata(directory, trained, measured),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -97,12 +99,28 @@ def write(directory: Path) -> Path:
 
 
 def command(config: TrainConfig) -> str:
-    """The command that trains this, as far as its recipe tells; config.json has every field."""
-    words = ["accelerate launch train.py", config.recipe, f"--dataset {Path(config.dataset).name}"]
-    words += [f"--method {config.method}", *(f"--method.{k} {v}" for k, v in config.method_args.items())]
-    words += [f"--interpolation {config.interpolation.kind}", f"--epochs {config.epochs}"]
-    words += [f"--train-size {config.train_size}"] if config.train_size else []
-    return " ".join([*filter(None, words), f"--seed {config.seed}"])
+    """The command that trains this: its recipe and what differs from it; a local data set by its folder's name."""
+    base = recipes.get(config.recipe) if config.recipe in recipes.RECIPES else TrainConfig()
+    dataset = Path(config.dataset).name if Path(config.dataset).is_dir() else config.dataset
+    words = ["accelerate launch train.py", config.recipe] if config.recipe else ["accelerate launch train.py"]
+    words += flags(dataclasses.replace(config, dataset=dataset), base)
+    return " ".join([*words, *(f"--method.{name} {value}" for name, value in config.method_args.items())])
+
+
+def _measured(directory: Path) -> dict[str, dict[str, Any]]:
+    """Results by checkpoint, as far as they were measured on the weights that lie there now."""
+    found = {}
+    for checkpoint, name in RESULTS.items():
+        results, weights = directory / name, directory / WEIGHTS[checkpoint]
+        if not (results.exists() and weights.exists()):
+            continue
+        try:
+            known = json.loads(results.read_text(encoding="utf-8"))
+            if known["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest():
+                found[checkpoint] = known
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{results} is damaged ({error!r}); move it away and evaluate again") from error
+    return found
 
 
 def _metadata(directory: Path, config: TrainConfig, measured: dict[str, dict[str, Any]]) -> ModelCardData:
@@ -122,11 +140,13 @@ def _metadata(directory: Path, config: TrainConfig, measured: dict[str, dict[str
         for checkpoint, results in measured.items()
         for attack, figures in results["attacks"].items()
     ]
+    training_tags = ["adversarial-training"] if config.method != "standard" else []
+    training_tags += ["piat"] if config.interpolation.kind == "piat" else []
     return ModelCardData(
         library_name="timm",
         license="mit",
         pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "adversarial-robustness", "adversarial-training", "piat"],
+        tags=["image-classification", "timm", "adversarial-robustness", *training_tags],
         datasets=[HUB_DATASETS[config.dataset]] if config.dataset in HUB_DATASETS else None,
         model_name=directory.resolve().name,
         eval_results=entries or None,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from piat_hub import recipes
 from piat_hub.config import (
+    WEIGHTS,
     EvalConfig,
     InputError,
     RunOptions,
@@ -134,12 +135,12 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     """Train with a progress bar and a line per epoch; both on rank 0 only."""
     from tqdm import tqdm
 
-    from piat_hub import engine, run
-    from piat_hub.card import percent, title
+    from piat_hub import card, engine, figures, run
+    from piat_hub.card import percent
 
     main = os.environ.get("RANK", "0") == "0"
     directory = run.output_directory(config, options)
-    bar: tqdm[NoReturn] = tqdm(unit="image", unit_scale=True, disable=None if main else True, desc=title(config))
+    bar: tqdm[NoReturn] = tqdm(unit="image", unit_scale=True, disable=None if main else True, desc=card.title(config))
     shown: dict[str, str] = {}
     try:
         for event in run.train(config, options):
@@ -160,8 +161,9 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     finally:
         bar.close()
     if main:
+        figures.save(figures.curves(run.read_metrics(directory), title=card.title(config)), directory / "curves.png")
         print(
-            f"weights {directory / 'model.safetensors'}\ncurves  {directory / 'curves.png'}\ncard    {directory / 'README.md'}"
+            f"weights {directory / WEIGHTS['last']}\ncurves  {directory / 'curves.png'}\ncard    {card.write(directory)}"
         )
 
 
@@ -193,7 +195,10 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 
     from piat_hub import run
 
-    finished = [_evaluate_one(model, config) for model in models]
+    prepared = [
+        run.prepare_evaluation(model, config) for model in models
+    ]  # all requests are checked before the first runs
+    finished = [_evaluate_one(model, one, config) for model, one in zip(models, prepared, strict=True)]
     if len(finished) > 1:
         print(_comparison(finished))
     for done in finished:
@@ -205,20 +210,16 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
             print(f"curves   {curves}")
 
 
-def _evaluate_one(model: str, config: EvalConfig) -> run.Evaluated:
+def _evaluate_one(model: str, done: run.Evaluation, config: EvalConfig) -> run.Evaluation:
     from tabulate import tabulate
     from tqdm import tqdm
 
-    from piat_hub import run
     from piat_hub.card import HEADERS, percent, rows
 
     bar: tqdm[NoReturn] = tqdm(unit="image", disable=None, desc=model)
     attack = ""
     try:
-        for event in run.evaluate(model, config):
-            if isinstance(event, run.Evaluated):
-                done = event
-                continue
+        for event in done.measure(config):
             if attack != event.attack:
                 attack = event.attack
                 bar.reset(event.total)
@@ -238,7 +239,7 @@ def _evaluate_one(model: str, config: EvalConfig) -> run.Evaluated:
     return done
 
 
-def _comparison(finished: Sequence[run.Evaluated]) -> str:
+def _comparison(finished: Sequence[run.Evaluation]) -> str:
     from tabulate import tabulate
 
     from piat_hub.card import attack_name, percent

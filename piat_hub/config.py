@@ -18,6 +18,9 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
+WEIGHTS = {"last": "model.safetensors", "best": "model_best.safetensors"}  # a run's weights, by checkpoint
+RESULTS = {"last": "results.json", "best": "results_best.json"}
+
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: the value, the rule, the next step."""
@@ -120,6 +123,20 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     return cls(**built)
 
 
+def flags(config: Any, base: Any, prefix: str = "") -> list[str]:
+    """The command-line words that turn `base` into `config`, two dataclasses of one type."""
+    words: list[str] = []
+    for f in dataclasses.fields(config):
+        value, default = getattr(config, f.name), getattr(base, f.name)
+        if dataclasses.is_dataclass(value):
+            words += flags(value, default, f.metadata.get("prefix", ""))
+        elif value != default and value is not None and f.metadata.get("flag") is not None:
+            name = f.metadata["flag"] or prefix + f.name.replace("_", "-")
+            shown = pixels(value) if f.metadata["unit"] == "pixels" else str(value)
+            words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", shown]
+    return words
+
+
 def choices(hint: Any) -> tuple[str, ...]:
     """The options of a Literal, or of the Literal in `Literal[…] | None`; () for other types."""
     literals = [h for h in (hint, *typing.get_args(hint)) if typing.get_origin(h) is Literal]
@@ -175,10 +192,10 @@ class InterpolationConfig:
         "piat", "write lam theta' + (1 - lam) theta back after each epoch", flag="interpolation"
     )
     constant: float = option(0.9, "lam where the interpolation is constant", least=0, below=1)
-    a: float = option(1.0, "numerator slope of g(n)", above=0)
+    a: float = option(1.0, "numerator slope of g(n)", least=0)
     b: float = option(1.0, "numerator offset of g(n)", least=0)
-    c: float = option(1.0, "denominator slope of g(n), at least a", above=0)
-    d: float = option(10.0, "denominator offset of g(n), at least b", above=0)
+    c: float = option(1.0, "denominator slope of g(n), at least a", least=0)
+    d: float = option(10.0, "denominator offset of g(n), at least b", least=0)
     start_epoch: int = option(1, "the epoch that counts as n = 1; before it lam = 0", unit="epoch", least=1)
     bn: Literal["interpolate", "copy", "recalibrate"] = option(
         "interpolate", "BatchNorm statistics at an interpolation: as the weights, untouched, or measured again"
@@ -186,10 +203,15 @@ class InterpolationConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.c < self.a or self.d < self.b:
-            raise InputError(
-                f"g(n) = (a n + b)/(c n + d) must stay below 1: c >= a and d >= b, got a={self.a} b={self.b} c={self.c} d={self.d}"
-            )
+        check_law(self.a, self.b, self.c, self.d)
+
+
+def check_law(a: float, b: float, c: float, d: float) -> None:
+    """Raise InputError unless g(n) = (a n + b) / (c n + d) lies in [0, 1] for every n >= 1."""
+    if not (0 <= a <= c and 0 <= b <= d and c + d > 0):
+        raise InputError(
+            f"g(n) = (a n + b)/(c n + d) needs c >= a >= 0 and d >= b >= 0, got {a=:g} {b=:g} {c=:g} {d=:g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -197,7 +219,7 @@ class TrainConfig:
     """Everything that decides what a run learns; recorded whole in config.json and compared on resume."""
 
     recipe: str = option("", "name of the recipe this started from", flag=None)
-    backbone: str = option("cifar_resnet18", "timm model name, built for the data's image size and classes")
+    backbone: str = option("cifar_resnet18", "timm model name; built for the data's classes and channels")
     dataset: str = option(
         "cifar10", "digits, cifar10, cifar100, svhn, a Hub id, or a directory that load_dataset reads"
     )

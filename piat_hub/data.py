@@ -38,6 +38,7 @@ class Split:
     labels: Tensor
     label_names: tuple[str, ...]
     name: str
+    inferred: bool = False  # label_names are only the classes this split happens to hold: there may be more
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,8 +76,8 @@ def load(dataset: str, split: str, image_column: str | None = None, label_column
         image_column, label_column = image_column or ALIASES[dataset][2], label_column or ALIASES[dataset][3]
     image_column = _column(table, name, "image", image_column)
     label_column = _column(table, name, "label", label_column)
-    labels, label_names = _labels(table, name, label_column)
-    return Split(_decode(table, name, image_column), labels, label_names, name)
+    labels, label_names, inferred = _labels(table, name, label_column)
+    return Split(_decode(table, name, image_column), labels, label_names, name, inferred)
 
 
 def hold_out(train: Split, holdout: int, train_size: int | None = None) -> tuple[Split, Split]:
@@ -202,7 +203,9 @@ def _column(table: Any, name: str, what: str, given: str | None) -> str:
     found = [column for column, feature in features.items() if isinstance(feature, kind)]
     if not found and what == "label":
         found = [
-            column for column in ("label", "labels") if getattr(features.get(column), "dtype", "").startswith("int")
+            column
+            for column in ("label", "labels")
+            if getattr(features.get(column), "dtype", "").startswith(("int", "uint"))
         ]
     if len(found) != 1:
         state = f"has {len(found)} {what} columns ({', '.join(found)})" if found else f"has no {what} column"
@@ -210,7 +213,8 @@ def _column(table: Any, name: str, what: str, given: str | None) -> str:
     return found[0]
 
 
-def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...]]:
+def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...], bool]:
+    """(class numbers, class names, whether the names were inferred from the numbers)."""
     import datasets
 
     feature = table.features[column]
@@ -219,18 +223,17 @@ def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...]
         raise InputError(
             f"{name}: column {column!r} holds {values.dtype}, not class numbers; name one with --label-column"
         )
-    if isinstance(feature, datasets.ClassLabel):
-        names = tuple(str(n) for n in feature.names)
-    else:
-        names = tuple(str(k) for k in range(int(values.max(initial=-1)) + 1))
+    values = values.astype(np.int64)
+    inferred = not isinstance(feature, datasets.ClassLabel)
+    names = tuple(map(str, range(int(values.max(initial=-1)) + 1) if inferred else feature.names))
     bad = values[(values < 0) | (values >= len(names))]
     if len(bad):
         raise InputError(
             f"{name}: label {bad[0]} in column {column!r} lies outside 0..{len(names) - 1}; drop or relabel those images"
         )
-    if len(names) < 2:
-        raise InputError(f"{name}: column {column!r} has {len(names)} class; a classifier needs at least two")
-    return torch.from_numpy(values.astype(np.int64)), names
+    if len(np.unique(values)) < 2:
+        raise InputError(f"{name}: column {column!r} holds a single class; a classifier needs at least two")
+    return torch.from_numpy(values), names, inferred
 
 
 def _decode(table: Any, name: str, column: str) -> Tensor:
@@ -240,11 +243,14 @@ def _decode(table: Any, name: str, column: str) -> Tensor:
     if not isinstance(table.features[column], datasets.Image):
         raise InputError(f"{name}: column {column!r} does not hold images; name one with --image-column")
     decoded: list[Tensor] = []
-    for cell in table.cast_column(column, datasets.Image(decode=False))[column]:
-        image = _decode_one(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes())
+    for row, cell in enumerate(table.cast_column(column, datasets.Image(decode=False))[column]):
+        try:
+            image = _decode_one(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes())
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(f"{name}: row {row} of column {column!r} is no image ({_line(error)}); drop it") from error
         if decoded and image.shape[1:] != decoded[0].shape[1:]:
             sizes = " and ".join(f"{h}x{w}" for h, w in (decoded[0].shape[1:], image.shape[1:]))
-            raise InputError(f"{name} mixes image sizes: {sizes} (image {len(decoded)}); resize them to one size first")
+            raise InputError(f"{name} mixes image sizes: {sizes} (row {row}); resize them to one size first")
         decoded.append(image)
     if not decoded:
         raise InputError(f"{name} has no images in this split; name another data set")

@@ -19,7 +19,7 @@ from piat_hub.interpolation import ParameterInterpolation
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step is done: step counts from 1 to steps within the epoch, images are those of all ranks."""
+    """One optimizer step is done: step counts from 1 to steps within the epoch; images and loss are those of all ranks."""
 
     epoch: int
     step: int
@@ -30,7 +30,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch is done and its interpolation written: lr is its last step's, train_loss its mean over all ranks."""
+    """One epoch is done and its interpolation written: lr is its last step's, train_loss its mean."""
 
     epoch: int
     lam: float
@@ -59,7 +59,7 @@ def train(
     seed derived from (seed, epoch, step, rank), so a run can go on from any epoch with no generator state.
     Raises Diverged if a loss is not finite, before it touches the weights.
     """
-    bare, standard = accelerator.unwrap_model(model), methods.get("standard")()
+    bare, standard = unwrap(model, accelerator), methods.get("standard")()
     rank, world = accelerator.process_index, accelerator.num_processes
 
     def craft(_: nn.Module, x: Tensor, y: Tensor, /, **options: Any) -> Tensor:
@@ -77,7 +77,8 @@ def train(
                 with accelerator.accumulate(model):
                     x = to_unit(augment(split.images[micro], config.crop_pad, config.flip))
                     loss = objective(model, x, split.labels[micro], craft, (epoch - 1) / config.epochs)
-                    if not math.isfinite(value := loss.item()):
+                    value = float(accelerator.gather(loss.detach()).mean())  # not finite on one rank: on all
+                    if not math.isfinite(value):
                         raise Diverged(f"the loss is {value} at epoch {epoch}, step {step} of {steps}")
                     accelerator.backward(loss)
                     optimizer.step()
@@ -90,7 +91,22 @@ def train(
         if interpolation:
             order = batches(len(split), config.batch_size, config.seed, epoch)
             lam = interpolation.step(to_unit(split.images[index]) for index in order)
-        yield Epoch(epoch, lam, lr, float(accelerator.reduce(torch.tensor(total, device=accelerator.device), "mean")))
+        yield Epoch(epoch, lam, lr, total)
+
+
+def prepare(
+    model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Model and optimizer for `train`, wrapped by Accelerate; buffers are averaged by `train`, not broadcast by DDP."""
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model.broadcast_buffers = False
+    return model, optimizer
+
+
+def unwrap(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The bare module: without DDP and without torch.compile, still with autocast."""
+    return accelerator.unwrap_model(model, keep_torch_compile=False)
 
 
 def shards(index: Tensor, world: int, accumulation: int) -> Tensor:

@@ -7,6 +7,7 @@ four. A misclassified clean image counts as broken under every attack: the clean
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import platform
 import re
 import subprocess
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +31,7 @@ from torch import Tensor, nn
 from piat_hub import data
 from piat_hub.attacks import ATTACKS, attack_mode
 from piat_hub.attacks.autoattack import changes, components
-from piat_hub.config import InputError, ThreatModel, nearest, pixels
+from piat_hub.config import RESULTS, InputError, ThreatModel, nearest, pixels
 from piat_hub.data import Split, derived_seed, to_unit
 
 Stage = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
@@ -59,6 +61,7 @@ class Running:
     """An attack under way: `entry` stood when its current stage began, `standing` stands now, after `batches` of it."""
 
     attack: str
+    facts: dict[str, Any]
     batch_size: int
     entry: np.ndarray
     standing: np.ndarray
@@ -82,9 +85,19 @@ class Results:
     attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
     verdicts: dict[str, np.ndarray] = field(default_factory=dict)
     running: Running | None = None
+    stopped: dict[str, Running] = field(default_factory=dict)
     weights: str = ""
+    images: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, images: Split, threat_model: ThreatModel, **facts: Any) -> Results:
+        """Empty results for these images: split "test", seed 0 and checkpoint "last" unless told."""
+        defaults: dict[str, Any] = {"split": "test", "seed": 0, "checkpoint": "last"}
+        digest = hashlib.sha256(images.images.cpu().numpy().tobytes()).hexdigest()
+        labels = images.labels.cpu().numpy()
+        return cls(threat_model, images.name, n=len(images), labels=labels, images=digest, **(defaults | facts))
 
     def to_dict(self) -> dict[str, Any]:
         """results.json, schema 1."""
@@ -95,6 +108,7 @@ class Results:
             "seed": self.seed,
             "checkpoint": self.checkpoint,
             "weights_sha256": self.weights,
+            "images_sha256": self.images,
             "attacks": self.attacks,
             **self.environment,
             "seconds": round(self.seconds, 1),
@@ -104,21 +118,22 @@ class Results:
         """Write results.json and verdicts.npz (results_best.json, verdicts_best.npz for the best checkpoint), each whole."""
         directory.mkdir(parents=True, exist_ok=True)
         results, verdicts = result_files(directory, self.checkpoint)
-        partial_file = _partial_file(verdicts)
         if self.running:
             arrays = {"entry": self.running.entry, "standing": self.running.standing}
             facts = {k: v for k, v in vars(self.running).items() if k not in arrays}
-            return _save_arrays(partial_file, facts=np.array(json.dumps(facts)), **arrays)
+            return _save_arrays(_partial(verdicts, self.running.attack), facts=np.array(json.dumps(facts)), **arrays)
         _save_arrays(verdicts, index=np.arange(self.n), label=self.labels, **self.verdicts)
-        scratch = directory / ".results.json.new"
+        scratch = directory / f".{results.name}.new"
         scratch.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         os.replace(scratch, results)
-        return partial_file.unlink(missing_ok=True)
+        for attack in self.attacks:
+            _partial(verdicts, attack).unlink(missing_ok=True)
+        return None
 
-    def resume(self, directory: Path, *, running: bool = False) -> None:
-        """Take over what an earlier call measured in `directory`; with `running`, also the attack it was stopped in.
+    def resume(self, directory: Path, *, stopped: bool = False) -> None:
+        """Take over what an earlier call measured in `directory`; with `stopped`, also attacks it was stopped in.
 
-        InputError if it measured something else.
+        InputError if it measured something else, or if its files are damaged.
         """
         results, verdicts = result_files(directory, self.checkpoint)
         if not results.exists():
@@ -127,25 +142,30 @@ class Results:
             before = json.loads(results.read_text(encoding="utf-8"))
             with np.load(verdicts, allow_pickle=False) as arrays:
                 kept = {name: arrays[name] for name in before["attacks"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if any(k.shape != (before["dataset"]["n"],) or k.dtype != bool for k in kept.values()):
+                raise ValueError("verdicts of another shape or type")
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{results} and {verdicts.name} cannot be read together ({error}); move them away"
             ) from error
         now = self.to_dict()
-        for key in ("threat_model", "dataset", "seed", "checkpoint", "weights_sha256"):
+        for key in ("threat_model", "dataset", "seed", "checkpoint", "weights_sha256", "images_sha256"):
             if before.get(key) != now[key]:
                 raise InputError(
                     f"{results} holds results for {key} {before.get(key)}, this call asks for {now[key]}; "
                     "name another place with --output"
                 )
         self.attacks, self.verdicts, self.seconds = before["attacks"], kept, float(before["seconds"])
-        if running and (path := _partial_file(verdicts)).exists():
+        self.environment = {key: before.get(key) for key in ("versions", "git", "device")}
+        for path in sorted(directory.glob(_partial(verdicts, "*").name)) if stopped else ():
             try:
                 with np.load(path, allow_pickle=False) as arrays:
-                    facts = json.loads(str(arrays["facts"]))
-                    self.running = Running(**facts, entry=arrays["entry"], standing=arrays["standing"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                    running = Running(
+                        **json.loads(str(arrays["facts"])), entry=arrays["entry"], standing=arrays["standing"]
+                    )
+            except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
                 raise InputError(f"{path} is not a whole state of an evaluation ({error}); move it away") from error
+            self.stopped[running.attack] = running
 
     def record(self, name: str, standing: np.ndarray, facts: dict[str, Any]) -> None:
         """Add one attack's verdicts and its figures."""
@@ -156,12 +176,12 @@ class Results:
 
 def result_files(directory: Path, checkpoint: str) -> tuple[Path, Path]:
     """(results, verdicts) of a checkpoint in a directory."""
-    suffix = "" if checkpoint == "last" else f"_{checkpoint}"
-    return directory / f"results{suffix}.json", directory / f"verdicts{suffix}.npz"
+    results = directory / RESULTS[checkpoint]
+    return results, results.with_name(results.name.replace("results", "verdicts").replace(".json", ".npz"))
 
 
-def _partial_file(verdicts: Path) -> Path:
-    return verdicts.with_name(f"{verdicts.stem}.partial.npz")
+def _partial(verdicts: Path, attack: str) -> Path:
+    return verdicts.with_name(f"{verdicts.stem}.{attack}.partial.npz")
 
 
 def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -222,9 +242,7 @@ def evaluate(
     Raises: ValueError for an unknown attack, a class count that differs from the data's, or n beyond the split.
     """
     images = (data.load(dataset, split) if isinstance(dataset, str) else dataset).first(n)
-    results = Results(
-        threat_model or ThreatModel(), images.name, split, len(images), seed, "last", images.labels.cpu().numpy()
-    )
+    results = Results.of(images, threat_model or ThreatModel(), split=split, seed=seed)
     for _ in measure(model, images, attacks, results, step_size=step_size, batch_size=batch_size):
         pass
     return results
@@ -245,9 +263,8 @@ def measure(
     Verdicts are fp32 with TF32 off. A batch's randomness is derived from (seed, attack, stage, batch), so an evaluation
     that goes on from a saved state ends with the verdicts of one that was never stopped.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     images, labels = split.images.to(device), split.labels.to(device)
-    results.environment = environment(device)
     with verdict_mode(model) as exact:
         classes = class_count(exact, split)
         todo = {a: suite(a, results.threat_model, classes, step_size, results.seed) for a in ("clean", *attacks)}
@@ -267,18 +284,26 @@ def measure(
                 results.record(name, torch.cat(parts).cpu().numpy(), {})
                 yield Progress(name, len(split), len(split), results.attacks[name]["correct"], len(split))
             else:
-                clean = results.verdicts["clean"]
-                if results.running is None or (results.running.attack, results.running.batch_size) != (
-                    name,
-                    batch_size,
-                ):
-                    results.running = Running(name, batch_size, clean.copy(), clean.copy())
+                results.running = _take_up(name, attack, batch_size, results)
                 yield from _attack(exact, images, labels, attack, results.running, results.seed, lambda: save(results))
                 now, results.running = results.running, None
                 extra = {"per_attack": now.stages} if len(now.stages) > 1 else {}
                 results.seconds += now.seconds
                 results.record(name, now.standing, attack.facts | extra | {"seconds": round(now.seconds, 1)})
+            results.environment = environment(device)
             save(results)
+
+
+def _take_up(name: str, attack: Suite, batch_size: int, results: Results) -> Running:
+    """Where an earlier call was stopped in this attack, or its beginning."""
+    clean = results.verdicts["clean"]
+    now = results.stopped.pop(name, None) or Running(name, attack.facts, batch_size, clean.copy(), clean.copy())
+    if (now.facts, now.batch_size) != (attack.facts, batch_size):
+        raise InputError(
+            f"{name} was stopped with {now.facts} in batches of {now.batch_size}, this call asks for {attack.facts} in "
+            f"batches of {batch_size}; ask for the same, or leave out --resume to begin it anew"
+        )
+    return now
 
 
 def _attack(
@@ -310,17 +335,28 @@ def class_count(model: nn.Module, split: Split) -> int:
     """The number of classes the model tells apart. InputError if it cannot take the images or the data has another count."""
     try:
         with attack_mode(model), torch.no_grad():
-            classes = model(to_unit(split.images[:1]).to(next(iter(model.parameters())).device)).shape[1]
-    except RuntimeError as error:
+            logits = model(to_unit(split.images[:1]).to(device_of(model)))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        size = "x".join(map(str, split.shape))
+        raise InputError(f"the model cannot take the {size} images of {split.name}: {reason}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        kind = (
+            f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        )
+        raise InputError(f"the model returns {kind}; a classifier returns logits of shape (B, classes)")
+    classes, known = logits.shape[1], len(split.label_names)
+    if classes < known or (classes > known and not split.inferred):
         raise InputError(
-            f"the model cannot take {split.name}'s {split.shape} images: {str(error).splitlines()[0]}"
-        ) from error
-    if classes != len(split.label_names):
-        raise InputError(
-            f"the model has {classes} classes and {split.name} has {len(split.label_names)}; "
+            f"the model has {classes} classes and {split.name} has {known}; "
             "name the data it was trained for with --dataset"
         )
     return classes
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lies; the CPU for a model without parameters."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -359,16 +395,15 @@ def accuracy(
 
 @contextmanager
 def verdict_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in fp32 with TF32 off: itself if it is fp32, else an fp32 copy. Everything is put back after."""
+    """The model in fp32 with TF32 off: itself if it is fp32, else an fp32 copy. Flags and generators are put back after."""
     flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    rng = torch.get_rng_state()
     try:
-        plain = all(p.dtype == torch.float32 for p in model.parameters())
-        yield model if plain else copy.deepcopy(model).float()
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            plain = all(p.dtype == torch.float32 for p in model.parameters())
+            yield model if plain else copy.deepcopy(model).float()
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
-        torch.set_rng_state(rng)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

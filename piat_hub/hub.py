@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,9 +18,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 import piat_hub.backbones  # noqa: F401  registers our architectures with timm
-from piat_hub.config import InputError, TrainConfig, nearest, to_dict
-
-WEIGHTS = {"last": "model.safetensors", "best": "model_best.safetensors"}
+from piat_hub.config import WEIGHTS, InputError, TrainConfig, nearest, to_dict
 
 
 def save_pretrained(
@@ -93,7 +92,8 @@ def from_pretrained(
         checkpoint: "last", or "best" for the epoch chosen on held-out images.
         revision, cache_dir, token, local_files_only: as in huggingface_hub.
         device: where the model goes.
-    Returns: the model, with `label_names` (tuple of str) and `piat` (the training configuration as a dict, or {}).
+    Returns: the model, with `label_names` (tuple of str), `piat` (the training configuration as a dict, or {}) and
+    `weights_sha256` (of the weights file).
     Raises: ValueError if there is no such model, or its weights do not fit its config.json exactly. No pickle is read.
     """
     if checkpoint not in WEIGHTS:
@@ -112,6 +112,7 @@ def from_pretrained(
     config = read_config(config_file)
     model = _build(config, str(config_file))
     load_weights(model, weights_file)
+    model.weights_sha256 = hashlib.sha256(weights_file.read_bytes()).hexdigest()
     model.label_names = tuple(config.get("label_names") or ())
     model.piat = config.get("piat") or {}
     return model.to(device).eval()
@@ -128,7 +129,7 @@ def _download(repo_id: str, filename: str, where: Mapping[str, Any]) -> Path:
     try:
         return Path(hf_hub_download(repo_id, filename, **where))
     except Exception as error:  # httpx errors have no common base with the Hub's own
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"no {filename} for {repo_id!r}: no such directory, and the Hub says: {reason}; check the name or the network"
         ) from error
@@ -149,14 +150,16 @@ def _build(config: Mapping[str, Any], source: str) -> Any:
     architecture = config["architecture"]
     if not timm.is_model(architecture):
         raise InputError(f"{source}: unknown architecture {architecture!r}{nearest(architecture, timm.list_models())}")
-    arguments = dict(config.get("model_args") or {})
+    arguments, preprocessing = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
+    if not isinstance(arguments, dict) or not isinstance(preprocessing, dict):
+        raise InputError(f"{source}: model_args and pretrained_cfg must be objects; it is no model of timm's format")
     if "num_classes" in config:
-        arguments["num_classes"] = config["num_classes"]
+        arguments = arguments | {"num_classes": config["num_classes"]}
     try:
         model = timm.create_model(architecture, pretrained=False, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise InputError(f"{source}: {architecture} cannot be built with {arguments}: {error}") from error
-    model.pretrained_cfg.update(config.get("pretrained_cfg") or {})
+    model.pretrained_cfg.update(preprocessing)
     return model
 
 

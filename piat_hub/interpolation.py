@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from piat_hub.config import InputError
+from piat_hub.config import InputError, check_law
 
 
 def g(n: int, *, a: float = 1.0, b: float = 1.0, c: float = 1.0, d: float = 10.0) -> float:
@@ -25,7 +25,7 @@ class ParameterInterpolation:
 
     Args:
         model: the bare module (unwrap DistributedDataParallel first).
-        a, b, c, d: the law g(n); c >= a and d >= b keep lam below 1.
+        a, b, c, d: the law g(n), none negative; c >= a and d >= b keep lam at most 1.
         constant: a fixed lam in [0, 1) in place of g(n).
         start_epoch: the epoch that counts as n = 1; before it lam = 0.
         bn: what happens to BatchNorm's running statistics. "interpolate": floating buffers like parameters, integer
@@ -45,8 +45,7 @@ class ParameterInterpolation:
         start_epoch: int = 1,
         bn: Literal["interpolate", "copy", "recalibrate"] = "interpolate",
     ) -> None:
-        if a <= 0 or b < 0 or c < a or d < b or c + d <= 0:
-            raise InputError(f"g(n) = (a n + b)/(c n + d) needs 0 < a <= c and 0 <= b <= d, got {a=} {b=} {c=} {d=}")
+        check_law(a, b, c, d)
         if constant is not None and not 0 <= constant < 1:
             raise InputError(f"constant must lie in [0, 1), got {constant}; 0 is no interpolation")
         if start_epoch < 1:

@@ -15,19 +15,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from piat_hub import backbones, card, data, engine, evaluation, figures, hub, methods
+from piat_hub import backbones, card, data, engine, evaluation, hub, methods
 from piat_hub.attacks import pgd
-from piat_hub.config import EvalConfig, InputError, RunOptions, TrainConfig, from_dict, nearest, to_dict
+from piat_hub.config import (
+    RESULTS,
+    WEIGHTS,
+    EvalConfig,
+    InputError,
+    RunOptions,
+    TrainConfig,
+    from_dict,
+    nearest,
+    to_dict,
+)
 from piat_hub.interpolation import ParameterInterpolation
 
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
@@ -55,6 +64,7 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
     options = options or RunOptions()
     directory = output_directory(config, options)
     method = make_method(config)
+    check_output(directory)
     if not options.resume:
         refuse_overwrite(directory)
     accelerator = make_accelerator(config, options, directory)
@@ -62,55 +72,51 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
     with accelerator.main_process_first():
         whole = data.load(config.dataset, "train", config.image_column, config.label_column)
     train_split, held = (s.to(accelerator.device) for s in data.hold_out(whole, config.holdout, config.train_size))
+    batch = min(config.batch_size, len(train_split))
+    engine.shards(torch.arange(batch), accelerator.num_processes, config.accumulation)  # or InputError
 
     torch.manual_seed(config.seed)
     model = backbones.create_model(config.backbone, num_classes=len(whole.label_names), in_chans=whole.shape[0])
-    model = model.to(memory_format=torch.channels_last)  # the same sums, 1.2 times as fast
+    evaluation.class_count(model, whole)  # or InputError: a backbone that cannot take these images
+    model = model.to(memory_format=torch.channels_last)  # convolutions run faster so; sums differ by rounding only
     checked = copy.deepcopy(model).to(accelerator.device)  # the model that is measured, free of any wrapper
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    bare = accelerator.unwrap_model(model)
-    if model is not bare and accelerator.num_processes > 1:
-        model.broadcast_buffers = False  # the engine averages them after every step instead
+    decay, momentum = config.weight_decay, config.momentum
+    sgd = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=momentum, weight_decay=decay)
+    model, optimizer = engine.prepare(model, sgd, accelerator)
+    bare = engine.unwrap(model, accelerator)
     interpolation = make_interpolation(config, bare)
-    state = State(directory / "state", config, bare, optimizer, interpolation)
+    state = State(directory, config, bare, optimizer, interpolation, accelerator.scaler)
     epoch, best = state.load() if options.resume else (0, None)
-    keep_metrics(directory, epoch, write=accelerator.is_main_process and options.resume)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         directory.mkdir(parents=True, exist_ok=True)
+        keep_epochs(directory, epoch)
         hub.save_config(checked, directory, config=config, label_names=whole.label_names, input_size=whole.shape)
+        if epoch:  # the run may have been killed after its state was saved and before its weights were
+            hub.save_weights(bare, directory / WEIGHTS["last"])
     if options.tracker != "none":
         accelerator.init_trackers("piat_hub", flat(to_dict(config)))
 
-    attack = partial(
-        pgd,
-        eps=config.threat_model.eps,
-        step_size=config.attack.step_size,
-        steps=config.attack.steps,
-        norm=config.threat_model.norm,
-    )
+    threat, crafting = config.threat_model, config.attack
+    budget: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm}
+    attack = partial(pgd, **budget, step_size=crafting.step_size, steps=crafting.steps)
     check = make_check(config, accelerator, train_split[: len(held) or 1000], held)
-    clock, began = time.monotonic(), epoch
+    images, clock = data.steps_per_epoch(len(train_split), config.batch_size) * batch, time.monotonic()
     try:
-        for event in engine.train(
+        events = engine.train(
             model, method, attack, train_split, optimizer, interpolation, accelerator, config, epoch + 1
-        ):
+        )
+        for event in events:
             if isinstance(event, engine.Step):
                 yield event
                 continue
-            trained = time.monotonic()
+            trained, epoch = time.monotonic(), event.epoch
             checked.load_state_dict(bare.state_dict())
-            metrics = dataclasses.asdict(event) | check(checked, event.epoch)
+            metrics = dataclasses.asdict(event) | check(checked, epoch)
             better = held and (best is None or metrics["holdout_pgd10_acc"] > best["holdout_pgd10_acc"])
             best = metrics if better else best
-            images = data.steps_per_epoch(len(train_split), config.batch_size) * min(
-                config.batch_size, len(train_split)
-            )
             timing = {
-                "epoch": event.epoch,
+                "epoch": epoch,
                 "train_seconds": round(trained - clock, 3),
                 "check_seconds": round(time.monotonic() - trained, 3),
                 "images_per_second": round(images / (trained - clock), 2),
@@ -119,27 +125,21 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
                 "device": evaluation.device_name(accelerator.device),
                 "peak_memory_gib": peak_memory(accelerator.device),
             }
-            if accelerator.is_main_process:
+            if accelerator.is_main_process:  # in this order a kill at any point loses nothing: see State.load
                 if better:
-                    hub.save_weights(checked, directory / hub.WEIGHTS["best"])
-                hub.save_weights(checked, directory / hub.WEIGHTS["last"])
-                state.save(event.epoch, best)
+                    hub.save_weights(checked, directory / WEIGHTS["best"])
                 append(directory / "metrics.jsonl", metrics)
                 append(directory / "timing.jsonl", timing)
-            accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=event.epoch)
-            epoch = event.epoch
+                state.save(epoch, best)
+                hub.save_weights(checked, directory / WEIGHTS["last"])
+            accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=epoch)
             yield EpochDone(metrics, timing)
             clock = time.monotonic()
     except engine.Diverged as error:
-        last = f"{state.path}, of epoch {epoch}" if epoch > 0 else "none, no epoch was finished"
+        last = f"{state.path}, of epoch {epoch}" if epoch else "none, no epoch was finished"
         raise engine.Diverged(f"{error}; the last good state is {last}. Lower --lr, then start again") from None
     finally:
         accelerator.end_training()
-    if accelerator.is_main_process:
-        if epoch == began:  # resumed after the end: weights are there or come from the state
-            hub.save_weights(bare, directory / hub.WEIGHTS["last"])
-        figures.save(figures.curves(read_metrics(directory), title=card.title(config)), directory / "curves.png")
-        card.write(directory)
 
 
 def make_method(config: TrainConfig) -> methods.Method:
@@ -166,6 +166,13 @@ def make_interpolation(config: TrainConfig, model: nn.Module) -> ParameterInterp
 
 def make_accelerator(config: TrainConfig, options: RunOptions, directory: Path) -> Accelerator:
     """Accelerate as launched. InputError for what interpolating whole weights in place cannot work with."""
+    for flag in (
+        "DEEPSPEED",
+        "FSDP",
+        "MEGATRON_LM",
+    ):  # as the launcher says it, before Accelerate looks for their packages
+        if os.environ.get(f"ACCELERATE_USE_{flag}", "false").lower() in ("true", "1"):
+            refuse_sharding(flag)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(config.accumulation, sync_with_dataloader=False),
@@ -174,9 +181,7 @@ def make_accelerator(config: TrainConfig, options: RunOptions, directory: Path) 
     )
     kind = getattr(accelerator.distributed_type, "value", str(accelerator.distributed_type))
     if kind not in PLAIN:
-        raise InputError(
-            f"{kind} shards the weights that PIAT interpolates whole and is not supported; launch with plain DDP (--multi_gpu)"
-        )
+        refuse_sharding(kind)
     parts = accelerator.num_processes * config.accumulation
     if config.batch_size % parts:
         raise InputError(
@@ -184,6 +189,11 @@ def make_accelerator(config: TrainConfig, options: RunOptions, directory: Path) 
             f"{config.accumulation} accumulation; choose a multiple of {parts}"
         )
     return accelerator
+
+
+def refuse_sharding(kind: str) -> NoReturn:
+    """InputError for a launcher that shards weights."""
+    raise InputError(f"{kind} shards the weights that PIAT interpolates whole; launch with plain DDP (--multi_gpu)")
 
 
 def set_threads(threads: int | None) -> int:
@@ -203,12 +213,10 @@ def make_check(
     def measure(model: nn.Module, split: data.Split, stage: evaluation.Stage | None, epoch: int) -> float | None:
         if not len(split):
             return None
-        share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-        right = evaluation.accuracy(
-            model, split, stage, batch_size=250, seed=data.derived_seed(config.seed, epoch), **share
-        )
-        total = accelerator.reduce(torch.tensor(float(right), device=accelerator.device))
-        return float(total) / len(split)
+        seed, rank, world = data.derived_seed(config.seed, epoch), accelerator.process_index, accelerator.num_processes
+        with evaluation.verdict_mode(model) as exact:
+            right = evaluation.accuracy(exact, split, stage, batch_size=250, seed=seed, rank=rank, world=world)
+        return float(accelerator.reduce(torch.tensor(float(right), device=accelerator.device))) / len(split)
 
     def check(model: nn.Module, epoch: int) -> dict[str, float | None]:
         return {
@@ -229,14 +237,16 @@ class State:
 
     def __init__(
         self,
-        folder: Path,
+        directory: Path,
         config: TrainConfig,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         interpolation: ParameterInterpolation | None,
+        scaler: Any = None,
     ) -> None:
-        self.path, self.config = folder / "state.safetensors", config
-        self.model, self.optimizer, self.interpolation = model, optimizer, interpolation
+        self.directory, self.path = directory, directory / "state" / "state.safetensors"
+        self.config, self.model, self.optimizer = config, model, optimizer
+        self.interpolation, self.scaler = interpolation, scaler
 
     def save(self, epoch: int, best: dict[str, Any] | None) -> None:
         """Write the state after `epoch`."""
@@ -246,6 +256,7 @@ class State:
         if self.interpolation:
             tensors |= {f"previous.{name}": t for name, t in self.interpolation.state_dict()["previous"].items()}
         facts = {"schema": 1, "epoch": epoch, "best": best, "config": to_dict(self.config)}
+        facts["scaler"] = self.scaler.state_dict() if self.scaler else None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.path.with_name(".state.new")
         whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -255,10 +266,19 @@ class State:
         os.replace(scratch, self.path)
 
     def load(self) -> tuple[int, dict[str, Any] | None]:
-        """Restore model, optimizer and interpolation; returns (epochs done, best metrics). (0, None) if none was saved."""
-        if not self.path.parent.parent.is_dir():
-            raise InputError(f"{self.path.parent.parent} holds no run to resume; leave out --resume to start one")
+        """Restore everything; returns (epochs done, best metrics), (0, None) for a run killed in its first epoch.
+
+        At an epoch's end a run writes its best weights, its metrics, this state, then its last weights: what stands
+        before the state is written again when the epoch is run again, and the last weights are written from the state.
+        """
+        if not (self.directory / "config.json").exists():
+            raise InputError(f"{self.directory} holds no run to resume; leave out --resume to start one")
+        if not self.path.exists() and (self.directory / WEIGHTS["last"]).exists():
+            raise InputError(
+                f"{self.directory} has weights but no {self.path}, so nothing to resume; name another --output"
+            )
         if not self.path.exists():
+            self._same_config(hub.read_config(self.directory / "config.json").get("piat") or {})
             return 0, None
         try:
             with safe_open(self.path, framework="pt") as file:
@@ -268,18 +288,23 @@ class State:
             raise InputError(
                 f"{self.path} is not a whole state of a run ({error}); move it away to start again"
             ) from error
-        saved, now = flat(facts["config"]), flat(to_dict(self.config))
-        for key in sorted(saved.keys() | now.keys()):
-            if saved.get(key) != now.get(key):
-                raise InputError(
-                    f"the run in {self.path.parent.parent} has {key}={saved.get(key)}, this command {now.get(key)}; "
-                    "resume with the command it was started with, or name another --output"
-                )
+        self._same_config(facts["config"])
         self._restore(tensors)
         if self.interpolation:
             previous = {n.removeprefix("previous."): t for n, t in tensors.items() if n.startswith("previous.")}
             self.interpolation.load_state_dict({"epoch": facts["epoch"], "previous": previous})
+        if self.scaler and facts["scaler"]:
+            self.scaler.load_state_dict(facts["scaler"])
         return facts["epoch"], facts["best"]
+
+    def _same_config(self, config: dict[str, Any]) -> None:
+        saved, now = flat(config), flat(to_dict(self.config))
+        for key in sorted(saved.keys() | now.keys()):
+            if saved.get(key) != now.get(key):
+                raise InputError(
+                    f"the run in {self.directory} has {key}={saved.get(key)}, this command {now.get(key)}; "
+                    "resume with the command it was started with, or name another --output"
+                )
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
@@ -292,27 +317,43 @@ class State:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
 
+OWN = (*WEIGHTS.values(), *RESULTS.values(), "metrics.jsonl", "timing.jsonl", "verdicts.npz", "README.md", "curves.png")
+
+
 def refuse_overwrite(directory: Path) -> None:
-    """InputError if the directory already holds a run."""
+    """InputError if the directory already holds a run, or a file that a run would overwrite."""
     if (directory / "config.json").exists() or (directory / "state").exists():
         raise InputError(f"{directory} already holds a run; add --resume to go on with it, or name another --output")
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory} is a file, not a directory; name another --output")
+    for name in OWN:
+        if (directory / name).exists():
+            raise InputError(f"{directory} already holds a {name}, which a run would overwrite; name another --output")
+
+
+def check_output(directory: Path) -> None:
+    """InputError unless the directory exists or can be made, and can be written to."""
+    place = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    if not place.is_dir():
+        raise InputError(f"{directory} cannot be made: {place} is a file; name another --output")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{directory} cannot be written to: no permission in {place}; name another --output")
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """Add one JSON line."""
+    """Add one JSON line, flushed to the disk."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def keep_metrics(directory: Path, epoch: int, *, write: bool) -> None:
-    """Cut metrics.jsonl and timing.jsonl back to the epochs that the state has finished."""
+def keep_epochs(directory: Path, last: int) -> None:
+    """Cut metrics.jsonl and timing.jsonl back to the epochs up to `last`; a line cut short by a kill goes too."""
     for path in (directory / "metrics.jsonl", directory / "timing.jsonl"):
-        if write and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()[:epoch]
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["epoch"] <= last]
             scratch = path.with_name(f".{path.name}.new")
-            scratch.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             os.replace(scratch, path)
 
 
@@ -346,16 +387,33 @@ def peak_memory(device: torch.device) -> float:
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """One model's measured results and where they were written."""
+class Evaluation:
+    """A checked request: one model, its images, its results so far, and the directory they are written to."""
 
     name: str
+    model: nn.Module
+    split: data.Split
     results: evaluation.Results
     directory: Path
+    of_run: bool
+
+    def measure(self, config: EvalConfig) -> Iterator[evaluation.Progress]:
+        """Run the attacks; results and verdicts are saved after every batch, a run directory's card at the end."""
+        yield from evaluation.measure(
+            self.model,
+            self.split,
+            config.attacks,
+            self.results,
+            step_size=config.step_size,
+            batch_size=config.batch_size,
+            save=lambda results: results.save(self.directory),
+        )
+        if self.of_run:
+            card.write(self.directory)
 
 
-def evaluate(spec: str, config: EvalConfig) -> Iterator[evaluation.Progress | Evaluated]:
-    """Measure MODEL and write results, verdicts and, for a run directory, the card; ends with an Evaluated.
+def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
+    """Load MODEL and its data and check the whole request; nothing is measured or written yet.
 
     spec: a run or model directory, a Hub id (with @revision), or "module:callable" for anyone's nn.Module.
     """
@@ -364,27 +422,26 @@ def evaluate(spec: str, config: EvalConfig) -> Iterator[evaluation.Progress | Ev
         raise InputError(
             f"evaluate runs in one process, it was launched with {accelerator.num_processes}; start it with python"
         )
+    set_threads(config.threads)
     model, name, directory = load_model(spec, config.checkpoint)
     piat = getattr(model, "piat", None)
     trained = from_dict(TrainConfig, piat) if piat else None
-    threat = config.threat_model(trained.threat_model if trained else None)
     split = evaluation_data(spec, config, trained)
-    for attack in config.attacks:  # every request is checked before anything is measured or written
-        evaluation.suite(attack, threat, len(split.label_names), config.step_size, config.seed)
+    classes = evaluation.class_count(model, split)
+    threat = config.threat_model(trained.threat_model if trained else None)
+    for attack in config.attacks:
+        evaluation.suite(attack, threat, classes, config.step_size, config.seed)
     output = Path(config.output) if config.output else directory or Path("results") / name
-    labels, digest = split.labels.numpy(), weights_digest(model)
-    facts = (split.name, config.split, len(split), config.seed, config.checkpoint, labels)
-    results = evaluation.Results(threat, *facts, weights=digest)
-    results.resume(output, running=config.resume)
-    set_threads(config.threads)
-    placed: nn.Module = model.to(accelerator.device).to(memory_format=torch.channels_last)
-    options: dict[str, Any] = {"step_size": config.step_size, "batch_size": config.batch_size}
-    yield from evaluation.measure(
-        placed, split, config.attacks, results, **options, save=lambda measured: measured.save(output)
-    )
-    if (output / "config.json").exists():
-        card.write(output)
-    yield Evaluated(name, results, output)
+    check_output(output)
+    own = Path(spec).is_dir() and output.resolve() == Path(spec).resolve()
+    if (output / "config.json").exists() and not own:
+        raise InputError(f"{output} holds another model; name another --output")
+    weights = weights_digest(model)
+    facts = {"split": config.split, "seed": config.seed, "checkpoint": config.checkpoint, "weights": weights}
+    results = evaluation.Results.of(split, threat, **facts)
+    results.resume(output, stopped=config.resume)
+    placed = model.to(accelerator.device).to(memory_format=torch.channels_last)
+    return Evaluation(name, placed, split, results, output, own and trained is not None)
 
 
 def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) -> data.Split:
@@ -400,15 +457,22 @@ def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) 
 
 
 def weights_digest(model: nn.Module) -> str:
-    """The sha256 of the model's weights as a safetensors file (that of model.safetensors itself, where it was saved by us)."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return hashlib.sha256(to_safetensors(tensors)).hexdigest()
+    """The sha256 of the weights file the model was loaded from; for a model from code, of its tensors in order."""
+    if known := getattr(model, "weights_sha256", None):
+        return str(known)
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_model(spec: str, checkpoint: str = "last") -> tuple[nn.Module, str, Path | None]:
     """(model in eval mode, a name for it, its run directory if it is one) for MODEL as the commands take it."""
     path = Path(spec)
     if not path.is_dir() and re.fullmatch(r"[\w.]+:[\w.]+", spec):
+        if checkpoint != "last":
+            raise InputError(f"{spec} is one model, without a {checkpoint} checkpoint; leave out --checkpoint")
         return _from_code(spec), re.sub(r"[^\w.]", "-", spec), None
     if path.is_file():
         raise InputError(f"{spec} is a file; MODEL is a run directory, a model directory, a Hub id or module:callable")
@@ -428,7 +492,10 @@ def _from_code(spec: str) -> nn.Module:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise InputError(f"no model {spec!r}: {error}; give module:callable, importable from here") from error
-    model = found if isinstance(found, nn.Module) else found()
+    try:
+        model = found if isinstance(found, nn.Module) else found()
+    except TypeError as error:
+        raise InputError(f"{spec} is no model and cannot be called without arguments ({error}); wrap it") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec} gives a {type(model).__name__}, not an nn.Module; point it at a model or its factory")
     return model.eval()

@@ -53,10 +53,43 @@ BAD = [
     ("evaluate m --checkpoint best", "it has no model_best.safetensors"),
     ("evaluate m --checkpoint bst", "checkpoint 'bst' is unknown: did you mean 'best'"),
     ("evaluate m --dataset trio", "the model has 10 classes and trio has 3; name the data it was trained for"),
+    ("evaluate m nowhere", "no model 'nowhere'"),
+    ("evaluate math:pi --dataset digits --checkpoint best", "leave out --checkpoint"),
+    ("evaluate m --output README", "README is a file; name another --output"),
+    ("train --output README/sub", "README is a file; name another --output"),
+    ("train --backbone vit_tiny_patch16_224 --train-size 64", "the model cannot take the 1x8x8 images of digits"),
+    ("train --dataset bytes", "row 1 of column 'image' is no image"),
+    ("train --dataset sizes", "mixes image sizes: 8x8 and 9x9"),
+    ("train --dataset lone", "holds a single class"),
+    ("train --dataset nolabel", "has no label column among image, year; name one with --label-column"),
+    ("train --dataset noimage", "has no image column among label; name one with --image-column"),
     ("evaluate m m --output o", "--output takes the results of one MODEL"),
     ("card m2", "m2 is no run directory"),
     ("trian", "unknown command 'trian': did you mean 'train'"),
 ]
+
+
+GREY = Image.fromarray(np.full((8, 8), 7, np.uint8))
+CLASSES = datasets.ClassLabel(names=["a", "b", "c"])
+DATA = {  # name -> images, label column, labels, its feature
+    "trio": ([GREY] * 3, "label", [0, 1, 2], CLASSES),
+    "bytes": ([GREY, {"bytes": b"no image", "path": None}, GREY], "label", [0, 1, 2], CLASSES),
+    "sizes": ([GREY, GREY.resize((9, 9)), GREY], "label", [0, 1, 2], CLASSES),
+    "lone": ([GREY] * 3, "label", [1, 1, 1], CLASSES),
+    "nolabel": ([GREY] * 3, "year", [1, 2, 3], datasets.Value("int64")),
+    "noimage": (None, "label", [0, 1, 2], CLASSES),
+}
+
+
+def bad_data(folder, images, column, labels, feature):
+    """A directory with a train and a test split."""
+    columns, features = {column: labels}, {column: feature}
+    if images:
+        columns, features = {"image": images} | columns, {"image": datasets.Image()} | features
+    folder.mkdir()
+    for split in ("train", "test"):
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        table.to_parquet(str(folder / f"{split}.parquet"))
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +107,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(line, message, model, tmp_path
     (tmp_path / "m").symlink_to(model)
     (tmp_path / "empty").mkdir()
     (tmp_path / "README").write_text("text")
-    if "trio" in line:
-        cells = [Image.fromarray(np.full((8, 8), k, np.uint8)) for k in range(3)]
-        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b", "c"]))
-        table = datasets.Dataset.from_dict({"image": cells, "label": [0, 1, 2]}, features=features)
-        (tmp_path / "trio").mkdir()
-        table.to_parquet(str(tmp_path / "trio" / "test.parquet"))
+    for name in set(line.split()) & set(DATA):
+        bad_data(tmp_path / name, *DATA[name])
     before = sorted(p.name for p in [*tmp_path.iterdir(), *model.iterdir()])
     assert cli.main(line.split()) == 2
     out, err = capsys.readouterr()
@@ -226,10 +255,17 @@ def test_two_processes_train_the_same_run_directory(tmp_path):
     command += ["--epochs", "2", "--train-size", "256", "--holdout", "50", "--threads", "1", "--output", "r"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("epoch 2/2") == 1
+    assert done.stdout.count("epoch 2/2") == 1 and done.stdout.count("card ") == 1
     timing = [json.loads(line) for line in (tmp_path / "r/timing.jsonl").read_text().splitlines()]
     assert [t["processes"] for t in timing] == [2, 2]
-    assert len((tmp_path / "r/metrics.jsonl").read_text().splitlines()) == 2
+    files = ("model.safetensors", "model_best.safetensors", "metrics.jsonl")
+    whole = {name: (tmp_path / "r" / name).read_bytes() for name in files}
+    for path in (tmp_path / "r").rglob("*"):  # as if killed in the first epoch, then resumed
+        if path.is_file() and path.name != "config.json":
+            path.unlink()
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, timeout=200)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert {name: (tmp_path / "r" / name).read_bytes() for name in files} == whole
 
 
 def test_entry_points_name_the_same_function():

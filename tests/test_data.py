@@ -79,10 +79,11 @@ def test_validation_stands_in_for_a_missing_test_split(tmp_path):
         data.load(folder, "train")
 
 
-def test_plain_integer_labels(tmp_path):
-    features = {"img": datasets.Image(), "label": datasets.Value("int64")}
+@pytest.mark.parametrize("dtype", ["int64", "uint8"])
+def test_plain_integer_labels(tmp_path, dtype):
+    features = {"img": datasets.Image(), "label": datasets.Value(dtype)}
     split = data.load(make(tmp_path / "d", [picture(p) for p in random_images(3)], [0, 4, 1], features), "test")
-    assert split.label_names == ("0", "1", "2", "3", "4")
+    assert split.label_names == ("0", "1", "2", "3", "4") and split.inferred
 
 
 def test_columns_can_be_named(tmp_path):
@@ -106,13 +107,21 @@ def bad_cases(tmp_path):
     plain = datasets.Value("int64")
     yield "has no image column", images, {"img": datasets.Value("binary"), "label": plain}, [0, 1]
     yield "has no label column", images, {"img": datasets.Image(), "year": plain}, [0, 1]
-    yield "1 class", images, {"img": datasets.Image(), "label": datasets.ClassLabel(names=["only"])}, [0, 0]
+    yield (
+        "a single class",
+        images,
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["one", "two"])},
+        [1, 1],
+    )
+    yield "a single class", images, {"img": datasets.Image(), "label": plain}, [3, 3]
+    yield "row 1 of column 'img' is no image", [images[0], {"bytes": b"no image", "path": None}], None, [0, 1]
+    yield "row 0 of column 'img' is no image", [None, images[0]], None, [0, 1]
     yield "label -1 .*outside 0..1", images, {"img": datasets.Image(), "label": plain}, [1, -1]
     mixed = [picture(random_images(1)[0]), picture(random_images(1, (7, 4, 3))[0])]
     yield "mixes image sizes: 5x4 and 7x4", mixed, None, [0, 1]
 
 
-@pytest.mark.parametrize("case", range(5))
+@pytest.mark.parametrize("case", range(8))
 def test_bad_data_sets_are_named(tmp_path, case):
     message, images, features, labels = list(bad_cases(tmp_path))[case]
     if features and isinstance(features["img"], datasets.Value):

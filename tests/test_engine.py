@@ -24,7 +24,7 @@ def start(config, model=None, method="pgd_at", interpolation=None, lr=0.1, accum
     plugin = GradientAccumulationPlugin(accumulation, sync_with_dataloader=False)
     accelerator = Accelerator(gradient_accumulation_plugin=plugin)
     model = model or nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=lr))
+    model, optimizer = engine.prepare(model, torch.optim.SGD(model.parameters(), lr=lr), accelerator)
     split = data.hold_out(data.load("digits", "train"), 0, config.train_size)[0]
     attack = partial(pgd, eps=0.15, step_size=0.0375, steps=2)
     outer = methods.get(method)() if isinstance(method, str) else method

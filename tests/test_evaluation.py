@@ -111,9 +111,13 @@ def test_model_and_generators_are_left_alone():
 
 
 def test_same_seed_same_verdicts_other_seed_other_starts():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-    runs = [evaluate(model, bright(), ["pgd1"], seed=s, threat_model=ThreatModel("Linf", 0.1)).verdicts for s in (3, 3)]
-    assert np.array_equal(runs[0]["pgd1"], runs[1]["pgd1"])
+    model, split, _ = noisy()
+    threat = ThreatModel("Linf", 0.08)
+    three, again, four = (
+        evaluate(model, split, ["pgd1"], seed=s, threat_model=threat, step_size=0.01).verdicts["pgd1"]
+        for s in (3, 3, 4)
+    )
+    assert np.array_equal(three, again) and not np.array_equal(three, four)
 
 
 @pytest.mark.parametrize(("name", "guess"), [("pgd-20", "pgd20"), ("autoattack", ""), ("pgd0", "pgd"), ("PGD20", "")])
@@ -131,12 +135,12 @@ def test_step_size_is_held_to_the_budget():
 def test_class_counts_and_shapes_must_fit():
     with pytest.raises(InputError, match="the model has 2 classes and bright has 3"):
         evaluate(Threshold(), bright(3), ["clean"])
-    with pytest.raises(InputError, match="cannot take bright's"):
+    with pytest.raises(InputError, match="cannot take the 3x2x2 images of bright"):
         evaluate(nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), bright(), ["clean"])
 
 
 def fresh(n=8):
-    return Results(ThreatModel("Linf", 8 / 255), "bright", "test", n, 0, "last", bright().labels.numpy(), weights="w")
+    return Results.of(bright().first(n), ThreatModel("Linf", 8 / 255), weights="w")
 
 
 def test_saved_results_and_verdicts(tmp_path):
@@ -167,8 +171,7 @@ def noisy():
         gap = model(split.images / 255) @ torch.tensor([1.0, -1.0])
         model[3].bias[1] += gap.median()
         split.labels.copy_(model(split.images / 255).argmax(1))
-    results = Results(ThreatModel("Linf", 0.08), "n", "test", 60, 0, "last", split.labels.numpy())
-    return model, split, results
+    return model, split, Results.of(split, ThreatModel("Linf", 0.08))
 
 
 def saver(folder):
@@ -184,12 +187,12 @@ def test_stopped_anywhere_the_verdicts_are_the_same(tmp_path):
         partial = measure(model, split, ["pgd2", "mim2"], noisy()[2], batch_size=7, save=save)
         list(itertools.islice(partial, stop))
         resumed = noisy()[2]
-        resumed.resume(tmp_path / str(stop), running=True)
+        resumed.resume(tmp_path / str(stop), stopped=True)
         rest = list(measure(model, split, ["pgd2", "mim2"], resumed, batch_size=7, save=save))
         assert len(rest) <= len(events) - stop + 1  # no finished batch is run again but the one not yet saved
         for attack in whole.verdicts:
             assert np.array_equal(resumed.verdicts[attack], whole.verdicts[attack])
-        assert not (tmp_path / str(stop) / "verdicts.partial.npz").exists()
+        assert sorted(p.name for p in (tmp_path / str(stop)).iterdir()) == ["results.json", "verdicts.npz"]
 
 
 def test_a_second_call_adds_and_refuses_another_question(tmp_path):
@@ -199,9 +202,16 @@ def test_a_second_call_adds_and_refuses_another_question(tmp_path):
     second.resume(tmp_path)
     progress = list(measure(Threshold(), bright(), ["pgd5", "cw5"], second, save=lambda r: r.save(tmp_path)))
     assert {p.attack for p in progress} == {"cw5"} and set(second.verdicts) == {"clean", "pgd5", "cw5"}
-    for change in (dict(threat_model=ThreatModel()), dict(n=7), dict(weights="other"), dict(seed=1)):
+    changes = (
+        dict(threat_model=ThreatModel("Linf", 0.5)),
+        dict(n=7),
+        dict(weights="v"),
+        dict(seed=1),
+        dict(images="other"),
+    )
+    for change in changes:
         other = fresh()
-        vars(other).update(change if "threat_model" not in change else {"threat_model": ThreatModel("Linf", 0.5)})
+        vars(other).update(change)
         with pytest.raises(InputError, match="--output"):
             other.resume(tmp_path)
     third = fresh()
@@ -249,3 +259,39 @@ def test_a_registered_attack_is_found_by_name(monkeypatch):
 
     results = evaluate(Threshold(), bright(), ["darken4"], threat_model=ThreatModel("Linf", 8 / 255))
     assert results.verdicts["darken4"].tolist() == [True, True, True, True, False, False, True, True]
+
+
+def test_a_stopped_attack_goes_on_as_it_was_asked_for_or_not_at_all(tmp_path):
+    model, split, results = noisy()
+    list(itertools.islice(measure(model, split, ["pgd3"], results, batch_size=7, save=saver(tmp_path)), 3))
+    for question in (dict(step_size=0.01, batch_size=7), dict(batch_size=8)):
+        again = noisy()[2]
+        again.resume(tmp_path, stopped=True)
+        with pytest.raises(InputError, match="pgd3 was stopped with .* leave out --resume"):
+            list(measure(model, split, ["pgd3"], again, **question))
+    anew = noisy()[2]
+    anew.resume(tmp_path)  # another attack first: what was stopped stays
+    list(measure(model, split, ["mim2"], anew, batch_size=7, save=saver(tmp_path)))
+    assert (tmp_path / "verdicts.pgd3.partial.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Flatten(0), "returns a tensor of shape"),
+        (nn.LSTM(2, 2), "cannot take|returns a tuple"),
+        (nn.Flatten(), "the model has 12 classes and bright has 2"),
+    ],
+)
+def test_what_is_no_classifier(model, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(model, bright(), ["clean"])
+
+
+def test_classes_inferred_from_numbers_may_be_fewer_than_the_models():
+    import dataclasses
+
+    split = dataclasses.replace(bright(2), inferred=True)
+    assert evaluation.class_count(Threshold(4), split) == 4
+    with pytest.raises(InputError, match="has 1 classes"):
+        evaluation.class_count(nn.Sequential(nn.Flatten(), nn.Linear(12, 1)), split)

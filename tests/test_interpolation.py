@@ -196,3 +196,9 @@ def test_in_a_users_own_loop():
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert interpolation.epoch == 30
+
+
+def test_the_law_may_be_constant_or_zero():
+    flat = ParameterInterpolation(nn.Linear(1, 1), a=0, b=9, c=0, d=10)
+    assert [flat.lam(n) for n in (1, 50)] == [0.9, 0.9]
+    assert ParameterInterpolation(nn.Linear(1, 1), a=0, b=0).lam(3) == 0

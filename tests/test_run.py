@@ -1,6 +1,9 @@
 """run.py: the run directory as users find it, resume to the same bytes, refusals that cost nothing."""
 
+import contextlib
 import dataclasses
+import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -10,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from piat_hub import engine, run
-from piat_hub.config import EvalConfig, InputError, InterpolationConfig, RunOptions
+from piat_hub.config import InputError, InterpolationConfig, RunOptions
 from piat_hub.interpolation import g
 
 FILES = {"config.json", "model.safetensors", "model_best.safetensors", "metrics.jsonl", "timing.jsonl"}
@@ -24,7 +27,7 @@ def test_a_run_directory_holds_what_it_should(small_digits, do_train, tmp_path):
     config = small_digits()
     metrics = do_train(config, tmp_path / "r")
     directory = tmp_path / "r"
-    assert {p.name for p in directory.iterdir()} == FILES | {"README.md", "curves.png", "state"}
+    assert {p.name for p in directory.iterdir()} == FILES | {"state"}
     assert lines(directory / "metrics.jsonl") == metrics
     keys = {"epoch", "lam", "lr", "train_loss", "train_pgd10_acc", "holdout_clean_acc", "holdout_pgd10_acc"}
     assert [m["epoch"] for m in metrics] == [1, 2, 3] and all(set(m) == keys for m in metrics)
@@ -91,6 +94,65 @@ def test_stopped_within_an_epoch_resumes_from_the_last_whole_one(small_digits, d
     assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("point", ["save_weights", "append", "State.save"])
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_killed_between_the_files_of_an_epoch_nothing_is_lost(
+    small_digits, do_train, tmp_path, monkeypatch, point, call
+):
+    """Stopped just before or after each file that an epoch's end writes."""
+    config = small_digits()
+    do_train(config, tmp_path / "whole")
+    owner, name = {
+        "save_weights": (run.hub, "save_weights"),
+        "append": (run, "append"),
+        "State.save": (run.State, "save"),
+    }[point]
+    real, count = getattr(owner, name), itertools.count(1)
+
+    def dies(*args):
+        number = next(count)
+        if number == 2 * call:  # after the file
+            real(*args)
+        if number >= 2 * call - 1:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(owner, name, dies)
+        do_train(config, tmp_path / "r")
+    do_train(config, tmp_path / "r", resume=True)
+    for file in ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "state/state.safetensors"):
+        assert (tmp_path / "r" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+def test_a_run_that_lost_its_state_is_not_begun_again(small_digits, do_train, tmp_path):
+    do_train(small_digits(), tmp_path / "r")
+    (tmp_path / "r/state/state.safetensors").unlink()
+    before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="has weights but no .*state.safetensors"):
+        do_train(small_digits(seed=5), tmp_path / "r", resume=True)
+    assert {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "results.json"])
+def test_files_that_are_no_runs_are_not_overwritten(small_digits, do_train, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=f"already holds a {name}, which a run would overwrite"):
+        do_train(small_digits(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
+
+
+def test_unusable_outputs_and_backbones_leave_nothing(small_digits, do_train, tmp_path):
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(InputError, match="file is a file; name another --output"):
+        do_train(small_digits(), tmp_path / "file" / "sub")
+    with pytest.raises(InputError, match="the model cannot take the 1x8x8 images of digits"):
+        do_train(small_digits(backbone="vit_tiny_patch16_224"), tmp_path / "r")
+    with pytest.raises(InputError, match="a batch of 1 images cannot be divided"):
+        do_train(small_digits(train_size=1, batch_size=2, accumulation=2), tmp_path / "r")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_resuming_a_finished_run_changes_nothing(small_digits, do_train, tmp_path):
     do_train(small_digits(), tmp_path / "r")
     before = {n: (tmp_path / "r" / n).read_bytes() for n in sorted(FILES)}
@@ -133,25 +195,36 @@ def test_divergence_names_epoch_step_and_last_good_state(small_digits, tmp_path,
     assert all(t.isfinite().all() for t in load_file("r/model.safetensors").values())
 
 
-def test_bf16_trains_and_is_checked_in_fp32(small_digits, do_train, tmp_path):
+def test_bf16_trains_and_is_checked_in_fp32(small_digits, do_train, do_evaluate, tmp_path):
     metrics = do_train(small_digits(mixed_precision="bf16"), tmp_path / "r")
     assert metrics[-1]["train_loss"] < metrics[0]["train_loss"] + 0.5
     assert all(t.dtype in (torch.float32, torch.int64) for t in load_file(tmp_path / "r/model.safetensors").values())
-    done = list(run.evaluate(str(tmp_path / "r"), EvalConfig(attacks=("clean",))))[-1]
-    assert done.results.attacks["clean"]["n"] == 400
+    assert do_evaluate("r", "clean").results.attacks["clean"]["n"] == 400
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
 def test_sharded_weights_are_refused(small_digits, monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")  # what `accelerate launch --use_…` sets
+    with pytest.raises(InputError, match=f"{kind} shards the weights .* plain DDP"):
+        list(run.train(small_digits(), RunOptions(output="r")))
+
+
+def test_sharded_weights_are_refused_also_where_accelerate_says_so(small_digits, monkeypatch):
     class Launched:
-        distributed_type, num_processes = kind, 2
+        distributed_type, num_processes = "TP", 2
 
         def __init__(self, **_):
             pass
 
     monkeypatch.setattr(run, "Accelerator", Launched)
-    with pytest.raises(InputError, match=f"{kind} shards the weights .* plain DDP"):
+    with pytest.raises(InputError, match="TP shards the weights"):
         list(run.train(small_digits(), RunOptions(output="r")))
+
+
+def test_a_compiled_launch_trains_and_saves_plain_names(small_digits, do_train, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    do_train(small_digits(epochs=2), tmp_path / "r")
+    assert not any("_orig_mod" in name for name in load_file(tmp_path / "r/model.safetensors"))
 
 
 def test_batch_must_divide(small_digits):
@@ -177,29 +250,43 @@ def test_method_fields(small_digits):
         run.make_method(dataclasses.replace(config, method="pgd_at", method_args={"mu": 1}))
 
 
-def test_evaluate_writes_into_the_run_and_the_card_follows(small_digits, do_train, tmp_path):
+def test_evaluate_writes_into_the_run_and_the_card_follows(small_digits, do_train, do_evaluate, tmp_path):
     do_train(small_digits(), tmp_path / "r")
-    done = list(run.evaluate("r", EvalConfig(attacks=("clean", "pgd2"), n=50)))[-1]
+    done = do_evaluate("r", "clean", "pgd2", n=50)
     assert done.directory.resolve() == tmp_path / "r"
     written = json.loads((tmp_path / "r/results.json").read_text())
-    assert written["threat_model"] == {"norm": "Linf", "eps": "0.15"} and written["dataset"]["n"] == 50
+    assert written["threat_model"] == {"norm": "Linf", "eps": "0.15"}
+    assert written["dataset"] == {"name": "digits", "split": "test", "n": 50}
     assert f"{100 * written['attacks']['pgd2']['accuracy']:.2f} %" in (tmp_path / "r/README.md").read_text()
-    list(run.evaluate("r", EvalConfig(attacks=("cw2",), n=50)))
+    do_evaluate("r", "cw2", n=50)
     assert set(json.loads((tmp_path / "r/results.json").read_text())["attacks"]) == {"clean", "pgd2", "cw2"}
-    list(run.evaluate("r", EvalConfig(attacks=("clean",), n=50, checkpoint="best")))
+    do_evaluate("r", "clean", n=50, checkpoint="best")
     assert json.loads((tmp_path / "r/results_best.json").read_text())["checkpoint"] == "best"
     with pytest.raises(InputError, match="results.json holds results for dataset .*--output"):
-        list(run.evaluate("r", EvalConfig(attacks=("clean",), n=60)))
-    list(run.evaluate("r", EvalConfig(attacks=("clean",), n=60, output="elsewhere")))
+        do_evaluate("r", "clean", n=60)
+    do_evaluate("r", "clean", n=60, output="elsewhere")
     assert json.loads((tmp_path / "elsewhere/results.json").read_text())["dataset"]["n"] == 60
 
 
-def test_weights_digest_is_the_files_own(small_digits, do_train, tmp_path):
-    import hashlib
+def test_results_never_land_beside_another_model(small_digits, do_train, do_evaluate, tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        do_train(small_digits(epochs=2, seed=seed), tmp_path / name)
+    before = sorted(p.name for p in (tmp_path / "b").iterdir())
+    with pytest.raises(InputError, match="b holds another model; name another --output"):
+        do_evaluate("a", "clean", output="b")
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == before
 
+
+def test_weights_digest_is_the_files_own_and_sees_every_tensor(small_digits, do_train, tmp_path):
     do_train(small_digits(), tmp_path / "r")
     file = hashlib.sha256((tmp_path / "r/model.safetensors").read_bytes()).hexdigest()
     assert run.weights_digest(run.load_model("r")[0]) == file
+    net = torch.nn.Linear(2, 2)
+    net.tied = net.weight
+    one = run.weights_digest(net)
+    with torch.no_grad():
+        net.bias[1] += 1
+    assert run.weights_digest(net) != one
 
 
 def test_a_model_of_ones_own(tmp_path):
@@ -219,11 +306,12 @@ def test_a_model_of_ones_own(tmp_path):
     program = (
         "import json, sys; from piat_hub.cli import main\n"
         "codes = [main(['evaluate', m, '--dataset', 'digits', '--n', '20', '--attacks', 'clean']) "
-        "for m in ('mine:Net', 'mine:net', 'mine:number', 'mine:absent', 'absent:x')]\n"
+        "for m in ('mine:Net', 'mine:net', 'mine:number', 'mine:absent', 'absent:x', 'math:pi', 'json:loads')]\n"
         "print(json.dumps(codes))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == [0, 0, 2, 2, 2]
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, 0, 2, 2, 2, 2, 2]
     assert (tmp_path / "results/mine-Net/results.json").exists()
     errors = done.stderr.strip().splitlines()
-    assert len(errors) == 3 and "gives a int, not an nn.Module" in errors[0] and "absent" in errors[2]
+    assert len(errors) == 5 and "gives a int, not an nn.Module" in errors[0] and "absent" in errors[2]
+    assert all("cannot be called without arguments" in e for e in errors[3:])

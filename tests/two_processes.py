@@ -33,7 +33,7 @@ def first_gradient(accelerator, model, method):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
     attack = partial(pgd, eps=0.15, step_size=0.0375, steps=3, start=0.0)  # the same start for every process
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    prepared, optimizer = engine.prepare(model, optimizer, accelerator)
     next(engine.train(prepared, methods.get(method)(), attack, split, optimizer, None, accelerator, config))
     bare = accelerator.unwrap_model(prepared)
     return [(b - p.detach()) / 0.1 for b, p in zip(before, bare.parameters(), strict=True)]
@@ -49,9 +49,8 @@ def ranks_stay_equal(accelerator):
     torch.manual_seed(0)
     model = create_model("cifar_resnet8", in_chans=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    model.broadcast_buffers = False
-    bare = accelerator.unwrap_model(model)
+    model, optimizer = engine.prepare(model, optimizer, accelerator)
+    bare = engine.unwrap(model, accelerator)
     split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
     attack = partial(pgd, eps=0.15, step_size=0.0375, steps=2)
     equal, moved = [], digest(bare)
