@@ -10,8 +10,17 @@ from piat_hub.config import InputError
 
 
 def fixed(x_adv):
-    """An attack that gives the same examples whatever it is asked."""
-    return lambda model, x, y, /, **options: x_adv
+    """An attack that gives the same examples whatever it is asked, after ten steps at which image i is right i times."""
+
+    def attack(model, x, y, /, on_step=None, **options):
+        for k in range(10):
+            if on_step:
+                wrong = torch.nn.functional.one_hot((y + 1) % 4, 4).double()
+                right = torch.nn.functional.one_hot(y, 4).double()
+                on_step(k, torch.where(torch.arange(len(y))[:, None] > k, right, wrong))
+        return x_adv
+
+    return attack
 
 
 def gradients(loss, model):
@@ -43,14 +52,48 @@ def nmse(model, x, x_adv, y, mu=5.0):
     return cross_entropy(z_adv, y) + mu * ((1 - p_y) * ((unit - unit_adv) ** 2).sum(1)).mean()
 
 
-REFERENCES = {"standard": standard, "pgd_at": pgd_at, "nmse": nmse}
+def softmax(z):
+    return z.exp() / z.exp().sum(1, keepdim=True)
+
+
+def kl(p, q):
+    return (p * (p.log() - q.log())).sum(1)
+
+
+def trades(model, x, x_adv, y, beta=6.0):
+    z, z_adv = model(x), model(x_adv)
+    return cross_entropy(z, y) + beta * kl(softmax(z), softmax(z_adv)).sum() / len(y)
+
+
+def mart(model, x, x_adv, y, beta=5.0):
+    p, p_adv, rows = softmax(model(x)), softmax(model(x_adv)), torch.arange(len(y))
+    wrong = torch.stack([max(q for k, q in enumerate(row) if k != label) for row, label in zip(p_adv, y, strict=True)])
+    bce = -p_adv[rows, y].log() - (1.0001 - wrong + 1e-12).log()
+    return bce.mean() + beta * (kl(p, p_adv) * (1.0000001 - p[rows, y])).sum() / len(y)
+
+
+def alp(model, x, x_adv, y, w=0.5):
+    z, z_adv = model(x), model(x_adv)
+    both = cross_entropy(torch.cat([z, z_adv]), torch.cat([y, y]))
+    return both + w * ((z - z_adv) ** 2).sum() / z.numel()
+
+
+def gairat(model, x, x_adv, y):
+    kappa = torch.arange(len(y)).double()
+    w = (1 + torch.tanh(-1 + 5 * (1 - 2 * kappa / 10))) / 2
+    z = model(x_adv)
+    ce = -(z - z.exp().sum(1, keepdim=True).log())[torch.arange(len(y)), y]
+    return (w * len(y) / w.sum() * ce).sum() / len(y)
+
+
+REFERENCES = {f.__name__: f for f in (standard, pgd_at, nmse, trades, mart, alp, gairat)}
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_loss_and_gradient_equal_the_reference(tiny, name):
     model, (x, x_adv, y) = tiny().double(), batch()
     loss = methods.get(name)()(model, x, y, fixed(x_adv), 0.5)
-    reference = REFERENCES[name](model, x, x_adv, y)
+    reference = REFERENCES[name](model, x, x_adv, y)  # a method without a reference fails here
     assert loss.dtype == torch.float64 and loss.shape == ()
     assert loss.item() == pytest.approx(reference.item(), rel=1e-12)
     for ours, theirs in zip(gradients(loss, model), gradients(reference, model), strict=True):
@@ -126,3 +169,87 @@ def test_methods_are_frozen_and_validated():
 def test_line_one_of_the_docstring_cites(name):
     assert methods.get(name).__doc__.split("\n")[0]
     assert name in ("standard", *[n for n in methods.names() if "et al." in methods.get(n).__doc__.split("\n")[0]])
+
+
+def recorded():
+    """An attack that notes what it is asked and gives the images back."""
+    asked = []
+
+    def attack(model, x, y, /, **options):
+        asked.append(options)
+        return x
+
+    return attack, asked
+
+
+def test_trades_attack_maximises_the_divergence_from_the_eval_mode_output():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4), torch.nn.BatchNorm1d(4)).double().train()
+    x, _, y = batch()
+    attack, asked = recorded()
+    methods.get("trades")()(model, x, y, attack, 0.0)
+    model[2].reset_running_stats()
+    attack, asked = recorded()
+    methods.get("trades")()(model, x, y, attack, 0.0)
+    z_adv = torch.randn(6, 4, dtype=torch.float64)
+    model[2].reset_running_stats()  # the loss's own forwards moved them
+    with torch.no_grad():
+        p = softmax(model.eval()(x))
+    (options,) = asked
+    assert options["objective"](z_adv, y).item() == pytest.approx(kl(p, softmax(z_adv)).sum().item(), rel=1e-9)
+    assert options["start"] == 0.001
+
+
+def test_starts_and_objectives_of_the_others(tiny):
+    model, (x, _, y) = tiny().double(), batch()
+    for name, expected in {"mart": {"start": 0.001}, "alp": {}, "pgd_at": {}, "nmse": {}}.items():
+        attack, asked = recorded()
+        methods.get(name)()(model, x, y, attack, 0.0)
+        assert asked == [expected], name
+
+
+def test_gairat_weights_are_the_listed_ones():
+    weights = methods.get("gairat")().weights(torch.arange(7.0), 10).tolist()
+    assert weights == pytest.approx([0.9997, 0.9975, 0.982, 0.881, 0.5, 0.119, 0.018], abs=5e-4)
+
+
+def test_gairat_is_plain_before_its_start(tiny):
+    model, (x, x_adv, y) = tiny().double(), batch()
+    early = methods.get("gairat")()(model, x, y, fixed(x_adv), 0.49)
+    assert early.item() == pytest.approx(pgd_at(model, x, x_adv, y).item(), rel=1e-12)
+
+
+def test_gairat_counts_the_attacks_own_steps(tiny):
+    from functools import partial
+
+    from piat_hub.attacks import pgd
+
+    model, (x, _, y) = tiny().double(), batch()
+    counts = []
+
+    def attack(model, x, y, /, on_step):
+        def both(k, logits):
+            counts.append(logits.argmax(1) == y)
+            on_step(k, logits)
+
+        return pgd(model, x, y, eps=0.3, step_size=0.1, steps=7, on_step=both)
+
+    loss = methods.get("gairat")()(model, x, y, partial(attack), 0.5)
+    assert len(counts) == 7 and loss.isfinite()
+
+
+def test_divergence_where_a_probability_underflows():
+    z = torch.tensor([[200.0, 0.0, -200.0]], requires_grad=True)
+    z_adv = torch.tensor([[0.0, 1.0, 0.0]], requires_grad=True)
+    loss = methods.divergence(z, z_adv).mean()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, (z, z_adv)))
+    assert methods.divergence(z, z).item() == 0
+
+
+def test_mart_at_certainty_is_finite_under_bf16_autocast(linear):
+    model = linear(50 * torch.eye(4, 12))
+    x = torch.eye(4, 12).view(4, 3, 2, 2)  # each image certainly its own class
+    for y in (torch.arange(4), (torch.arange(4) + 1) % 4):  # right, and wrong with p_wrong = 1
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = methods.get("mart")()(model, x, y, fixed(x), 0.0)
+        assert loss.isfinite() and all(g.isfinite().all() for g in gradients(loss, model))

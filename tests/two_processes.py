@@ -5,6 +5,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from accelerate import Accelerator
@@ -26,15 +27,21 @@ def settings(**changes):
     return dataclasses.replace(recipes.get("digits"), **(base | changes))
 
 
+def same_start(model, x, y, /, **options):
+    """PGD from a start that depends on the image alone, so that it is the same however a batch is divided."""
+    start = options.pop("start", 0.1)
+    with mock.patch("torch.randn_like", lambda images: torch.sin(1000 * images)):
+        return pgd(model, x, y, eps=0.15, step_size=0.0375, steps=3, start=start, **options)
+
+
 def first_gradient(accelerator, model, method):
     """The gradient of the first step, read off plain SGD: (theta_0 - theta_1) / lr."""
     config = settings()
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
-    attack = partial(pgd, eps=0.15, step_size=0.0375, steps=3, start=0.0)  # the same start for every process
     prepared, optimizer = engine.prepare(model, optimizer, accelerator)
-    next(engine.train(prepared, methods.get(method)(), attack, split, optimizer, None, accelerator, config))
+    next(engine.train(prepared, methods.get(method)(), same_start, split, optimizer, None, accelerator, config))
     bare = accelerator.unwrap_model(prepared)
     return [(b - p.detach()) / 0.1 for b, p in zip(before, bare.parameters(), strict=True)]
 
@@ -72,7 +79,7 @@ if __name__ == "__main__":
     report = {"processes": accelerator.num_processes}
     if accelerator.num_processes > 1:
         report["ranks"] = ranks_stay_equal(accelerator)
-    gradients = {m: first_gradient(accelerator, plain_model(), m) for m in ("standard", "pgd_at", "nmse")}
+    gradients = {m: first_gradient(accelerator, plain_model(), m) for m in methods.names()}
     if accelerator.is_main_process:
         torch.save(gradients, folder / f"gradients-{accelerator.num_processes}.pt")
         (folder / f"report-{accelerator.num_processes}.json").write_text(json.dumps(report))

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from piat_hub.attacks import attack_mode
 from piat_hub.config import lookup
 
 
@@ -51,6 +53,21 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_METHODS))
 
 
-def at_least_fp32(logits: Tensor) -> Any:
+def at_least_fp32(logits: Tensor) -> Tensor:
     """The logits in fp32, or wider where they are: losses are never computed in half precision."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def divergence(logits: Tensor, logits_adv: Tensor) -> Tensor:
+    """KL(p || p') of each image, (B,), from two logits (B, K).
+
+    From log-probabilities on both sides: with a probability as target the gradient is NaN where one underflows.
+    """
+    log_p, log_p_adv = logits.log_softmax(1), logits_adv.log_softmax(1)
+    return F.kl_div(log_p_adv, log_p, reduction="none", log_target=True).sum(1)
+
+
+def eval_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits (B, K) that the attack starts from: eval mode, no gradient, at least fp32."""
+    with attack_mode(model) as frozen, torch.no_grad():
+        return at_least_fp32(frozen(x))

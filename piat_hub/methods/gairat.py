@@ -1,0 +1,45 @@
+"""GAIRAT, geometry-aware instance-reweighted adversarial training (Zhang et al. 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from piat_hub.config import check, option
+from piat_hub.methods.base import Attack, at_least_fp32, register
+
+
+@register("gairat")
+@dataclass(frozen=True)
+class GAIRAT:
+    """sum_i w_i CE_i(z', y) / sum_i w_i, w = (1 + tanh(offset + 5 (1 - 2 kappa/K))) / 2 (Zhang et al. 2021, ICLR).
+
+    kappa counts the K attack steps at which an image is still right before the update: few for images near the boundary,
+    which weigh most. Before the share `start` of the run, plain CE (the authors' epoch 60 of 120).
+    """
+
+    offset: float = option(-1.0, "offset in the tanh, the paper's lambda: larger, more even weights")
+    start: float = option(0.5, "share of the run after which images are weighted", least=0, most=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
+        right: list[Tensor] = []  # (B,) bool for each step
+
+        def count(k: int, logits: Tensor) -> None:
+            right.append(logits.argmax(1) == y)
+
+        x_adv = attack(model, x, y, on_step=count)
+        losses = F.cross_entropy(at_least_fp32(model(x_adv)), y, reduction="none")
+        if progress < self.start:
+            return losses.mean()
+        weights = self.weights(torch.stack(right).sum(0).to(losses.dtype), len(right))
+        return (weights * losses).sum() / weights.sum()
+
+    def weights(self, kappa: Tensor, steps: int) -> Tensor:
+        """w (B,) in (0, 1) of images that stayed right for kappa (B,) of the attack's steps."""
+        return (1 + torch.tanh(self.offset + 5 * (1 - 2 * kappa / steps))) / 2
