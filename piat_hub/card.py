@@ -89,7 +89,7 @@ def write(directory: Path) -> Path:
         measured=measured,
         notes=[f["changed"] for r in measured.values() for f in r["attacks"].values() if "changed" in f],
         curves=(directory / "curves.png").exists(),
-        directory=directory.name,
+        directory=directory.name if directory.is_absolute() else str(directory),
         command=command(trained),
     )
     scratch = directory / ".README.md.new"

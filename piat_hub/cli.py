@@ -142,6 +142,7 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     directory = run.output_directory(config, options)
     bar: tqdm[NoReturn] = tqdm(unit="image", unit_scale=True, disable=None if main else True, desc=card.title(config))
     shown: dict[str, str] = {}
+    event = None
     try:
         for event in run.train(config, options):
             if isinstance(event, engine.Step):
@@ -161,6 +162,8 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     finally:
         bar.close()
     if main:
+        if event is None:
+            print(f"nothing left to do: all {config.epochs} epochs are done")
         figures.save(figures.curves(run.read_metrics(directory), title=card.title(config)), directory / "curves.png")
         print(
             f"weights {directory / WEIGHTS['last']}\ncurves  {directory / 'curves.png'}\ncard    {card.write(directory)}"
@@ -214,6 +217,7 @@ def _evaluate_one(model: str, done: run.Evaluation, config: EvalConfig) -> run.E
     from tabulate import tabulate
     from tqdm import tqdm
 
+    from piat_hub import run
     from piat_hub.card import HEADERS, percent, rows
 
     bar: tqdm[NoReturn] = tqdm(unit="image", disable=None, desc=model)
@@ -228,10 +232,10 @@ def _evaluate_one(model: str, done: run.Evaluation, config: EvalConfig) -> run.E
             bar.update(event.done - bar.n)
     finally:
         bar.close()
-    threat, n = done.results.threat_model, done.results.n
-    print(
-        f"\n{model}: {threat}, {n} images of {done.results.dataset} ({done.results.split}), {done.results.checkpoint} checkpoint"
-    )
+    results = done.results
+    assumed = " (eps not given)" if config.eps is None and run.evaluation.trained_against(done.model) is None else ""
+    images = f"{results.n} images of {results.dataset} ({results.split}), {results.checkpoint}"
+    print(f"\n{model}: {results.threat_model}{assumed}, {images}")
     print(tabulate(rows(done.results.to_dict()), HEADERS, disable_numparse=True))
     for figures in done.results.attacks.values():
         if "changed" in figures:

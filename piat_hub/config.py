@@ -34,9 +34,9 @@ def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """': did you mean X?' for the known name closest to `name`, or nothing."""
+    """' (did you mean X?)' for the known name closest to `name`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f": did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def number(text: str | float) -> float:

@@ -6,6 +6,7 @@ Names: an alias (digits, cifar10, cifar100, svhn), a Hub id, or a local director
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,7 +161,7 @@ def _table(dataset: str, split: str) -> tuple[Any, str]:
 
     hub_id, configuration = ALIASES.get(dataset, (dataset, None))[:2]
     folder = Path(dataset)
-    if dataset not in ALIASES and dataset.count("/") != 1 and not folder.is_dir():
+    if dataset not in ALIASES and not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", dataset):
         raise InputError(
             f"no data set {dataset!r}{nearest(dataset, [*ALIASES, 'digits'])}; "
             "give digits, cifar10, cifar100, svhn, a Hub id ORG/NAME, or a directory that load_dataset reads"

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from piat_hub import data
 from piat_hub.attacks import ATTACKS, attack_mode
 from piat_hub.attacks.autoattack import changes, components
-from piat_hub.config import RESULTS, InputError, ThreatModel, nearest, pixels
+from piat_hub.config import RESULTS, InputError, ThreatModel, TrainConfig, from_dict, nearest, pixels
 from piat_hub.data import Split, derived_seed, to_unit
 
 Stage = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
@@ -152,7 +152,7 @@ class Results:
         for key in ("threat_model", "dataset", "seed", "checkpoint", "weights_sha256", "images_sha256"):
             if before.get(key) != now[key]:
                 raise InputError(
-                    f"{results} holds results for {key} {before.get(key)}, this call asks for {now[key]}; "
+                    f"{results} holds results for {key} {_words(before.get(key))}, this call asks for {_words(now[key])}; "
                     "name another place with --output"
                 )
         self.attacks, self.verdicts, self.seconds = before["attacks"], kept, float(before["seconds"])
@@ -178,6 +178,10 @@ def result_files(directory: Path, checkpoint: str) -> tuple[Path, Path]:
     """(results, verdicts) of a checkpoint in a directory."""
     results = directory / RESULTS[checkpoint]
     return results, results.with_name(results.name.replace("results", "verdicts").replace(".json", ".npz"))
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 
 def _partial(verdicts: Path, attack: str) -> Path:
@@ -237,15 +241,22 @@ def evaluate(
     Args:
         model: images (B, C, H, W) in [0, 1] to logits (B, K); left as it was found.
         dataset: a name as in `data.load`, or a Split. n: only its first n images.
-        attacks: names as in `suite`, run in this order. threat_model: Linf 8/255 if None. step_size: eps/4 if None.
+        attacks: names as in `suite`, run in this order. step_size: eps/4 if None.
+        threat_model: if None, the one the model was trained against, where `from_pretrained` knows it, else Linf 8/255.
     Returns: Results with per-image verdicts; `.attacks["pgd20"]["accuracy"]` is a fraction.
     Raises: ValueError for an unknown attack, a class count that differs from the data's, or n beyond the split.
     """
     images = (data.load(dataset, split) if isinstance(dataset, str) else dataset).first(n)
-    results = Results.of(images, threat_model or ThreatModel(), split=split, seed=seed)
+    results = Results.of(images, threat_model or trained_against(model) or ThreatModel(), split=split, seed=seed)
     for _ in measure(model, images, attacks, results, step_size=step_size, batch_size=batch_size):
         pass
     return results
+
+
+def trained_against(model: nn.Module) -> ThreatModel | None:
+    """The threat model in a loaded model's training configuration (`model.piat`), None where it has none."""
+    piat = getattr(model, "piat", None)
+    return from_dict(TrainConfig, piat).threat_model if piat else None
 
 
 def measure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def list_pretrained() -> list[str]:
 
 
 def _download(repo_id: str, filename: str, where: Mapping[str, Any]) -> Path:
-    if repo_id.count("/") != 1:
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repo_id):
         raise InputError(f"no model {repo_id!r}: it is no directory here and no Hub id ORG/NAME; check the path")
     try:
         return Path(hf_hub_download(repo_id, filename, **where))
@@ -168,6 +169,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
+        if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+            raise InputError(f"{path} is a pickle, not safetensors; pickles can run code and are never read") from error
         raise InputError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from error
     expected = model.state_dict()
     for what, names in (("lacks", set(expected) - set(tensors)), ("has the extra", set(tensors) - set(expected))):

@@ -428,7 +428,7 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
     trained = from_dict(TrainConfig, piat) if piat else None
     split = evaluation_data(spec, config, trained)
     classes = evaluation.class_count(model, split)
-    threat = config.threat_model(trained.threat_model if trained else None)
+    threat = config.threat_model(evaluation.trained_against(model))
     for attack in config.attacks:
         evaluation.suite(attack, threat, classes, config.step_size, config.seed)
     output = Path(config.output) if config.output else directory or Path("results") / name

@@ -19,12 +19,12 @@ from piat_hub.config import EvalConfig, RunOptions, TrainConfig
 
 ROOT = Path(__file__).parent.parent
 BAD = [
-    ("train resnet18-cifar1", "unknown recipe 'resnet18-cifar1': did you mean 'resnet18-cifar10'"),
+    ("train resnet18-cifar1", "unknown recipe 'resnet18-cifar1' .did you mean 'resnet18-cifar10'"),
     ("train --method trade", "unknown method 'trade'.*known: .*nmse"),
-    ("train --method pgdat", "unknown method 'pgdat': did you mean 'pgd_at'"),
-    ("train --method.mo 3", "unknown argument '--method.mo': did you mean '--method.mu'"),
+    ("train --method pgdat", "unknown method 'pgdat' .did you mean 'pgd_at'"),
+    ("train --method.mo 3", "unknown argument '--method.mo' .did you mean '--method.mu'"),
     ("train --method.mu many", "'many' is not a number"),
-    ("train --epoch 3", "unknown argument '--epoch': did you mean '--epochs'"),
+    ("train --epoch 3", "unknown argument '--epoch' .did you mean '--epochs'"),
     ("train --epochs three", "invalid int value: 'three'"),
     ("train --epochs 3 resnet20-cifar10", "the recipe comes first"),
     ("train --backbone resnet-18", "unknown backbone 'resnet-18'.*cifar_resnet18"),
@@ -33,10 +33,11 @@ BAD = [
     ("train --eps 8/0", "'8/0' is not a number; write a fraction like 8/255"),
     ("train --step-size 0.5", r"step-size must be in \(0, 2 eps\]"),
     ("train --step-size 0", "step-size must be > 0"),
-    ("train --norm linf", "norm 'linf' is unknown: did you mean 'Linf'"),
+    ("train --norm linf", "norm 'linf' is unknown .did you mean 'Linf'"),
     ("train --epochs 2 --clean-epochs 2", "leave no adversarial epoch; lower --clean-epochs"),
-    ("train --interpolation piad", "interpolation 'piad' is unknown: did you mean 'piat'"),
-    ("train --dataset digit", "no data set 'digit': did you mean 'digits'"),
+    ("train --interpolation piad", "interpolation 'piad' is unknown .did you mean 'piat'"),
+    ("train --dataset digit", "no data set 'digit' .did you mean 'digits'"),
+    ("train --dataset /nope", "no data set '/nope'"),
     ("train --dataset nobody/nothing", "pass --dataset DIR with a local copy"),
     ("train --holdout 2000", "too few for holdout=2000"),
     ("train --resume --output none", "none holds no run to resume; leave out --resume"),
@@ -46,12 +47,12 @@ BAD = [
     ("evaluate empty", "empty is no model: it has no config.json"),
     ("evaluate README", "README is a file; MODEL is a run directory"),
     ("evaluate nobody.nothing:Net --dataset digits", "no model 'nobody.nothing:Net'"),
-    ("evaluate m --attacks pgd-20", "unknown attack 'pgd-20': did you mean 'pgd20'"),
+    ("evaluate m --attacks pgd-20", "unknown attack 'pgd-20' .did you mean 'pgd20'"),
     ("evaluate m --n 401", "n=401 is larger than the split of digits, which has 400 images"),
     ("evaluate m --eps 1.5", r"eps must be in \(0, 1\]"),
     ("evaluate m --step-size 1", "step-size must be in"),
     ("evaluate m --checkpoint best", "it has no model_best.safetensors"),
-    ("evaluate m --checkpoint bst", "checkpoint 'bst' is unknown: did you mean 'best'"),
+    ("evaluate m --checkpoint bst", "checkpoint 'bst' is unknown .did you mean 'best'"),
     ("evaluate m --dataset trio", "the model has 10 classes and trio has 3; name the data it was trained for"),
     ("evaluate m nowhere", "no model 'nowhere'"),
     ("evaluate math:pi --dataset digits --checkpoint best", "leave out --checkpoint"),
@@ -65,7 +66,7 @@ BAD = [
     ("train --dataset noimage", "has no image column among label; name one with --image-column"),
     ("evaluate m m --output o", "--output takes the results of one MODEL"),
     ("card m2", "m2 is no run directory"),
-    ("trian", "unknown command 'trian': did you mean 'train'"),
+    ("trian", "unknown command 'trian' .did you mean 'train'"),
 ]
 
 
@@ -235,10 +236,18 @@ def test_train_then_evaluate_as_a_user_would(tmp_path):
     measured = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     results = json.loads((tmp_path / "r/results.json").read_text())
     assert f"{100 * results['attacks']['pgd3']['accuracy']:.2f} %" in measured.stdout
-    assert "Linf eps 0.15, 40 images of digits (test), last checkpoint" in measured.stdout
+    assert "r: Linf eps 0.15, 40 images of digits (test), last" in measured.stdout
     assert measured.stderr == ""
     again = subprocess.run([*launch, *flags], capture_output=True, text=True, env=environment)
     assert again.returncode != 0 and "train.py: error: r already holds a run" in again.stderr
+
+
+def test_resuming_a_finished_run_says_so(small_digits, do_train, tmp_path, capsys):
+    flags = "--epochs 2 --train-size 128 --holdout 20 --threads 1 --output r"
+    assert cli.main(["train", *flags.split()]) == 0
+    assert "nothing left to do" not in capsys.readouterr().out
+    assert cli.main(["train", *flags.split(), "--resume"]) == 0
+    assert "nothing left to do: all 2 epochs are done" in capsys.readouterr().out
 
 
 def test_two_processes_train_the_same_run_directory(tmp_path):

@@ -48,5 +48,5 @@ def test_the_readmes_python_runs(tmp_path, small_digits, do_train):
     scope = {}
     for block in blocks:
         exec(block, scope)
-    assert scope["results"].attacks["pgd20"]["n"] == 100
+    assert scope["results"].attacks["pgd20"]["n"] == 100 and str(scope["results"].threat_model) == "Linf eps 0.15"
     assert scope["interpolation"].epoch == 3

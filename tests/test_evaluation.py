@@ -295,3 +295,13 @@ def test_classes_inferred_from_numbers_may_be_fewer_than_the_models():
     assert evaluation.class_count(Threshold(4), split) == 4
     with pytest.raises(InputError, match="has 1 classes"):
         evaluation.class_count(nn.Sequential(nn.Flatten(), nn.Linear(12, 1)), split)
+
+
+def test_a_loaded_models_own_threat_model_is_the_default():
+    from piat_hub.config import TrainConfig, to_dict
+
+    model = Threshold()
+    assert evaluate(model, bright(), ["clean"]).threat_model == ThreatModel("Linf", 8 / 255)
+    model.piat = to_dict(TrainConfig(threat_model=ThreatModel("Linf", 0.15)))
+    assert evaluate(model, bright(), ["clean"]).threat_model == ThreatModel("Linf", 0.15)
+    assert evaluate(model, bright(), ["clean"], threat_model=ThreatModel("L2", 1)).threat_model.norm == "L2"

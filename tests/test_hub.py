@@ -97,6 +97,9 @@ def test_no_pickle_is_read(saved, tmp_path):
     _, directory = saved
     payload = pickle.dumps(Bomb())
     (directory / "model.safetensors").write_bytes(payload)
+    with pytest.raises(ValueError, match="is a pickle, not safetensors"):
+        piat_hub.from_pretrained(directory)
+    (directory / "model.safetensors").write_bytes(payload[3:])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         piat_hub.from_pretrained(directory)
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")

@@ -244,7 +244,7 @@ def test_tensorboard_gets_the_metrics(small_digits, tmp_path):
 def test_method_fields(small_digits):
     config = dataclasses.replace(small_digits(), method_args={"mu": 2.0})
     assert run.make_method(config).mu == 2.0
-    with pytest.raises(InputError, match="method nmse has no field 'nu': did you mean 'mu'"):
+    with pytest.raises(InputError, match="method nmse has no field 'nu' .did you mean 'mu'"):
         run.make_method(dataclasses.replace(config, method_args={"nu": 1}))
     with pytest.raises(InputError, match="it has none"):
         run.make_method(dataclasses.replace(config, method="pgd_at", method_args={"mu": 1}))
