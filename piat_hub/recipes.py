@@ -80,7 +80,7 @@ def resnet18_svhn() -> TrainConfig:
 
     Command: accelerate launch train.py resnet18-svhn
     Source: He et al. 2023, Table 1, row PIAT+NMSE. Published: clean 91.70 %, PGD-20 61.21 %, AutoAttack 51.29 %.
-    Time: 2.4e17 FLOP a run; not measured here. Hardware: one GPU.
+    Time: 2.3e17 FLOP a run; not measured here. Hardware: one GPU.
     """
     return TrainConfig(recipe="resnet18-svhn", dataset="svhn", flip=False)
 
