@@ -180,3 +180,8 @@ def test_ranks_with_batchnorm_stay_bit_equal(processes):
     assert [name for name, *_ in events] == ["Step", "Step", "Epoch"] * 2
     assert all(equal for _, equal, _ in events)
     assert all(moved for *_, moved in events)
+
+
+def test_a_nan_on_one_rank_stops_all_before_the_weights_change(processes):
+    said, equal, finite = processes[2][0]["nan"]
+    assert said == ["the loss is nan at epoch 1, step 2 of 2"] * 2 and equal and finite

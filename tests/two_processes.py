@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from piat_hub import data, engine, methods, recipes
 from piat_hub.attacks import pgd
@@ -72,6 +73,26 @@ def ranks_stay_equal(accelerator):
     return equal
 
 
+def stop_at_a_nan_of_one_rank(accelerator):
+    """What each rank's training raised when only rank 1's loss was not a number, and whether the weights stayed equal."""
+    model, calls = plain_model(), []
+
+    def method(model, x, y, attack, progress):
+        calls.append(1)
+        bad = accelerator.process_index == 1 and len(calls) == 2
+        return methods.get("standard")()(model, x, y, attack, progress) * (float("nan") if bad else 1)
+
+    prepared, optimizer = engine.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), accelerator)
+    split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
+    said = "nothing"
+    try:
+        list(engine.train(prepared, method, same_start, split, optimizer, None, accelerator, settings()))
+    except engine.Diverged as error:
+        said = str(error)
+    weights = accelerator.gather(digest(engine.unwrap(prepared, accelerator))[None])
+    return [gather_object([said]), bool(torch.equal(weights[0], weights[1])), bool(weights.isfinite().all())]
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     accelerator = Accelerator()
@@ -79,6 +100,7 @@ if __name__ == "__main__":
     report = {"processes": accelerator.num_processes}
     if accelerator.num_processes > 1:
         report["ranks"] = ranks_stay_equal(accelerator)
+        report["nan"] = stop_at_a_nan_of_one_rank(accelerator)
     gradients = {m: first_gradient(accelerator, plain_model(), m) for m in methods.names()}
     if accelerator.is_main_process:
         torch.save(gradients, folder / f"gradients-{accelerator.num_processes}.pt")
