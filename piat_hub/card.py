@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
 from piat_hub import recipes
-from piat_hub.config import RESULTS, WEIGHTS, InputError, TrainConfig, flags, from_dict, pixels
+from piat_hub.config import DATASETS, RESULTS, WEIGHTS, InputError, TrainConfig, flags, from_dict, pixels, whole_file
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn"}
 METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT"}
 
 
@@ -92,9 +90,8 @@ def write(directory: Path) -> Path:
         directory=directory.name if directory.is_absolute() else str(directory),
         command=command(trained),
     )
-    scratch = directory / ".README.md.new"
-    scratch.write_text(str(card), encoding="utf-8")
-    os.replace(scratch, directory / "README.md")
+    with whole_file(directory / "README.md") as scratch:
+        scratch.write_text(str(card), encoding="utf-8")
     return directory / "README.md"
 
 
@@ -128,7 +125,7 @@ def _metadata(directory: Path, config: TrainConfig, measured: dict[str, dict[str
     entries = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=HUB_DATASETS.get(results["dataset"]["name"], results["dataset"]["name"]),
+            dataset_type=DATASETS.get(results["dataset"]["name"], (results["dataset"]["name"],))[0],
             dataset_name=results["dataset"]["name"],
             dataset_split=results["dataset"]["split"],
             metric_type="accuracy",
@@ -147,7 +144,7 @@ def _metadata(directory: Path, config: TrainConfig, measured: dict[str, dict[str
         license="mit",
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "adversarial-robustness", *training_tags],
-        datasets=[HUB_DATASETS[config.dataset]] if config.dataset in HUB_DATASETS else None,
+        datasets=[DATASETS[config.dataset][0]] if config.dataset in DATASETS else None,
         model_name=directory.resolve().name,
         eval_results=entries or None,
     )

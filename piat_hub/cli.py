@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from piat_hub import recipes
 from piat_hub.config import (
     WEIGHTS,
+    Diverged,
     EvalConfig,
     InputError,
     RunOptions,
@@ -25,8 +26,8 @@ from piat_hub.config import (
     lookup,
     nearest,
     number,
-    pixels,
     scalar_type,
+    show,
 )
 
 if TYPE_CHECKING:
@@ -79,11 +80,6 @@ def fraction(text: str) -> float:
         return number(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def show(f: dataclasses.Field[Any], value: Any) -> str:
-    """A default as people write it."""
-    return pixels(value) if f.metadata.get("unit") == "pixels" else str(value)
 
 
 def with_flags(config: Any, given: dict[str, Any], prefix: str = "") -> Any:
@@ -198,9 +194,8 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 
     from piat_hub import run
 
-    prepared = [
-        run.prepare_evaluation(model, config) for model in models
-    ]  # all requests are checked before the first runs
+    # every request is checked before the first one runs
+    prepared = [run.prepare_evaluation(model, config) for model in models]
     finished = [_evaluate_one(model, one, config) for model, one in zip(models, prepared, strict=True)]
     if len(finished) > 1:
         print(_comparison(finished))
@@ -302,9 +297,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
             return _fail(prog, error, 2)
         except KeyboardInterrupt:
             return _fail(prog, "stopped; what is finished is saved: go on with the same command and --resume", 130)
-        except RuntimeError as error:
-            if type(error).__name__ != "Diverged":
-                raise
+        except Diverged as error:
             return _fail(prog, error, 1)
     return 0
 

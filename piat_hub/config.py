@@ -9,21 +9,46 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
 WEIGHTS = {"last": "model.safetensors", "best": "model_best.safetensors"}  # a run's weights, by checkpoint
 RESULTS = {"last": "results.json", "best": "results_best.json"}
+DATASETS = {  # alias -> (Hub id, configuration, image column, label column)
+    "cifar10": ("uoft-cs/cifar10", None, "img", "label"),
+    "cifar100": ("uoft-cs/cifar100", None, "img", "fine_label"),
+    "svhn": ("ufldl-stanford/svhn", "cropped_digits", "image", "label"),
+}
 
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: the value, the rule, the next step."""
+
+
+class Diverged(RuntimeError):
+    """Training's loss is not finite."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A scratch path to write to: after the block it is flushed and renamed to `path`; after an error it is removed."""
+    scratch = path.with_name(f".{path.stem}.new{path.suffix}")
+    try:
+        yield scratch
+        with scratch.open("r+b") as written:
+            os.fsync(written.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
@@ -132,9 +157,13 @@ def flags(config: Any, base: Any, prefix: str = "") -> list[str]:
             words += flags(value, default, f.metadata.get("prefix", ""))
         elif value != default and value is not None and f.metadata.get("flag") is not None:
             name = f.metadata["flag"] or prefix + f.name.replace("_", "-")
-            shown = pixels(value) if f.metadata["unit"] == "pixels" else str(value)
-            words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", shown]
+            words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", show(f, value)]
     return words
+
+
+def show(f: dataclasses.Field[Any], value: Any) -> str:
+    """A field's value as people write it."""
+    return pixels(value) if f.metadata.get("unit") == "pixels" else str(value)
 
 
 def choices(hint: Any) -> tuple[str, ...]:

@@ -18,13 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from piat_hub.config import InputError, nearest
+from piat_hub.config import DATASETS, InputError, nearest
 
-ALIASES = {  # alias -> (Hub id, configuration, image column, label column)
-    "cifar10": ("uoft-cs/cifar10", None, "img", "label"),
-    "cifar100": ("uoft-cs/cifar100", None, "img", "fine_label"),
-    "svhn": ("ufldl-stanford/svhn", "cropped_digits", "image", "label"),
-}
 SPLIT_SEED = 20230728  # fixes which images are held out (and digits' test split), whatever a run's own seed
 
 
@@ -73,8 +68,8 @@ def load(dataset: str, split: str, image_column: str | None = None, label_column
     if dataset == "digits":
         return _digits(split)
     table, name = _table(dataset, split)
-    if dataset in ALIASES:
-        image_column, label_column = image_column or ALIASES[dataset][2], label_column or ALIASES[dataset][3]
+    if dataset in DATASETS:
+        image_column, label_column = image_column or DATASETS[dataset][2], label_column or DATASETS[dataset][3]
     image_column = _column(table, name, "image", image_column)
     label_column = _column(table, name, "label", label_column)
     labels, label_names, inferred = _labels(table, name, label_column)
@@ -159,11 +154,11 @@ def _table(dataset: str, split: str) -> tuple[Any, str]:
     """The split as a `datasets.Dataset`, and the data set's name for results."""
     import datasets
 
-    hub_id, configuration = ALIASES.get(dataset, (dataset, None))[:2]
+    hub_id, configuration = DATASETS.get(dataset, (dataset, None))[:2]
     folder = Path(dataset)
-    if dataset not in ALIASES and not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", dataset):
+    if dataset not in DATASETS and not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", dataset):
         raise InputError(
-            f"no data set {dataset!r}{nearest(dataset, [*ALIASES, 'digits'])}; "
+            f"no data set {dataset!r}{nearest(dataset, [*DATASETS, 'digits'])}; "
             "give digits, cifar10, cifar100, svhn, a Hub id ORG/NAME, or a directory that load_dataset reads"
         )
     try:
@@ -184,7 +179,7 @@ def _table(dataset: str, split: str) -> tuple[Any, str]:
             f"data set {hub_id!r} could not be loaded from the Hub ({_line(error)}); "
             "pass --dataset DIR with a local copy that datasets.load_dataset reads"
         ) from error
-    return table, folder.resolve().name if folder.is_dir() and dataset not in ALIASES else dataset
+    return table, folder.resolve().name if folder.is_dir() and dataset not in DATASETS else dataset
 
 
 def _line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from piat_hub import methods
-from piat_hub.config import InputError, TrainConfig
+from piat_hub.config import Diverged, InputError, TrainConfig
 from piat_hub.data import Split, augment, batches, derived_seed, steps_per_epoch, to_unit
 from piat_hub.interpolation import ParameterInterpolation
 
@@ -36,10 +36,6 @@ class Epoch:
     lam: float
     lr: float
     train_loss: float
-
-
-class Diverged(RuntimeError):
-    """The loss is not finite."""
 
 
 def train(

@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 import platform
 import re
 import subprocess
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from piat_hub import data
 from piat_hub.attacks import ATTACKS, attack_mode
 from piat_hub.attacks.autoattack import changes, components
-from piat_hub.config import RESULTS, InputError, ThreatModel, TrainConfig, from_dict, nearest, pixels
+from piat_hub.config import RESULTS, InputError, ThreatModel, TrainConfig, from_dict, nearest, pixels, whole_file
 from piat_hub.data import Split, derived_seed, to_unit
 
 Stage = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
@@ -123,9 +122,8 @@ class Results:
             facts = {k: v for k, v in vars(self.running).items() if k not in arrays}
             return _save_arrays(_partial(verdicts, self.running.attack), facts=np.array(json.dumps(facts)), **arrays)
         _save_arrays(verdicts, index=np.arange(self.n), label=self.labels, **self.verdicts)
-        scratch = directory / f".{results.name}.new"
-        scratch.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(scratch, results)
+        with whole_file(results) as scratch:
+            scratch.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         for attack in self.attacks:
             _partial(verdicts, attack).unlink(missing_ok=True)
         return None
@@ -189,9 +187,8 @@ def _partial(verdicts: Path, attack: str) -> Path:
 
 
 def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    scratch = path.with_name(f".{path.name}.new.npz")
-    np.savez_compressed(scratch, **arrays)  # type: ignore[arg-type]
-    os.replace(scratch, path)
+    with whole_file(path) as scratch:
+        np.savez_compressed(scratch, **arrays)  # type: ignore[arg-type]
 
 
 def wilson(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from piat_hub.config import whole_file
 
 SERIES = (  # key in metrics.jsonl, label, colour (Okabe & Ito's, told apart by colour-blind readers), line style
     ("holdout_clean_acc", "clean, held out", "#0072B2", "-"),
@@ -52,6 +53,5 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
 
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as PNG; the file appears whole."""
-    scratch = path.with_name(f".{path.stem}.new{path.suffix}")
-    figure.savefig(scratch, dpi=150)
-    os.replace(scratch, path)
+    with whole_file(path) as scratch:
+        figure.savefig(scratch, dpi=150)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 import piat_hub.backbones  # noqa: F401  registers our architectures with timm
-from piat_hub.config import WEIGHTS, InputError, TrainConfig, nearest, to_dict
+from piat_hub.config import WEIGHTS, InputError, TrainConfig, nearest, to_dict, whole_file
 
 
 def save_pretrained(
@@ -59,20 +58,15 @@ def save_config(
     overrides: dict[str, Any] = {"tag": "piat"}
     if input_size:
         preprocessing["input_size"] = overrides["input_size"] = input_size
-    scratch = directory / ".config.json.new"
-    save_config_for_hf(
-        model, str(scratch), model_config={**extra, "pretrained_cfg": overrides}, data_config=preprocessing
-    )
-    os.replace(scratch, directory / "config.json")
+    with whole_file(directory / "config.json") as scratch:
+        options = {**extra, "pretrained_cfg": overrides}
+        save_config_for_hf(model, str(scratch), model_config=options, data_config=preprocessing)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the model's parameters and buffers as safetensors; the file appears whole or not at all."""
-    scratch = path.with_name(f".{path.name}.new")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, scratch)
-    with scratch.open("rb") as written:
-        os.fsync(written.fileno())
-    os.replace(scratch, path)
+    with whole_file(path) as scratch:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, scratch)
 
 
 def from_pretrained(

@@ -58,7 +58,7 @@ def resnet18_cifar10() -> TrainConfig:
 
     Command: accelerate launch train.py resnet18-cifar10
     Source: He et al. 2023, Table 1, row PIAT+NMSE. Published: clean 80.76 %, PGD-20 53.54 %, AutoAttack 48.80 %.
-    Time: 1.6e17 FLOP a run; not measured here. Hardware: one GPU.
+    Time: not measured here. Hardware: one GPU.
     """
     return TrainConfig(recipe="resnet18-cifar10")
 
@@ -69,7 +69,7 @@ def resnet18_cifar100() -> TrainConfig:
 
     Command: accelerate launch train.py resnet18-cifar100
     Source: He et al. 2023, Table 1, row PIAT+NMSE. Published: clean 54.34 %, PGD-20 31.11 %, AutoAttack 25.79 %.
-    Time: 1.6e17 FLOP a run; not measured here. Hardware: one GPU.
+    Time: not measured here. Hardware: one GPU.
     """
     return TrainConfig(recipe="resnet18-cifar100", dataset="cifar100")
 
@@ -80,7 +80,7 @@ def resnet18_svhn() -> TrainConfig:
 
     Command: accelerate launch train.py resnet18-svhn
     Source: He et al. 2023, Table 1, row PIAT+NMSE. Published: clean 91.70 %, PGD-20 61.21 %, AutoAttack 51.29 %.
-    Time: 2.3e17 FLOP a run; not measured here. Hardware: one GPU.
+    Time: not measured here. Hardware: one GPU.
     """
     return TrainConfig(recipe="resnet18-svhn", dataset="svhn", flip=False)
 

@@ -29,6 +29,7 @@ from piat_hub.attacks import pgd
 from piat_hub.config import (
     RESULTS,
     WEIGHTS,
+    Diverged,
     EvalConfig,
     InputError,
     RunOptions,
@@ -36,6 +37,7 @@ from piat_hub.config import (
     from_dict,
     nearest,
     to_dict,
+    whole_file,
 )
 from piat_hub.interpolation import ParameterInterpolation
 
@@ -59,7 +61,7 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
     """Train a run directory from its configuration; yields after every step and every epoch.
 
     Everything that can be wrong with the request is checked before anything is written. Raises InputError for that, and
-    engine.Diverged, naming the last good state, if the loss stops being finite.
+    Diverged, naming the last good state, if the loss stops being finite.
     """
     options = options or RunOptions()
     directory = output_directory(config, options)
@@ -135,9 +137,9 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
             accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=epoch)
             yield EpochDone(metrics, timing)
             clock = time.monotonic()
-    except engine.Diverged as error:
+    except Diverged as error:
         last = f"{state.path}, of epoch {epoch}" if epoch else "none, no epoch was finished"
-        raise engine.Diverged(f"{error}; the last good state is {last}. Lower --lr, then start again") from None
+        raise Diverged(f"{error}; the last good state is {last}. Lower --lr, then start again") from None
     finally:
         accelerator.end_training()
 
@@ -166,11 +168,8 @@ def make_interpolation(config: TrainConfig, model: nn.Module) -> ParameterInterp
 
 def make_accelerator(config: TrainConfig, options: RunOptions, directory: Path) -> Accelerator:
     """Accelerate as launched. InputError for what interpolating whole weights in place cannot work with."""
-    for flag in (
-        "DEEPSPEED",
-        "FSDP",
-        "MEGATRON_LM",
-    ):  # as the launcher says it, before Accelerate looks for their packages
+    # what the launcher says, before Accelerate looks for their packages
+    for flag in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{flag}", "false").lower() in ("true", "1"):
             refuse_sharding(flag)
     accelerator = Accelerator(
@@ -258,12 +257,9 @@ class State:
         facts = {"schema": 1, "epoch": epoch, "best": best, "config": to_dict(self.config)}
         facts["scaler"] = self.scaler.state_dict() if self.scaler else None
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_name(".state.new")
         whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        save_file(whole, scratch, metadata={"piat": json.dumps(facts)})
-        with scratch.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(scratch, self.path)
+        with whole_file(self.path) as scratch:
+            save_file(whole, scratch, metadata={"piat": json.dumps(facts)})
 
     def load(self) -> tuple[int, dict[str, Any] | None]:
         """Restore everything; returns (epochs done, best metrics), (0, None) for a run killed in its first epoch.
@@ -352,9 +348,8 @@ def keep_epochs(directory: Path, last: int) -> None:
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["epoch"] <= last]
-            scratch = path.with_name(f".{path.name}.new")
-            scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            os.replace(scratch, path)
+            with whole_file(path) as scratch:
+                scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:

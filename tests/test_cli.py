@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piat_hub import cli, engine, run
-from piat_hub.config import EvalConfig, RunOptions, TrainConfig
+from piat_hub import cli, run
+from piat_hub.config import Diverged, EvalConfig, RunOptions, TrainConfig
 
 ROOT = Path(__file__).parent.parent
 BAD = [
@@ -130,7 +130,7 @@ def test_an_existing_run_costs_nothing(small_digits, do_train, tmp_path, capsys)
 
 def test_divergence_is_one_line_and_exit_code_1(monkeypatch, capsys):
     def diverge(config, options):
-        raise engine.Diverged("the loss is nan at epoch 3, step 2 of 4")
+        raise Diverged("the loss is nan at epoch 3, step 2 of 4")
         yield
 
     monkeypatch.setattr(run, "train", diverge)

@@ -16,6 +16,7 @@ from piat_hub.config import (
     number,
     pixels,
     to_dict,
+    whole_file,
 )
 
 
@@ -137,3 +138,14 @@ def test_evaluation_takes_the_models_threat_model_unless_told():
     assert EvalConfig(eps=1.5).threat_model(trained) == ThreatModel("L2", 1.5)
     with pytest.raises(InputError):
         EvalConfig(eps=1.5).threat_model()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    with whole_file(path) as scratch:
+        scratch.write_text("one")
+        assert not path.exists()
+    with pytest.raises(OSError, match="disk"), whole_file(path) as scratch:
+        scratch.write_text("half")
+        raise OSError("disk full")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and path.read_text() == "one"

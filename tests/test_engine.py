@@ -15,6 +15,7 @@ from torch import nn
 
 from piat_hub import data, engine, methods
 from piat_hub.attacks import pgd
+from piat_hub.config import Diverged
 from piat_hub.interpolation import ParameterInterpolation
 
 HERE = Path(__file__).parent
@@ -117,7 +118,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(small_digits,
         return model(x).sum() * (bad if len(steps) == 6 else 1e-6)
 
     model, *_, events = start(config, method=method)
-    with pytest.raises(engine.Diverged, match=f"the loss is -?{bad} at epoch 2, step 2 of 4"):
+    with pytest.raises(Diverged, match=f"the loss is -?{bad} at epoch 2, step 2 of 4"):
         for _ in events:
             before = model[1].weight.detach().clone()
     assert torch.equal(model[1].weight, before) and before.isfinite().all()

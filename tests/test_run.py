@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from piat_hub import engine, run
-from piat_hub.config import InputError, InterpolationConfig, RunOptions
+from piat_hub.config import Diverged, InputError, InterpolationConfig, RunOptions
 from piat_hub.interpolation import g
 
 FILES = {"config.json", "model.safetensors", "model_best.safetensors", "metrics.jsonl", "timing.jsonl"}
@@ -190,7 +190,7 @@ def test_divergence_names_epoch_step_and_last_good_state(small_digits, tmp_path,
 
     monkeypatch.setattr(run, "make_method", lambda config: method)
     said = r"loss is nan at epoch 3, step 2 of 4; the last good state is .*state\.safetensors, of epoch 2"
-    with pytest.raises(engine.Diverged, match=said):
+    with pytest.raises(Diverged, match=said):
         list(run.train(small_digits(), RunOptions(output="r")))
     assert all(t.isfinite().all() for t in load_file("r/model.safetensors").values())
 

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from piat_hub import data, engine, methods, recipes
 from piat_hub.attacks import pgd
 from piat_hub.backbones import create_model
+from piat_hub.config import Diverged
 from piat_hub.interpolation import ParameterInterpolation
 
 
@@ -87,7 +88,7 @@ def stop_at_a_nan_of_one_rank(accelerator):
     said = "nothing"
     try:
         list(engine.train(prepared, method, same_start, split, optimizer, None, accelerator, settings()))
-    except engine.Diverged as error:
+    except Diverged as error:
         said = str(error)
     weights = accelerator.gather(digest(engine.unwrap(prepared, accelerator))[None])
     return [gather_object([said]), bool(torch.equal(weights[0], weights[1])), bool(weights.isfinite().all())]
