@@ -105,6 +105,8 @@ def train(argv: Sequence[str], prog: str) -> None:
     from piat_hub import methods
 
     method = methods.get(chosen)
+    # a method that replays each batch gets that many times fewer epochs, as its authors compare it
+    config = dataclasses.replace(config, epochs=max(2, config.epochs // getattr(method(), "replays", 1)))
     parser = Parser(
         prog=prog,
         usage=f"{prog} [RECIPE] [flags]",

@@ -265,6 +265,15 @@ class TrainConfig:
     interpolation: InterpolationConfig = field(
         default_factory=InterpolationConfig, metadata={"prefix": "interpolation."}
     )
+    ema: float | None = option(
+        None, "also average the weights after every step with this decay; the average is evaluated", least=0, below=1
+    )
+    swa: float | None = option(
+        None, "also average epoch-end weights from this share of the run; the average is evaluated", least=0, below=1
+    )
+    awp: float | None = option(
+        None, "adversarial weight perturbation of this relative size: 0.01 for AT, 0.005 for TRADES", above=0, below=1
+    )
     threat_model: ThreatModel = field(default_factory=ThreatModel, metadata={"prefix": ""})
     attack: AttackConfig = field(default_factory=AttackConfig, metadata={"prefix": ""})
     epochs: int = option(120, "passes over the training images", unit="epochs", least=1)
@@ -298,6 +307,11 @@ class TrainConfig:
     def warmup(self) -> int:
         """Clean epochs before the adversarial ones: `clean_epochs`, or the recipe's share of this run."""
         return round(self.clean_share * self.epochs) if self.clean_epochs is None else self.clean_epochs
+
+    @property
+    def swa_start(self) -> int:
+        """The first epoch in SWA's mean."""
+        return math.floor((self.swa or 0) * self.epochs) + 1
 
     def lr_at(self, progress: float) -> float:
         """The learning rate after the share `progress` in [0, 1] of the run: constant to the first knot, then linear."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from piat_hub import methods
+from piat_hub import awp, methods
 from piat_hub.config import Diverged, InputError, TrainConfig
 from piat_hub.data import Split, augment, batches, derived_seed, steps_per_epoch, to_unit
-from piat_hub.interpolation import ParameterInterpolation
+from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,12 @@ def train(
     attack: methods.Attack,
     split: Split,
     optimizer: torch.optim.Optimizer,
-    interpolation: ParameterInterpolation | None,
     accelerator: Accelerator,
     config: TrainConfig,
+    *,
+    interpolation: ParameterInterpolation | None = None,
+    ema: EMA | None = None,
+    swa: SWA | None = None,
     first_epoch: int = 1,
 ) -> Iterator[Step | Epoch]:
     """Train from `first_epoch` to `config.epochs`; model and optimizer are prepared by Accelerate, the split is on its device.
@@ -57,37 +61,63 @@ def train(
     """
     bare, standard = unwrap(model, accelerator), methods.get("standard")()
     rank, world = accelerator.process_index, accelerator.num_processes
-
-    def craft(_: nn.Module, x: Tensor, y: Tensor, /, **options: Any) -> Tensor:
-        return attack(bare, x, y, **options)
-
     steps = steps_per_epoch(len(split), config.batch_size)
     for epoch in range(first_epoch, config.epochs + 1):
         model.train()
-        objective, total = (standard if epoch <= config.warmup else method), 0.0
-        for step, index in enumerate(batches(len(split), config.batch_size, config.seed, epoch), 1):
+        clean, progress, total = epoch <= config.warmup, (epoch - 1) / config.epochs, 0.0
+        objective, gamma = (standard, None) if clean else (method, config.awp)
+        replays = getattr(objective, "replays", 1)
+        order = list(batches(len(split), config.batch_size, config.seed, epoch))
+        for step, index in enumerate(order, 1):
             torch.manual_seed(derived_seed(config.seed, epoch, step, rank))
             lr = set_lr(optimizer, config.lr_at((epoch - 1 + step / steps) / config.epochs))
             loss_sum = 0.0
             for micro in shards(index, world, config.accumulation)[:, rank]:
-                with accelerator.accumulate(model):
-                    x = to_unit(augment(split.images[micro], config.crop_pad, config.flip))
-                    loss = objective(model, x, split.labels[micro], craft, (epoch - 1) / config.epochs)
-                    value = float(accelerator.gather(loss.detach()).mean())  # not finite on one rank: on all
-                    if not math.isfinite(value):
-                        raise Diverged(f"the loss is {value} at epoch {epoch}, step {step} of {steps}")
-                    accelerator.backward(loss)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                loss_sum += value / config.accumulation
+                x, y = to_unit(augment(split.images[micro], config.crop_pad, config.flip)), split.labels[micro]
+                for _ in range(replays):
+                    with accelerator.accumulate(model):
+                        loss_of = partial(objective, x=x, y=y, progress=progress)
+                        loss = backward(model, loss_of, attack, gamma, accelerator)
+                        if not math.isfinite(loss):
+                            raise Diverged(f"the loss is {loss} at epoch {epoch}, step {step} of {steps}")
+                        optimizer.step()
+                        optimizer.zero_grad()
+                    loss_sum += loss / config.accumulation / replays
             average_buffers(bare, accelerator)
+            if ema:
+                ema.step()
             total += loss_sum / steps
             yield Step(epoch, step, steps, len(index), loss_sum)
-        lam = 0.0
-        if interpolation:
-            order = batches(len(split), config.batch_size, config.seed, epoch)
-            lam = interpolation.step(to_unit(split.images[index]) for index in order)
+        lam = interpolation.step(to_unit(split.images[index]) for index in order) if interpolation else 0.0
+        if swa:
+            swa.step(to_unit(split.images[index]) for index in order)
         yield Epoch(epoch, lam, lr, total)
+
+
+def backward(
+    model: nn.Module,
+    loss_of: Callable[..., Tensor],
+    attack: methods.Attack,
+    gamma: float | None,
+    accelerator: Accelerator,
+) -> float:
+    """Add the gradient of one micro-batch, under AWP of `gamma` if not None; returns the mean loss over processes.
+
+    loss_of(model, attack=…) is the method with its batch bound.
+    """
+    bare = unwrap(model, accelerator)
+
+    def craft(_: nn.Module, x: Tensor, y: Tensor, /, **options: Any) -> Tensor:
+        return attack(bare, x, y, **options)
+
+    def at_w(craft: methods.Attack) -> Tensor:
+        loss = loss_of(bare, attack=craft)
+        return accelerator.scaler.scale(loss) if accelerator.scaler else loss
+
+    with awp.perturbed(bare, gamma, craft, at_w, mean=partial(accelerator.reduce, reduction="mean")) as crafted:
+        loss = loss_of(model, attack=crafted)
+        accelerator.backward(loss)
+    return float(accelerator.gather(loss.detach()).mean())  # not finite on one process: on all
 
 
 def prepare(

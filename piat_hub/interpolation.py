@@ -1,7 +1,11 @@
-"""Epoch-end parameter interpolation: the "PI" of PIAT (He et al. 2023, Eqs. 3-4)."""
+"""Epoch-end parameter interpolation, the "PI" of PIAT (He et al. 2023, Eqs. 3-4), and the side copies EMA and SWA.
+
+The interpolation is written back and training goes on from it; a side copy is only evaluated.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -124,3 +128,73 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
             m.momentum = momentum
         for module, training in modes:
             module.training = training
+
+
+class EMA:
+    """Exponential moving average of the weights after every step (SEAT: Wang & Wang 2022, ICLR): the model evaluated.
+
+    copy <- d copy + (1 - d) model with d = min(decay, (t + 1) / (t + 10)) at step t = 1, 2, …: parameters and floating
+    buffers; integer buffers are copied. Call `step` after every optimizer step; `copy` is the averaged model.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise InputError(f"ema must lie in [0, 1), got {decay}; 0.999 is usual")
+        self.model, self.decay, self.steps = model, decay, 0
+        self.copy = copy.deepcopy(model).requires_grad_(False).eval()
+
+    def step(self) -> float:
+        """Take the model's weights into the average; returns d."""
+        self.steps += 1
+        d = min(self.decay, g(self.steps))
+        average(self.copy, self.model, 1 - d)
+        return d
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"steps": how many were taken, "copy": the averaged model's}."""
+        return {"steps": self.steps, "copy": self.copy.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a `state_dict`."""
+        self.steps = int(state["steps"])
+        self.copy.load_state_dict(state["copy"])
+
+
+class SWA:
+    """Stochastic weight averaging (Izmailov et al. 2018): the plain mean of the weights at the ends of epochs.
+
+    Call `step` at each epoch's end. From `start_epoch` on the copy is the mean of those epochs, its BatchNorm statistics
+    measured again on the batches; before, it is the model itself.
+    """
+
+    def __init__(self, model: nn.Module, start_epoch: int = 1) -> None:
+        self.model, self.start_epoch, self.epochs = model, start_epoch, 0
+        self.copy = copy.deepcopy(model).requires_grad_(False).eval()
+
+    def step(self, batches: Iterable[Tensor]) -> None:
+        """End an epoch. batches: images (B, C, H, W) in [0, 1] on the model's device."""
+        self.epochs += 1
+        averaged = max(1, self.epochs - self.start_epoch + 1)  # epochs in the mean
+        average(self.copy, self.model, 1 / averaged)
+        if averaged > 1:
+            recalibrate(self.copy, batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"epochs": how many have ended, "copy": the averaged model's}."""
+        return {"epochs": self.epochs, "copy": self.copy.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a `state_dict`."""
+        self.epochs = int(state["epochs"])
+        self.copy.load_state_dict(state["copy"])
+
+
+@torch.no_grad()
+def average(copy: nn.Module, model: nn.Module, weight: float) -> None:
+    """copy <- copy + weight (model - copy), in place: parameters and floating buffers; integer buffers are copied."""
+    pairs = list(zip(copy.state_dict().values(), model.state_dict().values(), strict=True))
+    moving = [(c, m) for c, m in pairs if c.is_floating_point()]
+    torch._foreach_lerp_([c for c, _ in moving], [m for _, m in moving], weight)
+    for c, m in pairs:
+        if not c.is_floating_point():
+            c.copy_(m)

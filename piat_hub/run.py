@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from piat_hub.config import (
     to_dict,
     whole_file,
 )
-from piat_hub.interpolation import ParameterInterpolation
+from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
 
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
 
@@ -69,6 +69,8 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
     check_output(directory)
     if not options.resume:
         refuse_overwrite(directory)
+    if hasattr(method, "begin"):  # a method with state
+        method = method.begin(config.threat_model)
     accelerator = make_accelerator(config, options, directory)
     threads = set_threads(options.threads)
     with accelerator.main_process_first():
@@ -80,14 +82,20 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
     torch.manual_seed(config.seed)
     model = backbones.create_model(config.backbone, num_classes=len(whole.label_names), in_chans=whole.shape[0])
     evaluation.class_count(model, whole)  # or InputError: a backbone that cannot take these images
-    model = model.to(memory_format=torch.channels_last)  # convolutions run faster so; sums differ by rounding only
-    checked = copy.deepcopy(model).to(accelerator.device)  # the model that is measured, free of any wrapper
+    # convolutions run faster in channels_last; sums differ by rounding only
+    model = model.to(accelerator.device).to(memory_format=torch.channels_last)
+    checked = copy.deepcopy(model)  # the model that is measured, free of any wrapper
+    ema = EMA(model, config.ema) if config.ema is not None else None
+    swa = SWA(ema.copy if ema else model, config.swa_start) if config.swa is not None else None
+    evaluated = swa.copy if swa else ema.copy if ema else model
     decay, momentum = config.weight_decay, config.momentum
     sgd = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=momentum, weight_decay=decay)
     model, optimizer = engine.prepare(model, sgd, accelerator)
     bare = engine.unwrap(model, accelerator)
     interpolation = make_interpolation(config, bare)
-    state = State(directory, config, bare, optimizer, interpolation, accelerator.scaler)
+    parts = {"model": bare, "optimizer": optimizer, "interpolation": interpolation, "ema": ema, "swa": swa}
+    parts |= {"scaler": accelerator.scaler, "method": PerProcess(method, accelerator)}
+    state = State(directory, config, {name: p for name, p in parts.items() if hasattr(p, "state_dict")})
     epoch, best = state.load() if options.resume else (0, None)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -95,7 +103,7 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
         keep_epochs(directory, epoch)
         hub.save_config(checked, directory, config=config, label_names=whole.label_names, input_size=whole.shape)
         if epoch:  # the run may have been killed after its state was saved and before its weights were
-            hub.save_weights(bare, directory / WEIGHTS["last"])
+            hub.save_weights(evaluated, directory / WEIGHTS["last"])
     if options.tracker != "none":
         accelerator.init_trackers("piat_hub", flat(to_dict(config)))
 
@@ -106,14 +114,24 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
     images, clock = data.steps_per_epoch(len(train_split), config.batch_size) * batch, time.monotonic()
     try:
         events = engine.train(
-            model, method, attack, train_split, optimizer, interpolation, accelerator, config, epoch + 1
+            model,
+            method,
+            attack,
+            train_split,
+            optimizer,
+            accelerator,
+            config,
+            interpolation=interpolation,
+            ema=ema,
+            swa=swa,
+            first_epoch=epoch + 1,
         )
         for event in events:
             if isinstance(event, engine.Step):
                 yield event
                 continue
             trained, epoch = time.monotonic(), event.epoch
-            checked.load_state_dict(bare.state_dict())
+            checked.load_state_dict(evaluated.state_dict())
             metrics = dataclasses.asdict(event) | check(checked, epoch)
             better = held and (best is None or metrics["holdout_pgd10_acc"] > best["holdout_pgd10_acc"])
             best = metrics if better else best
@@ -127,12 +145,13 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
                 "device": evaluation.device_name(accelerator.device),
                 "peak_memory_gib": peak_memory(accelerator.device),
             }
+            collected = state.collect()
             if accelerator.is_main_process:  # in this order a kill at any point loses nothing: see State.load
                 if better:
                     hub.save_weights(checked, directory / WEIGHTS["best"])
                 append(directory / "metrics.jsonl", metrics)
                 append(directory / "timing.jsonl", timing)
-                state.save(epoch, best)
+                state.save(epoch, best, collected)
                 hub.save_weights(checked, directory / WEIGHTS["last"])
             accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=epoch)
             yield EpochDone(metrics, timing)
@@ -152,7 +171,10 @@ def make_method(config: TrainConfig) -> methods.Method:
         if name not in known:
             has = f"it has {', '.join(sorted(known))}" if known else "it has none"
             raise InputError(f"method {config.method} has no field {name!r}{nearest(name, known)}; {has}")
-    return cls(**config.method_args)
+    method = cls(**config.method_args)
+    if getattr(method, "replays", 1) > 1 and config.accumulation > 1:
+        raise InputError(f"{config.method} replays each batch whole; leave out --accumulation {config.accumulation}")
+    return method
 
 
 def make_interpolation(config: TrainConfig, model: nn.Module) -> ParameterInterpolation | None:
@@ -227,35 +249,46 @@ def make_check(
     return check
 
 
+class PerProcess:
+    """The state of a method under way, which differs between processes: saved as one row for each."""
+
+    def __init__(self, method: methods.Method, accelerator: Accelerator) -> None:
+        self.method, self.accelerator = method, accelerator
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its tensors by name, (processes, …) each; call it on every process. {} for a method without state."""
+        state = self.method.state_dict() if hasattr(self.method, "state_dict") else {}
+        device = self.accelerator.device
+        return {name: self.accelerator.gather(tensor.to(device)[None]) for name, tensor in state.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up this process's row."""
+        if hasattr(self.method, "load_state_dict"):
+            rank, device = self.accelerator.process_index, self.accelerator.device
+            self.method.load_state_dict({name: rows[rank % len(rows)].to(device) for name, rows in state.items()})
+
+
 class State:
     """All that resume needs, as one safetensors file: tensors, and JSON in its metadata. No pickle.
 
-    Order, augmentation and attack starts are derived from (seed, epoch, step), so there is no generator to save. The
-    file is written beside the old one, flushed, then renamed: the previous state stays until the next is whole.
+    parts: whatever has state_dict and load_state_dict, by name. Order, augmentation and attack starts are derived from
+    (seed, epoch, step), so there is no generator to save. The file is written beside the old one, flushed, then
+    renamed: the previous state stays until the next is whole.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        config: TrainConfig,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        interpolation: ParameterInterpolation | None,
-        scaler: Any = None,
-    ) -> None:
+    def __init__(self, directory: Path, config: TrainConfig, parts: dict[str, Any]) -> None:
         self.directory, self.path = directory, directory / "state" / "state.safetensors"
-        self.config, self.model, self.optimizer = config, model, optimizer
-        self.interpolation, self.scaler = interpolation, scaler
+        self.config, self.parts = config, parts
 
-    def save(self, epoch: int, best: dict[str, Any] | None) -> None:
-        """Write the state after `epoch`."""
-        tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
-        for number, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{slot}": t for slot, t in slots.items() if isinstance(t, Tensor)}
-        if self.interpolation:
-            tensors |= {f"previous.{name}": t for name, t in self.interpolation.state_dict()["previous"].items()}
+    def collect(self) -> dict[str, Any]:
+        """The state of every part; call it on every process."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def save(self, epoch: int, best: dict[str, Any] | None, collected: dict[str, Any]) -> None:
+        """Write what was collected after `epoch`."""
+        tensors: dict[str, Tensor] = {}
         facts = {"schema": 1, "epoch": epoch, "best": best, "config": to_dict(self.config)}
-        facts["scaler"] = self.scaler.state_dict() if self.scaler else None
+        facts["parts"] = without_tensors(collected, tensors)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         with whole_file(self.path) as scratch:
@@ -280,18 +313,16 @@ class State:
             with safe_open(self.path, framework="pt") as file:
                 facts = json.loads((file.metadata() or {})["piat"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+            saved = with_tensors(facts["parts"], tensors)
+            epoch, best, config = facts["epoch"], facts["best"], facts["config"]
+        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(
                 f"{self.path} is not a whole state of a run ({error}); move it away to start again"
             ) from error
-        self._same_config(facts["config"])
-        self._restore(tensors)
-        if self.interpolation:
-            previous = {n.removeprefix("previous."): t for n, t in tensors.items() if n.startswith("previous.")}
-            self.interpolation.load_state_dict({"epoch": facts["epoch"], "previous": previous})
-        if self.scaler and facts["scaler"]:
-            self.scaler.load_state_dict(facts["scaler"])
-        return facts["epoch"], facts["best"]
+        self._same_config(config)
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        return epoch, best
 
     def _same_config(self, config: dict[str, Any]) -> None:
         saved, now = flat(config), flat(to_dict(self.config))
@@ -302,15 +333,26 @@ class State:
                     "resume with the command it was started with, or name another --output"
                 )
 
-    def _restore(self, tensors: dict[str, Tensor]) -> None:
-        weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-        self.model.load_state_dict(weights)
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, number, slot = name.split(".", 2)
-                state.setdefault(int(number), {})[slot] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+
+def without_tensors(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """A state_dict as JSON can hold it: each tensor goes to `tensors` under its path, {"tensor": path} in its place."""
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {"tensor": path}
+    if isinstance(value, Mapping):
+        return {str(k): without_tensors(v, tensors, f"{path}/{k}" if path else str(k)) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_tensors(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]
+    return value
+
+
+def with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `without_tensors`; an optimizer's keys are numbers again."""
+    if isinstance(value, dict) and set(value) == {"tensor"}:
+        return tensors[value["tensor"]]
+    if isinstance(value, dict):
+        return {int(k) if k.isdigit() else k: with_tensors(v, tensors) for k, v in value.items()}
+    return [with_tensors(v, tensors) for v in value] if isinstance(value, list) else value
 
 
 OWN = (*WEIGHTS.values(), *RESULTS.values(), "metrics.jsonl", "timing.jsonl", "verdicts.npz", "README.md", "curves.png")

@@ -179,6 +179,17 @@ def test_the_default_is_the_digits_recipe(monkeypatch):
     assert read_config(monkeypatch, "train") == (recipes.get("digits"), RunOptions())
 
 
+def test_copies_and_perturbation_compose_by_flags(monkeypatch):
+    config, _ = read_config(monkeypatch, "train --interpolation piat --ema 0.999 --swa 3/4 --awp 0.005")
+    assert (config.interpolation.kind, config.ema, config.swa, config.awp) == ("piat", 0.999, 0.75, 0.005)
+    assert config.swa_start == 61 and config.epochs == 80
+
+
+def test_a_method_that_replays_gets_fewer_epochs_unless_told(monkeypatch):
+    assert read_config(monkeypatch, "train --method free_at")[0].epochs == 10
+    assert read_config(monkeypatch, "train --method free_at --method.replays 8 --epochs 4")[0].epochs == 4
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "card", "list"])
 def test_help_exits_with_zero(command):
     with pytest.raises(SystemExit) as stopped:

@@ -29,7 +29,7 @@ def start(config, model=None, method="pgd_at", interpolation=None, lr=0.1, accum
     split = data.hold_out(data.load("digits", "train"), 0, config.train_size)[0]
     attack = partial(pgd, eps=0.15, step_size=0.0375, steps=2)
     outer = methods.get(method)() if isinstance(method, str) else method
-    events = engine.train(model, outer, attack, split, optimizer, interpolation, accelerator, config)
+    events = engine.train(model, outer, attack, split, optimizer, accelerator, config, interpolation=interpolation)
     return model, split, optimizer, events
 
 
@@ -176,11 +176,17 @@ def test_first_gradient_of_two_processes_is_that_of_one(processes, method):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
-def test_ranks_with_batchnorm_stay_bit_equal(processes):
-    events = processes[2][0]["ranks"]
+@pytest.mark.parametrize("what", ["ranks", "ranks_awp"])
+def test_ranks_with_batchnorm_stay_bit_equal(processes, what):
+    events = processes[2][0][what]
     assert [name for name, *_ in events] == ["Step", "Step", "Epoch"] * 2
     assert all(equal for _, equal, _ in events)
     assert all(moved for *_, moved in events)
+
+
+def test_a_methods_state_is_saved_for_every_rank(processes):
+    shape, equal, own = processes[2][0]["state"]
+    assert shape == [2, 32, 1, 8, 8] and not equal and own == [True, True]
 
 
 def test_a_nan_on_one_rank_stops_all_before_the_weights_change(processes):

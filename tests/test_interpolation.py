@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from piat_hub import ParameterInterpolation
-from piat_hub.interpolation import g, recalibrate
+from piat_hub.interpolation import EMA, SWA, g, recalibrate
 
 
 def test_g_has_the_papers_values():
@@ -202,3 +202,74 @@ def test_the_law_may_be_constant_or_zero():
     flat = ParameterInterpolation(nn.Linear(1, 1), a=0, b=9, c=0, d=10)
     assert [flat.lam(n) for n in (1, 50)] == [0.9, 0.9]
     assert ParameterInterpolation(nn.Linear(1, 1), a=0, b=0).lam(3) == 0
+
+
+def small_model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+
+
+def shake(model):
+    """As training would: other weights, other statistics."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p))
+    model.train()(torch.randn(8, 3))
+
+
+def test_ema_equals_the_slow_average_with_its_warm_up():
+    model = small_model()
+    ema = EMA(model, 0.5)
+    slow = {k: v.clone() for k, v in model.state_dict().items()}
+    for t in range(1, 20):
+        shake(model)
+        d = min(0.5, (t + 1) / (t + 10))
+        assert ema.step() == pytest.approx(d)
+        for name, value in model.state_dict().items():
+            slow[name] = d * slow[name] + (1 - d) * value if value.is_floating_point() else value
+    assert d == 0.5
+    for name, value in ema.copy.state_dict().items():
+        assert torch.allclose(value, slow[name], atol=1e-6), name
+    assert not ema.copy.training and not any(p.requires_grad for p in ema.copy.parameters())
+
+
+def test_swa_is_the_model_before_its_start_then_the_mean_with_statistics_measured_again():
+    model, images = small_model(), torch.randn(32, 3)
+    swa, ends = SWA(model, start_epoch=3), []
+    for epoch in range(1, 6):
+        shake(model)
+        ends.append({k: v.clone() for k, v in model.state_dict().items()})
+        swa.step(iter(images.split(8)))
+        if epoch <= 3:
+            assert all(torch.equal(v, ends[-1][k]) for k, v in swa.copy.state_dict().items())
+    for name in dict(model.named_parameters()):
+        assert torch.allclose(swa.copy.state_dict()[name], torch.stack([e[name] for e in ends[2:]]).mean(0), atol=1e-6)
+    features = swa.copy[0](images).detach()
+    assert torch.allclose(swa.copy[1].running_mean, features.mean(0), atol=1e-5)
+    variance = torch.stack([part.var(0) for part in features.split(8)]).mean(0)
+    assert torch.allclose(swa.copy[1].running_var, variance, atol=1e-5)
+    assert not swa.copy.training
+
+
+@pytest.mark.parametrize("kind", [lambda m: EMA(m, 0.9), lambda m: SWA(m, 2)])
+def test_side_copies_go_on_exactly_from_their_state(kind):
+    def steps(side, numbers):
+        for number in numbers:
+            torch.manual_seed(number)
+            shake(side.model)
+            side.step() if isinstance(side, EMA) else side.step([torch.randn(4, 3)])
+
+    whole, first, model = kind(small_model()), kind(small_model()), small_model()
+    steps(whole, range(1, 6))
+    steps(first, range(1, 4))
+    model.load_state_dict(first.model.state_dict())
+    second = kind(model)
+    second.load_state_dict(first.state_dict())
+    steps(second, range(4, 6))
+    for a, b in zip(whole.copy.state_dict().values(), second.copy.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_bad_decay():
+    with pytest.raises(ValueError, match=r"ema must lie in \[0, 1\), got 1"):
+        EMA(small_model(), 1.0)

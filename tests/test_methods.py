@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from piat_hub import methods
-from piat_hub.config import InputError
+from piat_hub.attacks import pgd
+from piat_hub.config import InputError, ThreatModel
 
 
 def fixed(x_adv):
@@ -86,12 +87,44 @@ def gairat(model, x, x_adv, y):
     return (w * len(y) / w.sum() * ce).sum() / len(y)
 
 
-REFERENCES = {f.__name__: f for f in (standard, pgd_at, nmse, trades, mart, alp, gairat)}
+def score(model, x, x_adv, y, beta=4.0):
+    p, p_adv = softmax(model(x)), softmax(model(x_adv))
+    smooth = torch.full_like(p, 0.1 / 3)
+    smooth[torch.arange(len(y)), y] = 0.9
+    return ((p - smooth) ** 2).sum(1).mean() + beta * ((p_adv - p) ** 2).sum(1).mean()
+
+
+def stat(model, x, x_adv, y, beta=6.0):
+    """`fixed` gives x_adv for both twins' places; its halves are the twins."""
+    z = [model(x), *(model(half) for half in x_adv.chunk(2))]
+    losses = []
+    for i, label in enumerate(y):
+        three = sorted((row[i] for row in z), key=lambda row: softmax(row[None])[0, label].item())
+        up, lo = (softmax(row[None]) for row in (three[0], three[-1]))
+        losses.append(kl(lo.detach(), up) + kl(up.detach(), lo))
+    return cross_entropy(z[0], y) + beta / 2 * torch.cat(losses).mean()
+
+
+def fat(model, x, x_adv, y):
+    return pgd_at(model, x, x_adv, y)
+
+
+def free_at(model, x, x_adv, y):
+    return standard(model, x, x_adv, y)  # delta is 0 before the first replay
+
+
+REFERENCES = {f.__name__: f for f in (standard, pgd_at, nmse, trades, mart, alp, gairat, score, stat, fat, free_at)}
+
+
+def examples(name, x, x_adv):
+    """What the method's attack gives back: STAT asks for two twins at once."""
+    return torch.cat([x_adv, (2 * x - x_adv).clamp(0, 1)]) if name == "stat" else x_adv
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_loss_and_gradient_equal_the_reference(tiny, name):
     model, (x, x_adv, y) = tiny().double(), batch()
+    x_adv = examples(name, x, x_adv)
     loss = methods.get(name)()(model, x, y, fixed(x_adv), 0.5)
     reference = REFERENCES[name](model, x, x_adv, y)  # a method without a reference fails here
     assert loss.dtype == torch.float64 and loss.shape == ()
@@ -132,6 +165,7 @@ def test_nmse_at_zero_logits_is_finite(linear):
 @pytest.mark.parametrize("name", methods.names())
 def test_losses_are_fp32_under_bf16_autocast(tiny, name):
     model, (x, x_adv, y) = tiny(), batch(torch.float32)
+    x_adv = examples(name, x, x_adv)
     with torch.autocast("cpu", torch.bfloat16):
         assert model(x).dtype == torch.bfloat16
         loss = methods.get(name)()(model, x, y, fixed(x_adv), 0.0)
@@ -222,8 +256,6 @@ def test_gairat_is_plain_before_its_start(tiny):
 def test_gairat_counts_the_attacks_own_steps(tiny):
     from functools import partial
 
-    from piat_hub.attacks import pgd
-
     model, (x, _, y) = tiny().double(), batch()
     counts = []
 
@@ -253,3 +285,121 @@ def test_mart_at_certainty_is_finite_under_bf16_autocast(linear):
         with torch.autocast("cpu", torch.bfloat16):
             loss = methods.get("mart")()(model, x, y, fixed(x), 0.0)
         assert loss.isfinite() and all(g.isfinite().all() for g in gradients(loss, model))
+
+
+def test_score_attack_climbs_the_squared_distance_of_probabilities(tiny):
+    model, (x, _, y) = tiny().double(), batch()
+    attack, asked = recorded()
+    methods.get("score")()(model, x, y, attack, 0.0)
+    z = torch.randn(6, 4, dtype=torch.float64)
+    (options,) = asked
+    assert set(options) == {"objective"}  # a uniform start
+    expected = ((softmax(z) - softmax(model(x))) ** 2).sum()
+    assert options["objective"](z, y).item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_stat_twins_drive_their_squeeze_up_and_part(tiny):
+    model, (x, _, y) = tiny().double(), batch()
+    asked = []
+
+    def attack(model, images, labels, /, **options):
+        twins = pgd(model, images, labels, eps=0.3, step_size=0.1, steps=5, **options)
+        asked.append((images, labels, options, twins))
+        return twins
+
+    methods.get("stat")()(model, x, y, attack, 0.0)
+    ((images, labels, options, twins),) = asked
+    assert torch.equal(images, torch.cat([x, x])) and torch.equal(labels, torch.cat([y, y]))
+    assert options["start"] == 0.001
+    z = torch.randn(12, 4, dtype=torch.float64, requires_grad=True)
+    a, b = z[:6], z[6:]
+    symmetric = (kl(softmax(a.detach()), softmax(b)) + kl(softmax(b.detach()), softmax(a))).sum() / 2
+    ours = options["objective"](z, labels)
+    assert ours.item() == pytest.approx(symmetric.item(), rel=1e-9)
+    assert torch.allclose(*(torch.autograd.grad(loss, z)[0] for loss in (ours, symmetric)))
+    p = [softmax(model(half)).gather(1, y[:, None]).squeeze(1) for half in (x, *twins.chunk(2))]
+    assert (torch.minimum(p[1], p[2]) < p[0]).all() and (torch.maximum(p[1], p[2]) > p[0]).all()
+
+
+def authors_friendly_stop(model, x, y, eps, step_size, steps, tau):
+    """FAT's early-stopped PGD, one image at a time: it leaves at a misclassification once its budget tau is used up."""
+    friendly = []
+    for image, label in zip(x, y, strict=True):
+        x_adv, control = image[None].clone(), tau
+        for _ in range(steps):
+            x_adv.requires_grad_()
+            z = model(x_adv)
+            if z.argmax() != label:
+                if control == 0:
+                    break
+                control -= 1
+            (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(z, label[None]), x_adv)
+            x_adv = (x_adv + step_size * gradient.sign()).detach()
+            x_adv = torch.minimum(torch.maximum(x_adv, image - eps), image + eps).clamp(0, 1)
+        friendly.append(x_adv.detach()[0])
+    return torch.stack(friendly)
+
+
+@pytest.mark.parametrize(("progress", "tau"), [(0.0, 0), (5 / 12, 1), (0.74, 1), (0.75, 2)])
+def test_fat_stops_friendly_and_keeps_the_batch_order(tiny, progress, tau):
+    torch.manual_seed(tau)
+    model, x = tiny().double(), torch.rand(40, 3, 2, 2, dtype=torch.float64)
+    y = model(x).argmax(1)
+    got = []
+
+    def attack(model, x, y, /, **options):
+        assert options.pop("noise") == 0
+        got.append(pgd(model, x, y, eps=0.3, step_size=0.05, steps=6, start=0.0, **options))
+        return got[0]
+
+    fat = methods.get("fat")(noise=0.0)
+    assert fat.tau(progress) == tau
+    loss = fat(model, x, y, attack, progress)
+    reference = authors_friendly_stop(model, x, y, 0.3, 0.05, 6, tau)
+    assert torch.allclose(got[0], reference, atol=1e-12)
+    assert loss.item() == pytest.approx(cross_entropy(model(reference), y).item())
+    full = pgd(model, x, y, eps=0.3, step_size=0.05, steps=6, start=0.0)
+    moved = (got[0] != full).flatten(1).any(1)
+    assert 0 < moved.sum() < len(x)  # some stopped early, others never
+
+
+def test_fat_knots_are_ordered():
+    with pytest.raises(InputError, match="tau-two must be at least tau-one"):
+        methods.get("fat")(tau_one=0.8)
+    assert methods.get("fat")().noise == 0.001
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_free_at_climbs_on_the_training_backward_and_keeps_delta(tiny, norm):
+    eps, (x, x2, y) = 0.1, batch()
+    run = methods.get("free_at")().begin(ThreatModel(norm=norm, eps=eps))
+    assert run.replays == 8
+    model, delta = tiny().double(), torch.zeros_like(x)
+    for images in (x, x, x2, x2):
+        loss = run(model, images, y, None, 0.0)
+        slow = delta.clone().requires_grad_()
+        reference = cross_entropy(model((images + slow).clamp(0, 1)), y)
+        assert loss.item() == pytest.approx(reference.item(), rel=1e-12)
+        (gradient,) = torch.autograd.grad(reference, slow)
+        if norm == "Linf":
+            delta = (delta + eps * gradient.sign()).clamp(-eps, eps)
+        else:
+            length = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            delta = delta + eps * gradient / length
+            delta = delta * (eps / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp(max=1)
+        loss.backward()
+        assert torch.allclose(run.state_dict()["delta"], delta, atol=1e-12)
+    again = methods.get("free_at")().begin(ThreatModel(norm=norm, eps=eps))
+    again.load_state_dict(run.state_dict())
+    assert again(model, x, y, None, 0.0).item() == run(model, x, y, None, 0.0).item()
+    overflown = run.state_dict()["delta"].clone()
+    run._climb(torch.full_like(x, float("nan")))
+    assert torch.allclose(run.state_dict()["delta"], overflown, atol=1e-12)  # a step lost to fp16 loses nothing else
+
+
+def test_free_at_begins_anew_where_the_batch_has_another_size(tiny):
+    run = methods.get("free_at")().begin(ThreatModel(eps=0.1))
+    x, _, y = batch(torch.float32)
+    run(tiny(), x, y, None, 0.0).backward()
+    run(tiny(), x[:3], y[:3], None, 0.0)
+    assert run.state_dict()["delta"].shape == (3, 3, 2, 2) and not run.state_dict()["delta"].any()

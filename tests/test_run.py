@@ -5,15 +5,19 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import shutil
 import subprocess
 import sys
+from functools import partial
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from piat_hub import engine, run
-from piat_hub.config import Diverged, InputError, InterpolationConfig, RunOptions
+from piat_hub import data, engine, evaluation, hub, methods, recipes, run
+from piat_hub.attacks import pgd
+from piat_hub.config import Diverged, InputError, InterpolationConfig, RunOptions, ThreatModel
 from piat_hub.interpolation import g
 
 FILES = {"config.json", "model.safetensors", "model_best.safetensors", "metrics.jsonl", "timing.jsonl"}
@@ -79,6 +83,90 @@ def test_resumed_at_any_epoch_ends_with_the_same_bytes(small_digits, do_train, t
         torch.manual_seed(1234)
         do_train(config, output, resume=True)
         assert {n: (output / n).read_bytes() for n in names} == whole
+
+
+ALL = ("model.safetensors", "metrics.jsonl", "config.json", "state/state.safetensors")
+
+
+def train_and_resume(config, tmp_path, after):
+    """Train to the end, and once more from a copy of the run as it stood after an epoch; both end with the same bytes."""
+    for event in run.train(config, RunOptions(output=str(tmp_path / "whole"))):
+        if isinstance(event, run.EpochDone) and event.metrics["epoch"] == after:
+            shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    torch.manual_seed(1234)
+    list(run.train(config, RunOptions(output=str(tmp_path / "resumed"), resume=True)))
+    for name in ALL:
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    return tmp_path / "whole"
+
+
+def pgd10_acc(directory):
+    attack = partial(pgd, eps=0.15, step_size=0.0375, steps=10)
+    test = data.load("digits", "test")[torch.arange(200)]
+    model = hub.from_pretrained(directory)
+    return float(evaluation.accuracy(model, test, attack, batch_size=250, seed=0, rank=0, world=1)) / len(test)
+
+
+@pytest.fixture(scope="module")
+def trained_clean(tmp_path_factory):
+    """PGD-10 accuracy of standard training, in the same number of epochs."""
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("clean") / "r"
+    list(run.train(dataclasses.replace(MEDIUM, method="standard"), RunOptions(output=str(output))))
+    return pgd10_acc(output)
+
+
+MEDIUM = dataclasses.replace(
+    recipes.get("digits"),
+    **dict(train_size=384, holdout=0, epochs=8, clean_epochs=1, batch_size=64),
+    interpolation=InterpolationConfig(kind="none"),
+)
+
+
+@pytest.mark.parametrize("kind", ["none", "piat"])
+@pytest.mark.parametrize("method", sorted(set(methods.names()) - {"standard"}))
+def test_every_method_beats_standard_training_and_resumes_bit_for_bit(method, kind, trained_clean, tmp_path):
+    config = dataclasses.replace(MEDIUM, method=method, interpolation=InterpolationConfig(kind=kind))
+    assert trained_clean < 0.08
+    assert pgd10_acc(train_and_resume(config, tmp_path, after=4)) > trained_clean + 0.08
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_piat_ema_swa_and_awp_compose_and_resume_bit_for_bit(small_digits, tmp_path, norm):
+    threat = ThreatModel(norm=norm, eps=0.1 if norm == "Linf" else 0.5)
+    everything = dict(ema=0.9, swa=0.4, awp=0.01, method="trades", threat_model=threat)
+    directory = train_and_resume(small_digits(epochs=5, **everything), tmp_path, after=3)
+    weights = {k: t for k, t in load_file(directory / "state/state.safetensors").items() if not k.startswith("optim")}
+    saved = load_file(directory / "model.safetensors")
+    for part in ("model", "ema/copy", "swa/copy"):
+        same = all(torch.equal(saved[k], weights[f"{part}/{k}"]) for k in saved if k.endswith("weight"))
+        assert same == (part == "swa/copy")  # the copy that is evaluated is the one that is saved
+    metrics = lines(directory / "metrics.jsonl")
+    assert [m["lam"] for m in metrics] == [g(n) for n in range(1, 6)]
+
+
+@pytest.mark.parametrize(("field", "part"), [("ema", "ema/copy"), ("swa", "swa/copy")])
+def test_the_side_copy_is_what_is_saved_and_measured(small_digits, do_train, tmp_path, field, part):
+    do_train(small_digits(**{field: 0.5}), tmp_path / "r")
+    state, saved = load_file(tmp_path / "r/state/state.safetensors"), load_file(tmp_path / "r/model.safetensors")
+    assert all(torch.equal(saved[k], state[f"{part}/{k}"]) for k in saved)
+    assert any(not torch.equal(saved[k], state[f"model/{k}"]) for k in saved)
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_every_method_trains_in_l2(small_digits, do_train, tmp_path, method):
+    threat = ThreatModel(norm="L2", eps=0.5)
+    config = small_digits(train_size=128, epochs=2, clean_epochs=0, holdout=16, method=method, threat_model=threat)
+    asked = []
+    with mock.patch.object(run, "pgd", lambda *a, **k: asked.append(k["norm"]) or pgd(*a, **k)):
+        metrics = do_train(config, tmp_path / "r")
+    assert metrics[-1]["train_loss"] < 3 and set(asked) == {"L2"}
+
+
+def test_replays_refuse_accumulation(small_digits, do_train, tmp_path):
+    with pytest.raises(InputError, match="free_at replays each batch whole; leave out --accumulation 2"):
+        do_train(small_digits(method="free_at", accumulation=2), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
 
 
 def test_stopped_within_an_epoch_resumes_from_the_last_whole_one(small_digits, do_train, tmp_path):

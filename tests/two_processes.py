@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from piat_hub import data, engine, methods, recipes
+from piat_hub import data, engine, methods, recipes, run
 from piat_hub.attacks import pgd
 from piat_hub.backbones import create_model
 from piat_hub.config import Diverged
-from piat_hub.interpolation import ParameterInterpolation
+from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
 
 
 def plain_model():
@@ -43,7 +43,7 @@ def first_gradient(accelerator, model, method):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
     prepared, optimizer = engine.prepare(model, optimizer, accelerator)
-    next(engine.train(prepared, methods.get(method)(), same_start, split, optimizer, None, accelerator, config))
+    next(engine.train(prepared, methods.get(method)(), same_start, split, optimizer, accelerator, config))
     bare = accelerator.unwrap_model(prepared)
     return [(b - p.detach()) / 0.1 for b, p in zip(before, bare.parameters(), strict=True)]
 
@@ -53,8 +53,8 @@ def digest(model):
     return torch.cat([t.double().flatten() for t in model.state_dict().values()])
 
 
-def ranks_stay_equal(accelerator):
-    """With BatchNorm: after every step and after the interpolation, every rank holds the same bytes."""
+def ranks_stay_equal(accelerator, method, **changes):
+    """With BatchNorm: after every step and after the interpolation, every rank holds the same bytes, copies too."""
     torch.manual_seed(0)
     model = create_model("cifar_resnet8", in_chans=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -62,16 +62,38 @@ def ranks_stay_equal(accelerator):
     bare = engine.unwrap(model, accelerator)
     split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
     attack = partial(pgd, eps=0.15, step_size=0.0375, steps=2)
+    ema = EMA(bare, 0.9)
     equal, moved = [], digest(bare)
     events = engine.train(
-        model, methods.get("nmse")(), attack, split, optimizer, ParameterInterpolation(bare), accelerator, settings()
+        model,
+        method,
+        attack,
+        split,
+        optimizer,
+        accelerator,
+        settings(**changes),
+        interpolation=ParameterInterpolation(bare),
+        ema=ema,
+        swa=SWA(ema.copy, 1),
     )
     for event in events:
         mine = digest(bare)
-        both = accelerator.gather(mine[None])
+        both = accelerator.gather(torch.cat([mine, digest(ema.copy)])[None])
         equal.append([type(event).__name__, bool(torch.equal(both[0], both[1])), bool((mine != moved).any())])
         moved = mine
     return equal
+
+
+def state_of_each_rank(accelerator):
+    """Free-AT's perturbations after an epoch, as every rank sees them saved, and whether each took up its own again."""
+    free = methods.get("free_at")(replays=2).begin(settings().threat_model)
+    ranks_stay_equal(accelerator, free, epochs=1)
+    part = run.PerProcess(free, accelerator)
+    saved, mine = part.state_dict(), free.delta.clone()
+    free.delta = torch.zeros(())
+    part.load_state_dict(saved)
+    own = accelerator.gather(torch.tensor([torch.equal(free.delta, mine)])).tolist()
+    return [list(saved["delta"].shape), bool(torch.equal(*saved["delta"])), own]
 
 
 def stop_at_a_nan_of_one_rank(accelerator):
@@ -87,7 +109,7 @@ def stop_at_a_nan_of_one_rank(accelerator):
     split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
     said = "nothing"
     try:
-        list(engine.train(prepared, method, same_start, split, optimizer, None, accelerator, settings()))
+        list(engine.train(prepared, method, same_start, split, optimizer, accelerator, settings()))
     except Diverged as error:
         said = str(error)
     weights = accelerator.gather(digest(engine.unwrap(prepared, accelerator))[None])
@@ -100,7 +122,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     report = {"processes": accelerator.num_processes}
     if accelerator.num_processes > 1:
-        report["ranks"] = ranks_stay_equal(accelerator)
+        report["ranks"] = ranks_stay_equal(accelerator, methods.get("nmse")())
+        report["ranks_awp"] = ranks_stay_equal(accelerator, methods.get("trades")(), awp=0.01)
+        report["state"] = state_of_each_rank(accelerator)
         report["nan"] = stop_at_a_nan_of_one_rank(accelerator)
     gradients = {m: first_gradient(accelerator, plain_model(), m) for m in methods.names()}
     if accelerator.is_main_process:

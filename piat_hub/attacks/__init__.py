@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 
 from piat_hub.attacks.autoattack import autoattack
-from piat_hub.attacks.core import ATTACKS, attack_mode, cross_entropy, register
+from piat_hub.attacks.core import ATTACKS, attack_mode, climb, cross_entropy, register
 from piat_hub.attacks.cw import cw, margin
 from piat_hub.attacks.mim import mim
 from piat_hub.attacks.pgd import pgd
@@ -15,4 +15,4 @@ from piat_hub.attacks.pgd import pgd
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["ATTACKS", "attack_mode", "autoattack", "cross_entropy", "cw", "margin", "mim", "pgd", "register"]
+__all__ = ["ATTACKS", "attack_mode", "autoattack", "climb", "cross_entropy", "cw", "margin", "mim", "pgd", "register"]

@@ -16,6 +16,7 @@ Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), y (
 OnStep: TypeAlias = Callable[[int, Tensor], Tensor | None]  # (k, logits) -> (B,) bool, true where still moving
 Start: TypeAlias = Literal["uniform"] | float
 Budget: TypeAlias = float | Tensor  # one number, or (B, 1, 1, 1)
+Ball: TypeAlias = tuple[Callable[..., Tensor], Callable[[Tensor], Tensor], Callable[..., Tensor]]
 
 A = TypeVar("A", bound=Callable[..., Tensor])
 ATTACKS: dict[str, Callable[..., Tensor]] = {}  # what an evaluation may ask for by name, with a step count as suffix
@@ -62,14 +63,13 @@ def ascend(
     start: Start = "uniform",
     on_step: OnStep | None = None,
     momentum: float | None = None,
+    noise: float = 0.0,
 ) -> Tensor:
     """The one attack loop: `steps` steepest-ascent steps on `objective` inside the ball and the box [0, 1].
 
     momentum: None for PGD; a number accumulates gradients of unit mean size, as MIM does. See `pgd` for the rest.
     """
-    if norm not in BALLS:
-        raise InputError(f"norm {norm!r} is unknown; choose Linf or L2")
-    uniform, steepest, project = BALLS[norm]
+    uniform, _, project = ball(norm)
     x, velocity = x.detach(), torch.zeros_like(x)
     x_adv = x + uniform(x, eps) if start == "uniform" else x + float(start) * torch.randn_like(x)
     x_adv = project(x_adv, x, eps).clamp(0, 1)
@@ -84,9 +84,23 @@ def ascend(
                 size = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
                 gradient = velocity = momentum * velocity + gradient / _per_image(size, x)
             x_adv = x_adv.detach()
-            moved = project(x_adv + step_size * steepest(gradient), x, eps).clamp(0, 1)
+            wandered = x_adv + noise * torch.randn_like(x) if noise else x_adv
+            moved = climb(wandered, gradient, x, eps, step_size, norm).clamp(0, 1)
             x_adv = moved if moving is None else torch.where(_per_image(moving, x), moved, x_adv)
     return x_adv.detach()
+
+
+def ball(norm: str) -> Ball:
+    """What a norm means to an attack; InputError for an unknown one."""
+    if norm not in BALLS:
+        raise InputError(f"norm {norm!r} is unknown; choose Linf or L2")
+    return BALLS[norm]
+
+
+def climb(x_adv: Tensor, gradient: Tensor, x: Tensor, eps: Budget, step_size: Budget, norm: str) -> Tensor:
+    """x_adv after one step of steepest ascent along the gradient, projected onto the ball around x."""
+    _, steepest, project = ball(norm)
+    return project(x_adv + step_size * steepest(gradient), x, eps)
 
 
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
@@ -120,7 +134,7 @@ def _project_l2(x_adv: Tensor, x: Tensor, eps: Budget) -> Tensor:
 
 
 # norm -> (a draw from the ball, the unit step of steepest ascent, the projection onto the ball)
-BALLS = {
+BALLS: dict[str, Ball] = {
     "Linf": (_uniform_linf, torch.sign, _project_linf),
     "L2": (_uniform_l2, lambda gradient: gradient / _length(gradient), _project_l2),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ def pgd(
     restarts: int = 1,
     on_step: OnStep | None = None,
     momentum: float | None = None,
+    noise: float = 0.0,
 ) -> Tensor:
     """Adversarial examples by projected gradient ascent.
 
@@ -36,16 +39,17 @@ def pgd(
         start: "uniform" in the ball, or the scale of Gaussian noise on x (0: x itself).
         restarts: independent tries; an image keeps the first that misleads the model.
         on_step: called as on_step(k, logits) before update k = 0..steps-1; may return (B,) bool, true where still moving.
-        momentum: see `mim`.
+        momentum: see `mim`. noise: scale of Gaussian noise added at every step.
     Returns: x_adv, (B, C, H, W), within eps of x and in [0, 1]. Raises ValueError for an unknown norm or restarts < 1.
     """
     if restarts < 1:
         raise InputError(f"restarts must be at least 1, got {restarts}")
-    inner = {"norm": norm, "objective": objective, "start": start, "on_step": on_step, "momentum": momentum}
-    x_adv = ascend(model, x, y, eps, step_size, steps, **inner)  # type: ignore[arg-type]
+    inner: dict[str, Any] = {"norm": norm, "objective": objective, "start": start, "noise": noise}
+    inner |= {"on_step": on_step, "momentum": momentum}
+    x_adv = ascend(model, x, y, eps, step_size, steps, **inner)
     for _ in range(restarts - 1):
         with attack_mode(model) as frozen, torch.no_grad():
             standing = frozen(x_adv).argmax(1) == y
-        again = ascend(model, x, y, eps, step_size, steps, **inner)  # type: ignore[arg-type]
+        again = ascend(model, x, y, eps, step_size, steps, **inner)
         x_adv = torch.where(standing.view(-1, *[1] * (x.dim() - 1)), again, x_adv)
     return x_adv

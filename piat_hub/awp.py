@@ -1,0 +1,98 @@
+"""Adversarial weight perturbation (Wu et al. 2020, arXiv:2004.05884): a context round loss and backward."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Craft: TypeAlias = Callable[..., Tensor]  # an attack as methods call it
+
+
+@contextmanager
+def perturbed(
+    model: nn.Module,
+    gamma: float | None,
+    craft: Craft,
+    loss: Callable[[Craft], Tensor],
+    mean: Callable[[Tensor], Tensor] = Tensor.detach,
+) -> Iterator[Craft]:
+    """Inside, each weight w is w + v, v = gamma ||w|| d / ||d||, d the gradient of the loss at w; after, exactly w again.
+
+    Weights are the parameters called so that have two or more dimensions (Wu et al. 2020, Eqs. 8-9, one step of a
+    proxy). Takes `loss(craft)`, the method's loss of this batch on `model`; yields the attack to use inside, which gives
+    back the examples crafted at w. `loss` leaves no trace in BatchNorm's statistics; its scale does not matter. The
+    weights are restored also after an exception; step the optimizer after the block (the authors step inside it, so
+    that weight decay acts on w + v).
+
+    gamma: 0.01 for AT and 0.005 for TRADES in the authors' code; None: nothing happens, `craft` itself is yielded.
+    mean: averages a flat tensor over processes.
+    """
+    if gamma is None:
+        yield craft
+        return
+    again = once(craft)
+    weights: list[Tensor] = [
+        w for name, w in model.named_parameters() if "weight" in name and w.dim() > 1 and w.requires_grad
+    ]
+    with frozen_statistics(model):
+        gradients = torch.autograd.grad(loss(again()), weights, materialize_grads=True)
+    flat = mean(torch.cat([d.flatten() for d in gradients]))
+    before = [w.detach().clone() for w in weights]
+    try:
+        with torch.no_grad():
+            for w, d in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+                v = gamma * w.norm() / d.norm().clamp_min(1e-20) * d.view_as(w)
+                w.add_(v.nan_to_num(0, 0, 0))  # a gradient that overflowed in half precision moves nothing
+        yield again()
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(weights, before)
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside, forwards in train mode leave no trace: the buffers, BatchNorm's running statistics, are put back after."""
+    buffers = list(model.buffers())
+    before = [b.clone() for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for b, was in zip(buffers, before, strict=True):
+                b.copy_(was)
+
+
+def once(craft: Craft) -> Callable[[], Craft]:
+    """A maker of attacks that share one crafting: the first one crafts, the later ones give back what it crafted.
+
+    A method calls its attack in the same order each time: the n-th call of a later attack gives the n-th examples, and
+    its on_step sees the logits of every step again.
+    """
+    crafted: list[tuple[Tensor, list[tuple[int, Tensor]]]] = []  # examples, and (k, logits) of each step
+
+    def make() -> Craft:
+        calls = itertools.count()
+
+        def attack(model: nn.Module, x: Tensor, y: Tensor, /, **options: Any) -> Tensor:
+            call, on_step = next(calls), options.pop("on_step", lambda k, logits: None)
+            if call < len(crafted):
+                for k, logits in crafted[call][1]:
+                    on_step(k, logits)
+                return crafted[call][0]
+            seen: list[tuple[int, Tensor]] = []
+
+            def watch(k: int, logits: Tensor) -> Tensor | None:
+                seen.append((k, logits))
+                return on_step(k, logits)
+
+            crafted.append((craft(model, x, y, on_step=watch, **options), seen))
+            return crafted[call][0]
+
+        return attack
+
+    return make

@@ -1,0 +1,35 @@
+"""SCORE, self-consistent robust error (Pang et al. 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from piat_hub.config import check, option
+from piat_hub.methods.base import Attack, at_least_fp32, eval_logits, register
+
+
+@register("score")
+@dataclass(frozen=True)
+class SCORE:
+    """mean ||p(x) - y~||^2 + beta mean ||p(x') - p(x)||^2 (Pang et al. 2022, ICML), gradient through both.
+
+    y~ is the smoothed label: 1 - smoothing on the class, the rest shared by the others. x' maximises ||p(x') - p(x)||^2
+    from a uniform start.
+    """
+
+    beta: float = option(4.0, "weight of the consistency", least=0)
+    smoothing: float = option(0.1, "label mass given to the other classes", least=0, below=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
+        fixed = eval_logits(model, x).softmax(1)
+        x_adv = attack(model, x, y, objective=lambda z, _: (z.softmax(1) - fixed).square().sum())
+        p, p_adv = at_least_fp32(model(x)).softmax(1), at_least_fp32(model(x_adv)).softmax(1)  # (B, K) each
+        label = F.one_hot(y, p.shape[1]).to(p.dtype)
+        label = (1 - self.smoothing) * label + self.smoothing / (p.shape[1] - 1) * (1 - label)
+        return ((p - label).square().sum(1) + self.beta * (p_adv - p).square().sum(1)).mean()
