@@ -16,6 +16,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
+from piat_hub import small_image
 from piat_hub.config import InputError, nearest
 
 
@@ -111,14 +112,23 @@ def _basic(layers: list[int], width: int) -> dict[str, Any]:
     return {"block": BasicBlock, "layers": layers, "channels": (width, 2 * width, 4 * width), "stem_chs": width}
 
 
-def create_model(name: str, *, num_classes: int = 10, in_chans: int = 3, **kwargs: Any) -> nn.Module:
-    """Build a timm model, ours or any other, with random weights.
+def create_model(
+    name: str, *, num_classes: int = 10, in_chans: int = 3, img_size: int | None = None, **kwargs: Any
+) -> nn.Module:
+    """Build a timm model, ours or any other, with random weights, or pretrained=True where timm has weights.
 
-    Args: name as in `timm.list_models()`, e.g. "cifar_resnet18"; kwargs go to timm. The model maps (B, in_chans, H, W)
-    in [0, 1] to (B, num_classes) logits. Raises InputError for an unknown name, with the nearest one.
+    Args: name as in `timm.list_models()`, e.g. "cifar_resnet18"; img_size: the side of its square images, which adapts
+    timm's own models to them (see small_image.py; ours take any size); kwargs go to timm. The model maps (B, in_chans,
+    H, W) in [0, 1] to (B, num_classes) logits. Raises InputError for an unknown name, with the nearest one, and for a
+    family that has no rule for small images.
     """
-    if not timm.is_model(name):
+    kwargs |= {"num_classes": num_classes, "in_chans": in_chans}
+    if not timm.is_model(name.partition(".")[0]):
         ours = timm.list_models("cifar_*")
         guess = nearest(name, ours) or nearest(name, timm.list_models())
         raise InputError(f"unknown backbone {name!r}{guess}; ours: {', '.join(ours)}; timm.list_models() has the rest")
-    return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **kwargs)
+    if img_size is None or name.startswith("cifar_"):
+        return timm.create_model(name, **kwargs)
+    if small_image.family(name) in small_image.KEYWORDS:  # plain timm can rebuild it from its own arguments
+        return small_image.build(name, img_size, **kwargs)
+    return timm.create_model("small_image", base=name, img_size=img_size, **kwargs)

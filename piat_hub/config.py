@@ -258,6 +258,9 @@ class TrainConfig:
     holdout: int = option(
         1000, "training images held out to choose the best epoch; 0: last only", unit="images", least=0
     )
+    img_size: int | None = option(
+        None, "resize images to this many pixels a side (default: as they are)", unit="pixels of the image", least=1
+    )
     crop_pad: int = option(4, "random crop after padding each side by this much", unit="pixels of the image", least=0)
     flip: bool = option(True, "random horizontal flip")
     method: str = option("nmse", "outer loss; its own fields are flags --method.FIELD")

@@ -59,21 +59,28 @@ class Split:
         return self if n is None else self[:n]
 
 
-def load(dataset: str, split: str, image_column: str | None = None, label_column: str | None = None) -> Split:
+def load(
+    dataset: str,
+    split: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    img_size: int | None = None,
+) -> Split:
     """Load and decode one split ("train" or "test"; a data set without "test" gives its "validation").
 
-    Raises InputError for a data set that cannot be reached, has no image or label column, a single class, images of
-    mixed sizes or labels out of range; the message says what to do.
+    img_size: resize every image to this many pixels a side (bilinear, antialiased). Raises InputError for a data set that
+    cannot be reached, has no image or label column, a single class, images of mixed sizes or labels out of range; the
+    message says what to do.
     """
     if dataset == "digits":
-        return _digits(split)
+        return _digits(split, img_size)
     table, name = _table(dataset, split)
     if dataset in DATASETS:
         image_column, label_column = image_column or DATASETS[dataset][2], label_column or DATASETS[dataset][3]
     image_column = _column(table, name, "image", image_column)
     label_column = _column(table, name, "label", label_column)
     labels, label_names, inferred = _labels(table, name, label_column)
-    return Split(_decode(table, name, image_column), labels, label_names, name, inferred)
+    return Split(_decode(table, name, image_column, img_size), labels, label_names, name, inferred)
 
 
 def hold_out(train: Split, holdout: int, train_size: int | None = None) -> tuple[Split, Split]:
@@ -136,12 +143,13 @@ def to_unit(images: Tensor) -> Tensor:
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
 
-def _digits(split: str) -> Split:
+def _digits(split: str, img_size: int | None) -> Split:
     """scikit-learn's 1,797 digits of 8x8 grey levels, 0..16 scaled to 0..255: 1,397 train, 400 test."""
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
-    images = torch.from_numpy(np.rint(bunch.images * 255 / 16).astype(np.uint8))[:, None]
+    pictures = [Image.fromarray(levels) for levels in np.rint(bunch.images * 255 / 16).astype(np.uint8)]
+    images = torch.stack([_pixels(picture, img_size) for picture in pictures])
     whole = Split(images, torch.from_numpy(bunch.target).long(), tuple("0123456789"), "digits")
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(SPLIT_SEED))
     parts = {"train": order[400:], "test": order[:400]}
@@ -232,7 +240,7 @@ def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...]
     return torch.from_numpy(values), names, inferred
 
 
-def _decode(table: Any, name: str, column: str) -> Tensor:
+def _decode(table: Any, name: str, column: str, img_size: int | None) -> Tensor:
     """Every image as (N, C, H, W) uint8: C = 1 where all are 8-bit grey, else 3 (RGB, alpha dropped)."""
     import datasets
 
@@ -241,12 +249,14 @@ def _decode(table: Any, name: str, column: str) -> Tensor:
     decoded: list[Tensor] = []
     for row, cell in enumerate(table.cast_column(column, datasets.Image(decode=False))[column]):
         try:
-            image = _decode_one(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes())
+            raw = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+            with Image.open(io.BytesIO(raw)) as picture:
+                image = _pixels(picture, img_size)
         except (OSError, TypeError, ValueError) as error:
             raise InputError(f"{name}: row {row} of column {column!r} is no image ({_line(error)}); drop it") from error
         if decoded and image.shape[1:] != decoded[0].shape[1:]:
             sizes = " and ".join(f"{h}x{w}" for h, w in (decoded[0].shape[1:], image.shape[1:]))
-            raise InputError(f"{name} mixes image sizes: {sizes} (row {row}); resize them to one size first")
+            raise InputError(f"{name} mixes image sizes: {sizes} (row {row}); give them one with --img-size")
         decoded.append(image)
     if not decoded:
         raise InputError(f"{name} has no images in this split; name another data set")
@@ -255,7 +265,11 @@ def _decode(table: Any, name: str, column: str) -> Tensor:
     return torch.stack([image.expand(3, -1, -1) for image in decoded])
 
 
-def _decode_one(data: bytes) -> Tensor:
-    with Image.open(io.BytesIO(data)) as picture:
-        pixels = np.array(picture if picture.mode == "L" else picture.convert("RGB"))
+def _pixels(picture: Image.Image, img_size: int | None) -> Tensor:
+    """A picture as (C, H, W) uint8, C = 1 for 8-bit grey, else 3."""
+    if picture.mode != "L":
+        picture = picture.convert("RGB")
+    if img_size is not None and picture.size != (img_size, img_size):
+        picture = picture.resize((img_size, img_size), Image.Resampling.BILINEAR)
+    pixels = np.array(picture)
     return torch.from_numpy(pixels)[None] if pixels.ndim == 2 else torch.from_numpy(pixels).permute(2, 0, 1)

@@ -74,13 +74,13 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
     accelerator = make_accelerator(config, options, directory)
     threads = set_threads(options.threads)
     with accelerator.main_process_first():
-        whole = data.load(config.dataset, "train", config.image_column, config.label_column)
+        whole = data.load(config.dataset, "train", config.image_column, config.label_column, config.img_size)
     train_split, held = (s.to(accelerator.device) for s in data.hold_out(whole, config.holdout, config.train_size))
     batch = min(config.batch_size, len(train_split))
     engine.shards(torch.arange(batch), accelerator.num_processes, config.accumulation)  # or InputError
 
     torch.manual_seed(config.seed)
-    model = backbones.create_model(config.backbone, num_classes=len(whole.label_names), in_chans=whole.shape[0])
+    model = make_backbone(config, whole)
     evaluation.class_count(model, whole)  # or InputError: a backbone that cannot take these images
     # convolutions run faster in channels_last; sums differ by rounding only
     model = model.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -161,6 +161,17 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
         raise Diverged(f"{error}; the last good state is {last}. Lower --lr, then start again") from None
     finally:
         accelerator.end_training()
+
+
+def make_backbone(config: TrainConfig, split: data.Split) -> nn.Module:
+    """The configured backbone for a data set's classes, channels and image size. InputError where it cannot be built."""
+    channels, height, width = split.shape
+    if height != width and not config.backbone.startswith("cifar_"):
+        raise InputError(
+            f"{config.backbone} needs square images, {split.name} has {height}x{width}; resize them with --img-size"
+        )
+    shape = {"num_classes": len(split.label_names), "in_chans": channels, "img_size": height}
+    return backbones.create_model(config.backbone, **shape)
 
 
 def make_method(config: TrainConfig) -> methods.Method:
@@ -484,10 +495,11 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
 def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) -> data.Split:
     """The images to evaluate on: those asked for, else the test split of what the model was trained for."""
     if config.dataset:
-        found = data.load(config.dataset, config.split, config.image_column, config.label_column)
+        columns = (config.image_column, config.label_column)
+        found = data.load(config.dataset, config.split, *columns, trained.img_size if trained else None)
     elif trained:
         columns = (config.image_column or trained.image_column, config.label_column or trained.label_column)
-        found = data.load(trained.dataset, config.split, *columns)
+        found = data.load(trained.dataset, config.split, *columns, trained.img_size)
     else:
         raise InputError(f"{spec} does not say what data it is for; name it with --dataset")
     return found.first(config.n)

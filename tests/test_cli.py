@@ -58,7 +58,10 @@ BAD = [
     ("evaluate math:pi --dataset digits --checkpoint best", "leave out --checkpoint"),
     ("evaluate m --output README", "README is a file; name another --output"),
     ("train --output README/sub", "README is a file; name another --output"),
-    ("train --backbone vit_tiny_patch16_224 --train-size 64", "the model cannot take the 1x8x8 images of digits"),
+    (
+        "train --backbone xcit_nano_12_p8_224",
+        "no small-image rule for the family of 'xcit_nano_12_p8_224'; choose from",
+    ),
     ("train --dataset bytes", "row 1 of column 'image' is no image"),
     ("train --dataset sizes", "mixes image sizes: 8x8 and 9x9"),
     ("train --dataset lone", "holds a single class"),

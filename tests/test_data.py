@@ -225,3 +225,21 @@ def test_to_unit():
     levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     assert torch.equal(data.to_unit(levels).flatten(), torch.arange(256) / 255)
     assert data.to_unit(levels.expand(2, 3, 16, 16)).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_are_resized_on_request_mixed_sizes_too(tmp_path):
+    big, small = np.zeros((16, 16), np.uint8), np.full((4, 8), 200, np.uint8)
+    big[:, 8:] = 255
+    table = datasets.Dataset.from_dict(
+        {"image": [Image.fromarray(big), Image.fromarray(small)], "label": [0, 1]},
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}),
+    )
+    table.to_parquet(tmp_path / "train-0.parquet")
+    split = data.load(str(tmp_path), "train", None, None, 8)
+    assert split.shape == (1, 8, 8) and split.images.dtype == torch.uint8
+    assert (split.images[1] == 200).all()
+    assert (split.images[0, 0, :, :3] == 0).all() and (split.images[0, 0, :, 5:] == 255).all()
+    digits = data.load("digits", "test", img_size=16)
+    assert digits.shape == (1, 16, 16) and torch.equal(
+        data.load("digits", "test", img_size=8).images, data.load("digits", "test").images
+    )

@@ -1,0 +1,236 @@
+"""Any timm model on small images: one rule for each family takes out the strides meant for 224x224 pixels.
+
+Convolutional networks lose the first two halvings of their resolution (stem stride and pool), so that 32x32 images end
+in 4x4 features, as in the CIFAR literature; transformers get smaller patches. A model takes images in [0, 1].
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from timm.models import generate_default_cfgs, is_model_in_modules, load_pretrained, register_model
+from timm.models._builder import resolve_pretrained_cfg
+from torch import Tensor, nn
+
+from piat_hub.config import InputError
+
+LARGEST = 64  # images of more pixels a side are not small: the model stays as timm builds it
+
+
+def patches(size: int) -> dict[str, Any]:
+    """Vision transformers: 8 x 8 patches, at any size."""
+    return {"img_size": size, "patch_size": max(1, size // 8)}
+
+
+def windows(size: int) -> dict[str, Any]:
+    """Swin: 16 x 16 patches before its three mergings, in windows of 4 x 4."""
+    return {"img_size": size, "patch_size": max(1, size // 16), "window_size": 4}
+
+
+def stem_patches(size: int) -> dict[str, Any]:
+    """ConvNeXt: a stem of single pixels at 32x32; timm halves four times after a stem of 2x2 patches, else three times."""
+    return {"patch_size": max(1, size // 32)}
+
+
+def at(*prefixes: str) -> Callable[[nn.Module], None]:
+    """A rule that takes out every stride below these submodules."""
+
+    def rule(model: nn.Module) -> None:
+        for prefix in prefixes:
+            take_out_strides(model, prefix)
+
+    return rule
+
+
+def mobile(model: nn.Module) -> None:
+    """EfficientNet, MobileNet and their kin: the stem, and the first block that halves."""
+    take_out_strides(model, "conv_stem")
+    strided = [
+        n
+        for n, m in model.named_modules()
+        if n.startswith("blocks.") and isinstance(m, nn.Conv2d) and max(m.stride) > 1
+    ]
+    take_out_strides(model, ".".join(strided[0].split(".")[:3]))
+
+
+def vgg(model: nn.Module) -> None:
+    """VGG: the first two pools."""
+    pools = [n for n, m in model.named_modules() if isinstance(m, nn.MaxPool2d)]
+    at(*pools[:2])(model)
+
+
+KEYWORDS: dict[str, Callable[[int], dict[str, Any]]] = {  # timm module -> its own arguments do it
+    **dict.fromkeys(("vision_transformer", "deit", "beit", "eva", "cait"), patches),
+    **dict.fromkeys(("swin_transformer", "swin_transformer_v2"), windows),
+    "convnext": stem_patches,
+}
+SURGERY: dict[str, Callable[[nn.Module], None]] = {  # timm module -> what is changed in the built model
+    **dict.fromkeys(("resnet", "res2net", "resnest", "sknet"), at("conv1", "maxpool")),
+    "resnetv2": at("stem"),
+    "senet": at("layer0", "pool0"),
+    "densenet": at("features.conv0", "features.pool0"),
+    **dict.fromkeys(("efficientnet", "mobilenetv3", "hardcorenas", "ghostnet"), mobile),
+    "regnet": at("stem", "s1.b1"),
+    "byobnet": at("stem", "stages.0.0"),
+    "mobilevit": at("stem", "stages.1.0"),
+    **dict.fromkeys(("nfnet", "metaformer"), at("stem")),
+    "dla": at("level1", "level2"),
+    "vgg": vgg,
+}
+
+
+def family(base: str) -> str:
+    """The timm module that a model's rule is kept under. InputError where there is none."""
+    name = base.partition(".")[0]
+    for module in (*KEYWORDS, *SURGERY):
+        if is_model_in_modules(name, [module]):
+            return module
+    known = ", ".join(sorted((*KEYWORDS, *SURGERY)))
+    raise InputError(f"no small-image rule for the family of {base!r}; choose from timm's {known}")
+
+
+def take_out_strides(model: nn.Module, prefix: str) -> None:
+    """Below `prefix`: convolutions step by 1, those larger than 3x3 become new 3x3 ones; pools and their padding go."""
+    for path, module in list(model.named_modules()):
+        if path != prefix and not path.startswith(f"{prefix}."):
+            continue
+        if isinstance(module, nn.Conv2d) and max(module.stride) > 1:
+            if max(module.kernel_size) <= 3:
+                module.stride = (1, 1)
+                continue
+            shape: dict[str, Any] = {
+                "stride": 1,
+                "padding": 1,
+                "bias": module.bias is not None,
+                "groups": module.groups,
+            }
+            conv = type(module)(module.in_channels, module.out_channels, 3, **shape)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            model.set_submodule(path, conv)
+        elif isinstance(module, nn.ConstantPad2d) or (
+            not list(module.parameters()) and getattr(module, "stride", 1) not in (1, (1, 1))
+        ):
+            model.set_submodule(path, nn.Identity())
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std of images (B, C, H, W) in [0, 1], before the stem's convolution."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def build(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """The timm model `base` for images of img_size x img_size in [0, 1]; above `LARGEST` its strides stay.
+
+    pretrained: take over the ImageNet weights whose shapes fit; what was replaced starts at random. kwargs go to timm.
+    Normalisation by the mean and std of those weights is inside: a layer before the first convolution, or, where that
+    projects patches without padding, folded into it. Raises InputError for a family without a rule.
+    """
+    module = family(base)
+    source = {k: kwargs.pop(k) for k in ("pretrained_cfg_overlay", "cache_dir") if k in kwargs}
+    keywords = KEYWORDS[module](img_size) if module in KEYWORDS else {}
+    if img_size > LARGEST:
+        keywords = {k: v for k, v in keywords.items() if k == "img_size"}
+    try:
+        model: Any = timm.create_model(base, **{**keywords, **kwargs})
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise InputError(f"{base} cannot be built for {img_size}x{img_size} images: {error}") from error
+    if module in SURGERY and img_size <= LARGEST:
+        SURGERY[module](model)
+    if pretrained:
+        unchanged = {k: v for k, v in kwargs.items() if k not in keywords}
+        take_over(model, timm.create_model(base, pretrained=True, **unchanged, **source))
+    if module in SURGERY:
+        normalize_before(model)
+    elif pretrained:
+        fold_normalization(model)
+    unit = {"mean": (0.0,) * model.in_chans, "std": (1.0,) * model.in_chans}
+    model.pretrained_cfg |= {"input_size": (model.in_chans, img_size, img_size), "pool_size": None, **unit}
+    return model
+
+
+def take_over(model: nn.Module, source: nn.Module) -> None:
+    """Load every tensor of `source` that has its name and shape in `model`; timm resamples patches and positions."""
+    weights = source.state_dict()
+    resample = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    if resample and hasattr(model, "patch_embed"):
+        weights = resample(weights, model)
+    own = model.state_dict()
+    model.load_state_dict({k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}, strict=False)
+
+
+def first_convolutions(model: Any) -> list[str]:
+    """The submodules that images enter by, as timm records them (RepVGG has two)."""
+    first = model.pretrained_cfg["first_conv"]
+    return [first] if isinstance(first, str) else list(first)
+
+
+def statistics(model: Any) -> tuple[Tensor, Tensor]:
+    """(mean, std), one number a channel; for other than 3 channels the mean over red, green and blue."""
+    both = (torch.tensor(model.pretrained_cfg[name]) for name in ("mean", "std"))
+    mean, std = (t if model.in_chans == 3 else t.mean().expand(model.in_chans) for t in both)
+    return mean.clone(), std.clone()
+
+
+def normalize_before(model: Any) -> None:
+    """A `Normalize` before each first convolution; exact also where that pads."""
+    for path in first_convolutions(model):
+        layers = OrderedDict(normalize=Normalize(*statistics(model)), conv=model.get_submodule(path))
+        model.set_submodule(path, nn.Sequential(layers))
+
+
+@torch.no_grad()
+def fold_normalization(model: Any) -> None:
+    """Change the patch projection's weight and bias so that it takes images in [0, 1]: exact, as it does not pad."""
+    mean, std = (t.view(1, -1, 1, 1) for t in statistics(model))
+    for path in first_convolutions(model):
+        conv = model.get_submodule(path)
+        if conv.bias is None:
+            conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+        conv.weight.div_(std)
+        conv.bias.sub_((conv.weight * mean).sum((1, 2, 3)))
+
+
+default_cfgs = generate_default_cfgs({"small_image.untrained": {"input_size": (3, 32, 32), "pool_size": None}})
+
+
+@register_model
+def small_image(
+    pretrained: bool = False,
+    base: str = "resnet18",
+    img_size: int = 32,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """`build` as a timm model, so that config.json rebuilds it: timm.create_model("small_image", base=…, img_size=…)."""
+    if kwargs.pop("features_only", False):
+        raise InputError("small_image has no features_only; use the model's forward_intermediates")
+    kwargs.pop("pretrained_model_args", None)
+    if pretrained and not pretrained_cfg:
+        source = {"pretrained_cfg_overlay": pretrained_cfg_overlay, "cache_dir": cache_dir}
+        kwargs |= {"pretrained": True} | {k: v for k, v in source.items() if v}
+    model: Any = build(base, img_size, **kwargs)
+    model.pretrained_cfg |= {"architecture": "small_image", "tag": "", "hf_hub_id": None, "url": ""}
+    if pretrained_cfg:  # a saved small_image
+        saved = resolve_pretrained_cfg("small_image", pretrained_cfg, pretrained_cfg_overlay).to_dict()
+        model.pretrained_cfg |= {k: v for k, v in saved.items() if v is not None}
+        if pretrained:
+            shape = {"num_classes": model.num_classes, "in_chans": model.in_chans}
+            load_pretrained(model, pretrained_cfg=model.pretrained_cfg, cache_dir=cache_dir, **shape)
+    return model
