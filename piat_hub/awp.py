@@ -1,4 +1,7 @@
-"""Adversarial weight perturbation (Wu et al. 2020, arXiv:2004.05884): a context round loss and backward."""
+"""Adversarial weight perturbation (Wu et al. 2020, arXiv:2004.05884): a context round loss and backward.
+
+`craft` is the attack as a method calls it; the method's loss is computed twice, at w and at w + v, on one crafting.
+"""
 
 from __future__ import annotations
 

@@ -118,17 +118,29 @@ def create_model(
     """Build a timm model, ours or any other, with random weights, or pretrained=True where timm has weights.
 
     Args: name as in `timm.list_models()`, e.g. "cifar_resnet18"; img_size: the side of its square images, which adapts
-    timm's own models to them (see small_image.py; ours take any size); kwargs go to timm. The model maps (B, in_chans,
-    H, W) in [0, 1] to (B, num_classes) logits. Raises InputError for an unknown name, with the nearest one, and for a
-    family that has no rule for small images.
+    timm's own models to them (see small_image.py; ours take any size), with pretrained=True by default that of the
+    weights; kwargs go to timm. The model maps (B, in_chans, H, W) in [0, 1] to (B, num_classes) logits. Raises
+    InputError for an unknown name, with the nearest one, and for a family that has no rule for small images.
     """
     kwargs |= {"num_classes": num_classes, "in_chans": in_chans}
     if not timm.is_model(name.partition(".")[0]):
-        ours = timm.list_models("cifar_*")
-        guess = nearest(name, ours) or nearest(name, timm.list_models())
-        raise InputError(f"unknown backbone {name!r}{guess}; ours: {', '.join(ours)}; timm.list_models() has the rest")
-    if img_size is None or name.startswith("cifar_"):
+        mine = timm.list_models("cifar_*")
+        guess = nearest(name, mine) or nearest(name, timm.list_models())
+        raise InputError(f"unknown backbone {name!r}{guess}; ours: {', '.join(mine)}; timm.list_models() has the rest")
+    if ours(name):
+        sized = {"img_size": img_size} if name == "small_image" and img_size else {}
+        return small_image.made(name, img_size or 32, **kwargs, **sized)
+    if img_size is None and kwargs.get("pretrained"):
+        img_size = timm.get_pretrained_cfg(name).input_size[-1]
+    if img_size is None:
         return timm.create_model(name, **kwargs)
-    if small_image.family(name) in small_image.KEYWORDS:  # plain timm can rebuild it from its own arguments
-        return small_image.build(name, img_size, **kwargs)
+    if small_image.family(name) in small_image.KEYWORDS:
+        model = small_image.build(name, img_size, **dict(kwargs))
+        if small_image.folds(name, model):  # plain timm can rebuild it from its own arguments
+            return model
     return timm.create_model("small_image", base=name, img_size=img_size, **kwargs)
+
+
+def ours(name: str) -> bool:
+    """Whether a registered backbone is not one of timm's own: it takes images of any size as it is."""
+    return not timm.models.model_entrypoint(name.partition(".")[0]).__module__.startswith("timm.")

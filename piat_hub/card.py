@@ -29,7 +29,9 @@ def method_name(config: TrainConfig) -> str:
     prefix = {"none": "", "piat": "PIAT+", "constant": f"lam={config.interpolation.constant:g}+"}[
         config.interpolation.kind
     ]
-    return "PIAT" if prefix == "PIAT+" and config.method == "pgd_at" else prefix + name
+    name = "PIAT" if prefix == "PIAT+" and config.method == "pgd_at" else prefix + name
+    extras = {"+AWP": config.awp, " with EMA": config.ema, " with SWA": config.swa}
+    return name + "".join(words for words, value in extras.items() if value is not None)
 
 
 def percent(fraction: float) -> str:
@@ -37,24 +39,25 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
+AUTOATTACK = {"aa": "AutoAttack", "apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square"}
+
+
 def attack_name(name: str) -> str:
     """'pgd20' -> 'PGD-20', 'aa' -> 'AutoAttack', 'clean' -> 'clean'."""
-    if name in ("clean", "aa"):
-        return {"clean": "clean", "aa": "AutoAttack"}[name]
+    if name == "clean" or name in AUTOATTACK:
+        return AUTOATTACK.get(name, name)
     letters = name.rstrip("0123456789")
     return f"{letters.upper()}-{name[len(letters) :] or 20}"
 
 
 def rows(results: dict[str, Any]) -> list[list[str]]:
-    """One row per attack: name, accuracy, 95 % interval, correct of n."""
+    """One row per attack: name, accuracy, 95 % interval, correct of n; where several attacked, their worst case last."""
+    named = {attack_name(a): f for a, f in results["attacks"].items()}
+    if len(named) > 2 and results.get("worst_case"):
+        named["worst case of these"] = results["worst_case"]
     return [
-        [
-            attack_name(a),
-            percent(f["accuracy"]),
-            " to ".join(percent(e) for e in f["ci95"]),
-            f"{f['correct']} of {f['n']}",
-        ]
-        for a, f in results["attacks"].items()
+        [name, percent(f["accuracy"]), " to ".join(percent(e) for e in f["ci95"]), f"{f['correct']} of {f['n']}"]
+        for name, f in named.items()
     ]
 
 
@@ -86,6 +89,7 @@ def write(directory: Path) -> Path:
         tables={c: tabulate(rows(r), HEADERS, tablefmt="github", disable_numparse=True) for c, r in measured.items()},
         measured=measured,
         notes=[f["changed"] for r in measured.values() for f in r["attacks"].values() if "changed" in f],
+        checks={c: r["checks"] for c, r in measured.items() if r.get("checks")},
         curves=(directory / "curves.png").exists(),
         directory=directory.name if directory.is_absolute() else str(directory),
         command=command(trained),

@@ -6,8 +6,10 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import sys
+import time
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ from piat_hub.config import (
     RunOptions,
     TrainConfig,
     choices,
+    duration,
     lookup,
     nearest,
     number,
@@ -32,6 +35,7 @@ from piat_hub.config import (
 
 if TYPE_CHECKING:
     from piat_hub import run
+    from piat_hub.results import Results
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,8 +109,6 @@ def train(argv: Sequence[str], prog: str) -> None:
     from piat_hub import methods
 
     method = methods.get(chosen)
-    # a method that replays each batch gets that many times fewer epochs, as its authors compare it
-    config = dataclasses.replace(config, epochs=max(2, config.epochs // getattr(method(), "replays", 1)))
     parser = Parser(
         prog=prog,
         usage=f"{prog} [RECIPE] [flags]",
@@ -177,50 +179,61 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         description="Measure clean and robust accuracy.",
     )
     parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="a run or model directory, a Hub id, or module:callable"
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a run or model directory, a Hub id, hf-hub:ORG/NAME, or module:callable",
+    )
+    lists: dict[str, Any] = {"nargs": "+", "default": argparse.SUPPRESS}
+    attacks_help = "clean, pgdN, mimN, cwN, aa, apgd-ce, apgd-t, fab-t, square (default: clean pgd20)"
+    parser.add_argument("--attacks", metavar="ATTACK", help=attacks_help, **lists)
+    numbers = {"metavar": "FLOAT", "type": fraction, **lists}
+    parser.add_argument(
+        "--sweep-eps", help="also measure the attacks at these budgets, e.g. 2/255 4/255 8/255", **numbers
     )
     parser.add_argument(
-        "--attacks",
-        nargs="+",
-        default=argparse.SUPPRESS,
-        metavar="ATTACK",
-        help="clean, pgdN, mimN, cwN, aa (default: clean pgd20)",
+        "--mean", help="subtracted from the images, one number per channel, for a model that wants it", **numbers
     )
+    parser.add_argument("--std", help="then divided by, one number per channel", **numbers)
     add_fields(parser, EvalConfig())
     given = vars(parser.parse_all(argv))
     models = given.pop("models")
-    attacks = tuple(given.pop("attacks", EvalConfig().attacks))
-    config = dataclasses.replace(with_flags(EvalConfig(), given), attacks=attacks)
+    listed = {name: tuple(given.pop(name)) for name in ("attacks", "sweep_eps", "mean", "std") if name in given}
+    config = dataclasses.replace(with_flags(EvalConfig(), given), **listed)
     if config.output and len(models) > 1:
         raise InputError("--output takes the results of one MODEL; leave it out, or evaluate one at a time")
 
     from piat_hub import run
+    from piat_hub.results import result_files
 
     # every request is checked before the first one runs
+    ends = time.monotonic() + duration(config.time_budget) if config.time_budget else math.inf
     prepared = [run.prepare_evaluation(model, config) for model in models]
-    finished = [_evaluate_one(model, one, config) for model, one in zip(models, prepared, strict=True)]
-    if len(finished) > 1:
-        print(_comparison(finished))
-    for done in finished:
-        results, verdicts = run.evaluation.result_files(done.directory, done.results.checkpoint)
-        print(f"results  {results}\nverdicts {verdicts}")
-        if (card := done.directory / "README.md").exists():
-            print(f"card     {card}")
-        if (curves := done.directory / "curves.png").exists():
-            print(f"curves   {curves}")
+    main = prepared[0].processes.rank == 0
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(sys.stdout if main else nowhere):
+        finished = [_evaluate_one(model, one, config, ends) for model, one in zip(models, prepared, strict=True)]
+        if len(finished) > 1:
+            print(_comparison(finished))
+        for done in finished:
+            results, verdicts = result_files(done.directory, done.results.checkpoint)
+            print(f"results  {results}\nverdicts {verdicts}")
+            for what, name in (("card    ", "README.md"), ("curves  ", "curves.png"), ("sweep   ", "sweep.png")):
+                if (done.directory / name).exists():
+                    print(what, done.directory / name)
 
 
-def _evaluate_one(model: str, done: run.Evaluation, config: EvalConfig) -> run.Evaluation:
+def _evaluate_one(model: str, done: run.Evaluation, config: EvalConfig, ends: float) -> run.Evaluation:
     from tabulate import tabulate
     from tqdm import tqdm
 
     from piat_hub import run
     from piat_hub.card import HEADERS, percent, rows
 
-    bar: tqdm[NoReturn] = tqdm(unit="image", disable=None, desc=model)
+    quiet = None if done.processes.rank == 0 else True
+    bar: tqdm[NoReturn] = tqdm(unit="image", disable=quiet, desc=model)
     attack = ""
     try:
-        for event in done.measure(config):
+        for event in done.measure(config, ends):
             if attack != event.attack:
                 attack = event.attack
                 bar.reset(event.total)
@@ -233,11 +246,58 @@ def _evaluate_one(model: str, done: run.Evaluation, config: EvalConfig) -> run.E
     assumed = " (eps not given)" if config.eps is None and run.evaluation.trained_against(done.model) is None else ""
     images = f"{results.n} images of {results.dataset} ({results.split}), {results.checkpoint}"
     print(f"\n{model}: {results.threat_model}{assumed}, {images}")
-    print(tabulate(rows(done.results.to_dict()), HEADERS, disable_numparse=True))
-    for figures in done.results.attacks.values():
+    print(tabulate(rows(results.to_dict()), HEADERS, disable_numparse=True))
+    for name, figures in results.attacks.items():
         if "changed" in figures:
-            print(f"AutoAttack differs from the standard version: {figures['changed']}")
+            print(f"{name} differs from AutoAttack's standard version: {figures['changed']}")
+    if config.per_class:
+        print("\n" + _class_table(results))
+    if unfinished := [a for a in config.attacks if a not in results.attacks]:
+        now = results.running
+        where = f"{now.attack} is under way, at most {percent(now.standing.mean())} stand; " if now else ""
+        rest = ", ".join(a for a in unfinished if not now or a != now.attack) or "none"
+        print(f"the time budget of {config.time_budget} is spent: {where}not begun: {rest}; go on with --resume")
+        return done
+    if config.sweep_eps:
+        _sweep(done, config)
+    if config.checks:
+        _checks(done)
     return done
+
+
+def _class_table(results: Results) -> str:
+    from tabulate import tabulate
+
+    from piat_hub.card import attack_name, percent
+
+    classes = results.to_dict()["per_class"]
+    names = classes.pop("label_names")
+    table = [
+        [name, *("-" if a[k] is None else percent(a[k]) for a in classes.values())] for k, name in enumerate(names)
+    ]
+    return tabulate(table, ["class", *map(attack_name, classes)], disable_numparse=True)
+
+
+def _sweep(done: run.Evaluation, config: EvalConfig) -> None:
+    """Measure, print and draw accuracy against eps."""
+    from tabulate import tabulate
+
+    from piat_hub import figures
+    from piat_hub.card import attack_name, percent
+
+    points = list(done.sweep(config))
+    attacks = list(dict.fromkeys(a for point in points for a in point["attacks"]))
+    table = [[p["eps"], *(percent(p["attacks"][a]["accuracy"]) for a in attacks)] for p in points]
+    print("\n" + tabulate(table, ["eps", *map(attack_name, attacks)], disable_numparse=True))
+    if done.processes.rank == 0:
+        figures.save(figures.sweep(done.results.sweep, title=done.name), done.directory / "sweep.png")
+
+
+def _checks(done: run.Evaluation) -> None:
+    """Run the honesty checks and print each as it is found."""
+    print("\ncan the figures be believed?")
+    for result in done.check():
+        print(f"  {'passes ' if result['passed'] else 'WARNING'} {result['check']}: {result['found']}")
 
 
 def _comparison(finished: Sequence[run.Evaluation]) -> str:
@@ -277,7 +337,59 @@ def list_recipes(argv: Sequence[str], prog: str) -> None:
     )
 
 
-COMMANDS = {"train": train, "evaluate": evaluate, "card": card, "list": list_recipes}
+def compare(argv: Sequence[str], prog: str) -> None:
+    """`piat compare A B`: pair two evaluated models on the same images."""
+    parser = Parser(prog=prog, allow_abbrev=False, description="Pair two evaluated directories image by image.")
+    parser.add_argument("a", metavar="A", help="a directory with results.json and verdicts.npz")
+    parser.add_argument("b", metavar="B", help="another, of the same images and threat model")
+    parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
+    given = parser.parse_all(argv)
+
+    from tabulate import tabulate
+
+    from piat_hub import results
+    from piat_hub.card import attack_name, percent
+
+    table = [
+        [
+            attack_name(p.attack),
+            percent(p.accuracy_a),
+            percent(p.accuracy_b),
+            f"{100 * p.difference:+.2f}",
+            " to ".join(f"{100 * end:+.2f}" for end in p.ci95),
+            f"{p.only_a} / {p.only_b}",
+            f"{p.p_value:.3g}",
+        ]
+        for p in results.compare(Path(given.a), Path(given.b), given.checkpoint)
+    ]
+    headers = ["attack", "A", "B", "B - A, points", "95 % interval", "only A / only B stands", "McNemar's p"]
+    print(f"A {given.a}\nB {given.b}\n\n{tabulate(table, headers, disable_numparse=True)}")
+
+
+def predict(argv: Sequence[str], prog: str) -> None:
+    """`piat predict MODEL IMAGE…`: class names and probabilities."""
+    parser = Parser(prog=prog, allow_abbrev=False, description="Classify image files.")
+    parser.add_argument("model", metavar="MODEL", help="as in evaluate")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, resized to what the model takes")
+    parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
+    parser.add_argument("--top", type=int, default=3, help="classes to show (default: 3)")
+    given = parser.parse_all(argv)
+
+    from piat_hub import run
+    from piat_hub.card import percent
+
+    for image, classes in run.predict(given.model, given.images, given.checkpoint):
+        print(f"{image}: " + ", ".join(f"{name} {percent(p)}" for name, p in classes[: given.top]))
+
+
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+    "predict": predict,
+    "card": card,
+    "list": list_recipes,
+}
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | None = None) -> int:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -343,19 +344,41 @@ class RunOptions:
         check(self)
 
 
+def duration(text: str) -> float:
+    """Seconds from '90s', '30m', '2h' or '1h30m'. Raises InputError."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    seconds = (
+        sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+    )
+    if not seconds:
+        raise InputError(f"{text!r} is no length of time; write 90s, 30m or 1h30m")
+    return seconds
+
+
 @dataclass(frozen=True)
 class EvalConfig:
     """What `evaluate` measures, and where the figures go."""
 
     attacks: tuple[str, ...] = option(("clean", "pgd20"), "clean, pgdN, mimN, cwN, aa", flag=None)
+    sweep_eps: tuple[float, ...] = option((), "also measure the attacks at these budgets", unit="pixels", flag=None)
+    mean: tuple[float, ...] = option((), "subtracted from the images, for a model that wants it", flag=None)
+    std: tuple[float, ...] = option((), "then divided by, for a model that wants it", flag=None)
     n: int | None = option(None, "the first n images of the split (default: all)", unit="images", least=1)
     dataset: str | None = option(None, "as in training (default: the data the model was trained for)")
     split: str = option("test", "which split to evaluate on")
     image_column: str | None = option(None, "the data set's image column (default: the model's, else by feature type)")
     label_column: str | None = option(None, "the data set's label column (default: the model's, else by feature type)")
+    img_size: int | None = option(
+        None, "resize images to this many pixels a side (default: as in training)", unit="pixels of the image", least=1
+    )
     norm: Literal["Linf", "L2"] | None = option(None, "norm of the perturbation (default: the model's, else Linf)")
     eps: float | None = option(None, "perturbation budget (default: the model's, else 8/255)", unit="pixels", above=0)
     step_size: float | None = option(None, "length of one attack step (default: eps/4)", unit="pixels", above=0)
+    restarts: int = option(1, "independent tries of PGD, MIM and CW", least=1)
+    checks: bool = option(False, "also check that the figures can be believed (gradient masking)")
+    surrogate: str | None = option(None, "another MODEL whose adversarial examples the checks try on this one")
+    per_class: bool = option(False, "also print the accuracy of each class")
+    time_budget: str | None = option(None, "stop cleanly after this long, e.g. 30m or 1h30m; go on with --resume")
     checkpoint: Literal["last", "best"] = option("last", "the run's last weights or its held-out best")
     batch_size: int = option(250, "images attacked at a time", unit="images", least=1)
     seed: int = option(0, "seeds the attacks' random starts", least=0)
@@ -369,6 +392,14 @@ class EvalConfig:
         check(self)
         if self.norm is not None:
             self.threat_model()
+        if self.time_budget:
+            duration(self.time_budget)
+        if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):
+            raise InputError(
+                f"mean {self.mean} and std {self.std} must be as many numbers each, std above 0; give one per channel"
+            )
+        if any(eps <= 0 for eps in self.sweep_eps):
+            raise InputError(f"sweep-eps must be above 0, got {self.sweep_eps}; clean accuracy is measured anyway")
 
     def threat_model(self, default: ThreatModel | None = None) -> ThreatModel:
         """The threat model to evaluate under: what was asked for, else `default`, else Linf 8/255."""

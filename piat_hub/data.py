@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -263,6 +263,19 @@ def _decode(table: Any, name: str, column: str, img_size: int | None) -> Tensor:
     if {len(image) for image in decoded} == {1}:
         return torch.stack(decoded)
     return torch.stack([image.expand(3, -1, -1) for image in decoded])
+
+
+def read_image(path: str, shape: Sequence[int]) -> Tensor:
+    """An image file as (C, H, W) uint8 of this shape, grey or RGB, resized (bilinear) where it differs."""
+    channels, height, width = shape
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("L" if channels == 1 else "RGB")
+            if picture.size != (width, height):
+                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            return _pixels(picture, None)
+    except OSError as error:
+        raise InputError(f"{path} is not an image file ({_line(error)}); give PNG, JPEG or the like") from error
 
 
 def _pixels(picture: Image.Image, img_size: int | None) -> Tensor:

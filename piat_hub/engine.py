@@ -82,10 +82,11 @@ def train(
                             raise Diverged(f"the loss is {loss} at epoch {epoch}, step {step} of {steps}")
                         optimizer.step()
                         optimizer.zero_grad()
+                        if accelerator.sync_gradients:  # a weight update is done
+                            average_buffers(bare, accelerator)
+                            if ema:
+                                ema.step()
                     loss_sum += loss / config.accumulation / replays
-            average_buffers(bare, accelerator)
-            if ema:
-                ema.step()
             total += loss_sum / steps
             yield Step(epoch, step, steps, len(index), loss_sum)
         lam = interpolation.step(to_unit(split.images[index]) for index in order) if interpolation else 0.0

@@ -9,13 +9,17 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from piat_hub.config import whole_file
+from piat_hub.card import attack_name
+from piat_hub.config import number, whole_file
 
 SERIES = (  # key in metrics.jsonl, label, colour (Okabe & Ito's, told apart by colour-blind readers), line style
     ("holdout_clean_acc", "clean, held out", "#0072B2", "-"),
     ("holdout_pgd10_acc", "PGD-10, held out", "#D55E00", "-"),
     ("train_pgd10_acc", "PGD-10, training images", "#009E73", "--"),
 )
+
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def curves(metrics: Sequence[dict[str, Any]], title: str = "") -> Figure:
@@ -55,3 +59,21 @@ def save(figure: Figure, path: Path) -> None:
     """Write the figure as PNG; the file appears whole."""
     with whole_file(path) as scratch:
         figure.savefig(scratch, dpi=150)
+
+
+def sweep(points: Sequence[dict[str, Any]], title: str = "") -> Figure:
+    """Accuracy (percent) against eps for each attack, with 95 % Wilson intervals. points: `sweep` of results.json."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for colour, attack in zip(COLOURS, points[0]["attacks"] if points else (), strict=False):
+        at = [point for point in points if attack in point["attacks"]]
+        eps, found = [number(point["eps"]) for point in at], [point["attacks"][attack] for point in at]
+        height = [100 * f["accuracy"] for f in found]
+        ends = [[abs(h - 100 * f["ci95"][end]) for h, f in zip(height, found, strict=True)] for end in (0, 1)]
+        axis.errorbar(eps, height, ends, marker="o", capsize=3, color=colour, label=attack_name(attack))
+        axis.annotate(attack_name(attack), (eps[-1], height[-1]), (8, 0), textcoords="offset points", color=colour)
+    axis.set(title=title, xlabel="eps, for images in [0, 1]", ylabel="accuracy (%)", ylim=(0, 100))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    return figure

@@ -19,6 +19,7 @@ from torch import nn
 
 import piat_hub.backbones  # noqa: F401  registers our architectures with timm
 from piat_hub.config import WEIGHTS, InputError, TrainConfig, nearest, to_dict, whole_file
+from piat_hub.small_image import Normalize
 
 
 def save_pretrained(
@@ -113,6 +114,23 @@ def from_pretrained(
     return model.to(device).eval()
 
 
+def from_timm(spec: str) -> nn.Module:
+    """Any of timm's pretrained classifiers, "hf-hub:ORG/NAME", in eval mode and taking images in [0, 1].
+
+    Its normalisation, recorded in its config.json, is put before it. InputError if it cannot be had.
+    """
+    try:
+        model = timm.create_model(spec, pretrained=True)
+    except Exception as error:  # timm passes on whatever the network, the Hub or the weights raise
+        raise InputError(f"no model {spec!r} for timm: {_first_line(error)}; check the name or the network") from error
+    mean, std = (torch.tensor(model.pretrained_cfg[key]) for key in ("mean", "std"))
+    return nn.Sequential(Normalize(mean, std), model).eval()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def list_pretrained() -> list[str]:
     """Published weights of our backbones, as "architecture.tag"; none is published yet."""
     return timm.list_pretrained("cifar_*")
@@ -124,9 +142,9 @@ def _download(repo_id: str, filename: str, where: Mapping[str, Any]) -> Path:
     try:
         return Path(hf_hub_download(repo_id, filename, **where))
     except Exception as error:  # httpx errors have no common base with the Hub's own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"no {filename} for {repo_id!r}: no such directory, and the Hub says: {reason}; check the name or the network"
+            f"no {filename} for {repo_id!r}: no such directory, and the Hub says: {_first_line(error)}; "
+            "check the name or the network"
         ) from error
 
 

@@ -134,7 +134,8 @@ class EMA:
     """Exponential moving average of the weights after every step (SEAT: Wang & Wang 2022, ICLR): the model evaluated.
 
     copy <- d copy + (1 - d) model with d = min(decay, (t + 1) / (t + 10)) at step t = 1, 2, …: parameters and floating
-    buffers; integer buffers are copied. Call `step` after every optimizer step; `copy` is the averaged model.
+    buffers; integer buffers are copied. Call `step` after every optimizer step; `copy` is the averaged model. What PIAT
+    writes back at an epoch's end enters with the next step.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.999) -> None:

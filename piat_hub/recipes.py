@@ -34,7 +34,7 @@ def digits() -> TrainConfig:
 
     Command: accelerate launch train.py
     Source: our own; eps 0.15 leaves a standard model little, so robustness is a real question.
-    Expected: docs/digits.md, measured. Time: a minute or two. Hardware: two CPU cores.
+    Expected: docs/methods.md, measured. Time: a minute or two. Hardware: two CPU cores.
     """
     return TrainConfig(
         recipe="digits",

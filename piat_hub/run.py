@@ -7,16 +7,18 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import math
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
@@ -24,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from piat_hub import backbones, card, data, engine, evaluation, hub, methods
+from piat_hub import backbones, card, checks, data, engine, evaluation, hub, methods
 from piat_hub.attacks import pgd
 from piat_hub.config import (
     RESULTS,
@@ -33,13 +35,18 @@ from piat_hub.config import (
     EvalConfig,
     InputError,
     RunOptions,
+    ThreatModel,
     TrainConfig,
     from_dict,
     nearest,
+    number,
+    pixels,
     to_dict,
     whole_file,
 )
 from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
+from piat_hub.results import Results
+from piat_hub.small_image import Normalize
 
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
 
@@ -166,12 +173,13 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
 def make_backbone(config: TrainConfig, split: data.Split) -> nn.Module:
     """The configured backbone for a data set's classes, channels and image size. InputError where it cannot be built."""
     channels, height, width = split.shape
-    if height != width and not config.backbone.startswith("cifar_"):
+    known = timm.is_model(config.backbone.partition(".")[0])
+    if height != width and known and not backbones.ours(config.backbone):
         raise InputError(
             f"{config.backbone} needs square images, {split.name} has {height}x{width}; resize them with --img-size"
         )
-    shape = {"num_classes": len(split.label_names), "in_chans": channels, "img_size": height}
-    return backbones.create_model(config.backbone, **shape)
+    classes = len(split.label_names)
+    return backbones.create_model(config.backbone, num_classes=classes, in_chans=channels, img_size=height)
 
 
 def make_method(config: TrainConfig) -> methods.Method:
@@ -298,7 +306,7 @@ class State:
     def save(self, epoch: int, best: dict[str, Any] | None, collected: dict[str, Any]) -> None:
         """Write what was collected after `epoch`."""
         tensors: dict[str, Tensor] = {}
-        facts = {"schema": 1, "epoch": epoch, "best": best, "config": to_dict(self.config)}
+        facts = {"schema": 2, "epoch": epoch, "best": best, "config": to_dict(self.config)}
         facts["parts"] = without_tensors(collected, tensors)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -324,6 +332,8 @@ class State:
             with safe_open(self.path, framework="pt") as file:
                 facts = json.loads((file.metadata() or {})["piat"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if facts["schema"] != 2:
+                raise KeyError(f"schema {facts['schema']}, this version writes 2")
             saved = with_tensors(facts["parts"], tensors)
             epoch, best, config = facts["epoch"], facts["best"], facts["config"]
         except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -441,44 +451,91 @@ class Evaluation:
     name: str
     model: nn.Module
     split: data.Split
-    results: evaluation.Results
+    results: Results
     directory: Path
     of_run: bool
+    surrogate: nn.Module | None = None
+    processes: evaluation.Processes = evaluation.ALONE
 
-    def measure(self, config: EvalConfig) -> Iterator[evaluation.Progress]:
-        """Run the attacks; results and verdicts are saved after every batch, a run directory's card at the end."""
-        yield from evaluation.measure(
+    def measure(self, config: EvalConfig, ends: float = math.inf) -> Iterator[evaluation.Progress]:
+        """Run the attacks; results and verdicts are saved after every batch, a run directory's card at the end.
+
+        ends: the `time.monotonic()` after which no batch is begun; `results.running` then tells where it stopped.
+        """
+        events = evaluation.measure(
             self.model,
             self.split,
             config.attacks,
             self.results,
             step_size=config.step_size,
+            restarts=config.restarts,
             batch_size=config.batch_size,
-            save=lambda results: results.save(self.directory),
+            save=self._save,
+            processes=self.processes,
         )
-        if self.of_run:
+        for event in events:
+            yield event
+            on_time = torch.tensor(int(time.monotonic() < ends), device=evaluation.device_of(self.model))
+            if not self.processes.least(on_time):
+                return
+        self._write_card()
+
+    def sweep(self, config: EvalConfig) -> Iterator[dict[str, Any]]:
+        """Measure the attacks at each of `config.sweep_eps`; yields {"eps", "attacks": {name: figures}}, saved one by one."""
+        for eps in config.sweep_eps:
+            done = next((point for point in self.results.sweep if point["eps"] == pixels(eps)), None)
+            if done is None or set(config.attacks) - set(done["attacks"]):
+                at = Results.of(self.split, ThreatModel(self.results.threat_model.norm, eps), seed=self.results.seed)
+                options = {"restarts": config.restarts, "batch_size": config.batch_size, "processes": self.processes}
+                for _ in evaluation.measure(self.model, self.split, config.attacks, at, **options):  # type: ignore[arg-type]
+                    pass
+                others = [point for point in self.results.sweep if point is not done]
+                done = {"eps": pixels(eps), "attacks": at.attacks}
+                self.results.sweep = sorted([*others, done], key=lambda point: number(point["eps"]))
+                self._save(self.results)
+            yield done
+        self._write_card()
+
+    def check(self, images: int = 100) -> Iterator[dict[str, Any]]:
+        """The honesty report on the first images; yields each check, all saved at the end."""
+        found = []
+        threat = self.results.threat_model
+        for result in checks.check(
+            self.model, self.split[:images], threat, seed=self.results.seed, surrogate=self.surrogate
+        ):
+            found.append(result | {"n": min(images, len(self.split))})
+            yield found[-1]
+        self.results.checks = found
+        self._save(self.results)
+        self._write_card()
+
+    def _save(self, results: Results) -> None:
+        if self.processes.rank == 0:
+            results.save(self.directory)
+
+    def _write_card(self) -> None:
+        if self.of_run and self.processes.rank == 0:
             card.write(self.directory)
 
 
 def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
     """Load MODEL and its data and check the whole request; nothing is measured or written yet.
 
-    spec: a run or model directory, a Hub id (with @revision), or "module:callable" for anyone's nn.Module.
+    spec: a run or model directory, a Hub id (with @revision), "hf-hub:ORG/NAME" for timm's own, or "module:callable" for
+    anyone's nn.Module.
     """
     accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise InputError(
-            f"evaluate runs in one process, it was launched with {accelerator.num_processes}; start it with python"
-        )
     set_threads(config.threads)
-    model, name, directory = load_model(spec, config.checkpoint)
-    piat = getattr(model, "piat", None)
-    trained = from_dict(TrainConfig, piat) if piat else None
-    split = evaluation_data(spec, config, trained)
+    with accelerator.main_process_first():
+        model, name, directory = load_model(spec, config)
+        surrogate = load_model(config.surrogate, config)[0] if config.surrogate else None
+        piat = getattr(model, "piat", None)
+        trained = from_dict(TrainConfig, piat) if piat else None
+        split = evaluation_data(spec, config, trained)
     classes = evaluation.class_count(model, split)
     threat = config.threat_model(evaluation.trained_against(model))
     for attack in config.attacks:
-        evaluation.suite(attack, threat, classes, config.step_size, config.seed)
+        evaluation.suite(attack, threat, classes, config.step_size, config.seed, config.restarts)
     output = Path(config.output) if config.output else directory or Path("results") / name
     check_output(output)
     own = Path(spec).is_dir() and output.resolve() == Path(spec).resolve()
@@ -486,20 +543,24 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
         raise InputError(f"{output} holds another model; name another --output")
     weights = weights_digest(model)
     facts = {"split": config.split, "seed": config.seed, "checkpoint": config.checkpoint, "weights": weights}
-    results = evaluation.Results.of(split, threat, **facts)
+    results = Results.of(split, threat, **facts)
     results.resume(output, stopped=config.resume)
     placed = model.to(accelerator.device).to(memory_format=torch.channels_last)
-    return Evaluation(name, placed, split, results, output, own and trained is not None)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    least = (lambda t: accelerator.gather(t[None]).amin(0)) if world > 1 else Tensor.clone
+    processes = evaluation.Processes(rank, world, least)
+    return Evaluation(name, placed, split, results, output, own and trained is not None, surrogate, processes)
 
 
 def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) -> data.Split:
     """The images to evaluate on: those asked for, else the test split of what the model was trained for."""
+    img_size = config.img_size or (trained.img_size if trained else None)
     if config.dataset:
         columns = (config.image_column, config.label_column)
-        found = data.load(config.dataset, config.split, *columns, trained.img_size if trained else None)
+        found = data.load(config.dataset, config.split, *columns, img_size)
     elif trained:
         columns = (config.image_column or trained.image_column, config.label_column or trained.label_column)
-        found = data.load(trained.dataset, config.split, *columns, trained.img_size)
+        found = data.load(trained.dataset, config.split, *columns, img_size)
     else:
         raise InputError(f"{spec} does not say what data it is for; name it with --dataset")
     return found.first(config.n)
@@ -516,18 +577,36 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_model(spec: str, checkpoint: str = "last") -> tuple[nn.Module, str, Path | None]:
-    """(model in eval mode, a name for it, its run directory if it is one) for MODEL as the commands take it."""
-    path = Path(spec)
-    if not path.is_dir() and re.fullmatch(r"[\w.]+:[\w.]+", spec):
-        if checkpoint != "last":
-            raise InputError(f"{spec} is one model, without a {checkpoint} checkpoint; leave out --checkpoint")
-        return _from_code(spec), re.sub(r"[^\w.]", "-", spec), None
-    if path.is_file():
+def load_model(spec: str, config: EvalConfig | None = None) -> tuple[nn.Module, str, Path | None]:
+    """(model in eval mode, a name for it, its run directory if it is one) for MODEL as the commands take it.
+
+    A model from timm's Hub format gets its own normalisation in front, any model `config.mean` and `config.std`.
+    """
+    config, path = config or EvalConfig(), Path(spec)
+    run = None
+    if not path.is_dir() and spec.startswith("hf-hub:"):
+        _one_checkpoint(spec, config)
+        model, name = hub.from_timm(spec), spec.removeprefix("hf-hub:").replace("/", "-")
+    elif not path.is_dir() and re.fullmatch(r"[\w.]+:[\w.]+", spec):
+        _one_checkpoint(spec, config)
+        model, name = _from_code(spec), re.sub(r"[^\w.]", "-", spec)
+    elif path.is_file():
         raise InputError(f"{spec} is a file; MODEL is a run directory, a model directory, a Hub id or module:callable")
-    model = hub.from_pretrained(spec, checkpoint=checkpoint)
-    run = path if (path / "metrics.jsonl").exists() or (path / "results.json").exists() else None
-    return model, path.resolve().name if path.is_dir() else spec.replace("/", "-"), run
+    else:
+        model = hub.from_pretrained(spec, checkpoint=config.checkpoint)
+        run = path if (path / "metrics.jsonl").exists() or (path / "results.json").exists() else None
+        name = path.resolve().name if path.is_dir() else spec.replace("/", "-")
+    if config.mean:
+        known = {k: getattr(model, k) for k in ("piat", "weights_sha256", "label_names") if hasattr(model, k)}
+        model = nn.Sequential(Normalize(torch.tensor(config.mean), torch.tensor(config.std)), model).eval()
+        for key, value in known.items():
+            setattr(model, key, value)
+    return model, name, run
+
+
+def _one_checkpoint(spec: str, config: EvalConfig) -> None:
+    if config.checkpoint != "last":
+        raise InputError(f"{spec} is one model, without a {config.checkpoint} checkpoint; leave out --checkpoint")
 
 
 def _from_code(spec: str) -> nn.Module:
@@ -548,3 +627,22 @@ def _from_code(spec: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec} gives a {type(model).__name__}, not an nn.Module; point it at a model or its factory")
     return model.eval()
+
+
+def predict(
+    spec: str, images: Sequence[str], checkpoint: str = "last"
+) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """(file, classes with their probabilities, likeliest first) for image files, resized to the model's input size.
+
+    InputError for a model without a known input size, or a file that is no image.
+    """
+    model = load_model(spec, EvalConfig(checkpoint=checkpoint))[0]  # type: ignore[arg-type]
+    shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if not shape:
+        raise InputError(f"{spec} does not say what images it takes; give a model that piat_hub saved")
+    pictures = [data.read_image(image, shape) for image in images]
+    for image, picture in zip(images, pictures, strict=True):
+        with evaluation.verdict_mode(model) as exact, torch.no_grad():
+            probabilities = exact.eval()(data.to_unit(picture[None])).softmax(1)[0].tolist()
+        names = getattr(model, "label_names", ()) or [str(k) for k in range(len(probabilities))]
+        yield image, sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1])

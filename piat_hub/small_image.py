@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
@@ -22,19 +22,24 @@ from piat_hub.config import InputError
 LARGEST = 64  # images of more pixels a side are not small: the model stays as timm builds it
 
 
+def patch(size: int, at_least: int) -> int:
+    """The largest patch that divides `size` into at least so many a side; a pixel beyond the last patch would go unseen."""
+    return max(p for p in range(1, size + 1) if size % p == 0 and (size // p >= at_least or p == 1))
+
+
 def patches(size: int) -> dict[str, Any]:
-    """Vision transformers: 8 x 8 patches, at any size."""
-    return {"img_size": size, "patch_size": max(1, size // 8)}
+    """Vision transformers: at least 8 x 8 patches, 4 x 4 pixels each at size 32."""
+    return {"img_size": size, "patch_size": patch(size, 8)}
 
 
 def windows(size: int) -> dict[str, Any]:
-    """Swin: 16 x 16 patches before its three mergings, in windows of 4 x 4."""
-    return {"img_size": size, "patch_size": max(1, size // 16), "window_size": 4}
+    """Swin: at least 16 x 16 patches before its three mergings, in windows of 4 x 4."""
+    return {"img_size": size, "patch_size": patch(size, 16), "window_size": 4}
 
 
 def stem_patches(size: int) -> dict[str, Any]:
-    """ConvNeXt: a stem of single pixels at 32x32; timm halves four times after a stem of 2x2 patches, else three times."""
-    return {"patch_size": max(1, size // 32)}
+    """ConvNeXt: a stem of single pixels, then timm's three halvings; after one of 2 x 2 patches timm would halve four times."""
+    return {"patch_size": 1}
 
 
 def at(*prefixes: str) -> Callable[[nn.Module], None]:
@@ -50,12 +55,14 @@ def at(*prefixes: str) -> Callable[[nn.Module], None]:
 def mobile(model: nn.Module) -> None:
     """EfficientNet, MobileNet and their kin: the stem, and the first block that halves."""
     take_out_strides(model, "conv_stem")
-    strided = [
-        n
-        for n, m in model.named_modules()
-        if n.startswith("blocks.") and isinstance(m, nn.Conv2d) and max(m.stride) > 1
-    ]
+    strided = [n for n, m in model.named_modules() if n.startswith("blocks.") and steps(m)]
     take_out_strides(model, ".".join(strided[0].split(".")[:3]))
+
+
+def overlapping(model: nn.Module) -> None:
+    """ConvNeXt's overlapping stems, which take no patch size."""
+    if not unpadded(model):
+        take_out_strides(model, "stem")
 
 
 def vgg(model: nn.Module) -> None:
@@ -78,20 +85,24 @@ SURGERY: dict[str, Callable[[nn.Module], None]] = {  # timm module -> what is ch
     "regnet": at("stem", "s1.b1"),
     "byobnet": at("stem", "stages.0.0"),
     "mobilevit": at("stem", "stages.1.0"),
-    **dict.fromkeys(("nfnet", "metaformer"), at("stem")),
+    "nfnet": at("stem", "stages.0"),
+    "metaformer": at("stem"),
     "dla": at("level1", "level2"),
     "vgg": vgg,
+    "convnext": overlapping,
 }
 
 
-def family(base: str) -> str:
-    """The timm module that a model's rule is kept under. InputError where there is none."""
+def family(base: str) -> str | None:
+    """The timm module that a model's rule is kept under; None where there is no rule."""
     name = base.partition(".")[0]
-    for module in (*KEYWORDS, *SURGERY):
-        if is_model_in_modules(name, [module]):
-            return module
-    known = ", ".join(sorted((*KEYWORDS, *SURGERY)))
-    raise InputError(f"no small-image rule for the family of {base!r}; choose from timm's {known}")
+    return next((module for module in {**KEYWORDS, **SURGERY} if is_model_in_modules(name, [module])), None)
+
+
+def steps(module: nn.Module) -> bool:
+    """Whether it is a layer that steps by more than one pixel: a convolution, a pool, a blur."""
+    stride = getattr(module, "stride", 1)
+    return max(stride if isinstance(stride, tuple) else (stride,)) > 1 and not list(module.children())
 
 
 def take_out_strides(model: nn.Module, prefix: str) -> None:
@@ -99,22 +110,15 @@ def take_out_strides(model: nn.Module, prefix: str) -> None:
     for path, module in list(model.named_modules()):
         if path != prefix and not path.startswith(f"{prefix}."):
             continue
-        if isinstance(module, nn.Conv2d) and max(module.stride) > 1:
+        if isinstance(module, nn.Conv2d) and steps(module):
             if max(module.kernel_size) <= 3:
                 module.stride = (1, 1)
                 continue
-            shape: dict[str, Any] = {
-                "stride": 1,
-                "padding": 1,
-                "bias": module.bias is not None,
-                "groups": module.groups,
-            }
-            conv = type(module)(module.in_channels, module.out_channels, 3, **shape)
+            shape: dict[str, Any] = {"stride": 1, "padding": 1, "bias": module.bias is not None}
+            conv = type(module)(module.in_channels, module.out_channels, 3, groups=module.groups, **shape)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             model.set_submodule(path, conv)
-        elif isinstance(module, nn.ConstantPad2d) or (
-            not list(module.parameters()) and getattr(module, "stride", 1) not in (1, (1, 1))
-        ):
+        elif isinstance(module, nn.ConstantPad2d) or steps(module):
             model.set_submodule(path, nn.Identity())
 
 
@@ -134,27 +138,28 @@ class Normalize(nn.Module):
 
 
 def build(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """The timm model `base` for images of img_size x img_size in [0, 1]; above `LARGEST` its strides stay.
+    """The timm model `base` for images of img_size x img_size; above `LARGEST` pixels its strides stay as they are.
 
-    pretrained: take over the ImageNet weights whose shapes fit; what was replaced starts at random. kwargs go to timm.
-    Normalisation by the mean and std of those weights is inside: a layer before the first convolution, or, where that
-    projects patches without padding, folded into it. Raises InputError for a family without a rule.
+    pretrained: take over the ImageNet weights whose shapes fit; what was replaced starts at random. The model takes
+    images in [0, 1]: normalisation is a layer before the first convolution, or, where that projects patches without
+    padding, folded into pretrained weights. kwargs go to timm. Raises InputError for a family without a rule, or a size
+    or weights that cannot be had.
     """
     module = family(base)
+    if img_size <= LARGEST and module is None:
+        known = ", ".join(sorted({**KEYWORDS, **SURGERY}))
+        raise InputError(f"no small-image rule for the family of {base!r}; choose from timm's {known}")
     source = {k: kwargs.pop(k) for k in ("pretrained_cfg_overlay", "cache_dir") if k in kwargs}
     keywords = KEYWORDS[module](img_size) if module in KEYWORDS else {}
     if img_size > LARGEST:
         keywords = {k: v for k, v in keywords.items() if k == "img_size"}
-    try:
-        model: Any = timm.create_model(base, **{**keywords, **kwargs})
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise InputError(f"{base} cannot be built for {img_size}x{img_size} images: {error}") from error
+    model: Any = made(base, img_size, **{**keywords, **kwargs})
     if module in SURGERY and img_size <= LARGEST:
         SURGERY[module](model)
     if pretrained:
         unchanged = {k: v for k, v in kwargs.items() if k not in keywords}
-        take_over(model, timm.create_model(base, pretrained=True, **unchanged, **source))
-    if module in SURGERY:
+        take_over(model, made(base, img_size, pretrained=True, **unchanged, **source))
+    if not folds(base, model):
         normalize_before(model)
     elif pretrained:
         fold_normalization(model)
@@ -163,8 +168,33 @@ def build(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) 
     return model
 
 
+def made(base: str, size: int, /, **kwargs: Any) -> nn.Module:
+    """timm.create_model; InputError where it, or the download of its weights, fails, or pixels would go unseen."""
+    try:
+        model: Any = timm.create_model(base, **kwargs)
+    except Exception as error:  # timm passes on whatever its models, the network or the Hub raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        want = "and its weights loaded" if kwargs.get("pretrained") else "for such images"
+        raise InputError(f"{base} cannot be built for {size}x{size} images {want}: {reason}") from error
+    side = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
+    if not kwargs.get("pretrained") and size % side:
+        raise InputError(f"{size} pixels do not divide into patches of {side} for {base}; choose another --img-size")
+    return model
+
+
+def folds(base: str, model: nn.Module) -> bool:
+    """Whether normalisation folds into the first convolution: such a model is plain timm's, and loads without us."""
+    return family(base) in KEYWORDS and unpadded(model)
+
+
+def unpadded(model: nn.Module) -> bool:
+    """Whether images enter by convolutions with a bias and without padding."""
+    first = [model.get_submodule(path) for path in first_convolutions(model)]
+    return all(isinstance(c, nn.Conv2d) and c.bias is not None and c.padding in (0, (0, 0)) for c in first)
+
+
 def take_over(model: nn.Module, source: nn.Module) -> None:
-    """Load every tensor of `source` that has its name and shape in `model`; timm resamples patches and positions."""
+    """Load every tensor of `source` that has its name and shape in `model`, patches and positions as timm resamples them."""
     weights = source.state_dict()
     resample = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
     if resample and hasattr(model, "patch_embed"):
@@ -188,9 +218,12 @@ def statistics(model: Any) -> tuple[Tensor, Tensor]:
 
 def normalize_before(model: Any) -> None:
     """A `Normalize` before each first convolution; exact also where that pads."""
-    for path in first_convolutions(model):
+    paths = first_convolutions(model)
+    for path in paths:
         layers = OrderedDict(normalize=Normalize(*statistics(model)), conv=model.get_submodule(path))
         model.set_submodule(path, nn.Sequential(layers))
+    first = tuple(f"{path}.conv" for path in paths)
+    model.pretrained_cfg["first_conv"] = model._traits["first_conv"] = first[0] if len(first) == 1 else first
 
 
 @torch.no_grad()
@@ -199,8 +232,6 @@ def fold_normalization(model: Any) -> None:
     mean, std = (t.view(1, -1, 1, 1) for t in statistics(model))
     for path in first_convolutions(model):
         conv = model.get_submodule(path)
-        if conv.bias is None:
-            conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
         conv.weight.div_(std)
         conv.bias.sub_((conv.weight * mean).sum((1, 2, 3)))
 
@@ -212,7 +243,7 @@ default_cfgs = generate_default_cfgs({"small_image.untrained": {"input_size": (3
 def small_image(
     pretrained: bool = False,
     base: str = "resnet18",
-    img_size: int = 32,
+    img_size: int | Sequence[int] = 32,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | None = None,
@@ -225,7 +256,8 @@ def small_image(
     if pretrained and not pretrained_cfg:
         source = {"pretrained_cfg_overlay": pretrained_cfg_overlay, "cache_dir": cache_dir}
         kwargs |= {"pretrained": True} | {k: v for k, v in source.items() if v}
-    model: Any = build(base, img_size, **kwargs)
+    side = img_size if isinstance(img_size, int) else img_size[0]  # timm saves (height, width)
+    model: Any = build(base, side, **kwargs)
     model.pretrained_cfg |= {"architecture": "small_image", "tag": "", "hf_hub_id": None, "url": ""}
     if pretrained_cfg:  # a saved small_image
         saved = resolve_pretrained_cfg("small_image", pretrained_cfg, pretrained_cfg_overlay).to_dict()

@@ -19,13 +19,15 @@ MAY_IMPORT = {
     "backbones": {"config", "small_image"},
     "methods": {"config", "attacks", "interpolation", "data", "backbones"},
     "engine": {"config", "attacks", "interpolation", "awp", "data", "backbones", "methods"},
-    "evaluation": {"config", "attacks", "data"},
+    "results": {"config", "data"},
+    "evaluation": {"config", "attacks", "data", "results"},
+    "checks": {"config", "attacks", "data", "evaluation"},
     "card": {"config", "recipes"},
-    "hub": {"config", "backbones", "card"},
-    "figures": {"config", "attacks", "data", "evaluation"},
+    "hub": {"config", "small_image", "backbones", "card"},
+    "figures": {"config", "attacks", "data", "results", "evaluation", "card"},
     "run": {
-        *("config", "attacks", "interpolation", "data", "backbones", "methods"),
-        *("engine", "evaluation", "card", "hub"),
+        *("config", "attacks", "interpolation", "data", "small_image", "backbones", "methods"),
+        *("engine", "evaluation", "results", "checks", "card", "hub"),
     },
 }
 ANYTHING = {"cli", "__init__", "__main__"}

@@ -188,11 +188,6 @@ def test_copies_and_perturbation_compose_by_flags(monkeypatch):
     assert config.swa_start == 61 and config.epochs == 80
 
 
-def test_a_method_that_replays_gets_fewer_epochs_unless_told(monkeypatch):
-    assert read_config(monkeypatch, "train --method free_at")[0].epochs == 10
-    assert read_config(monkeypatch, "train --method free_at --method.replays 8 --epochs 4")[0].epochs == 4
-
-
 @pytest.mark.parametrize("command", ["train", "evaluate", "card", "list"])
 def test_help_exits_with_zero(command):
     with pytest.raises(SystemExit) as stopped:
@@ -306,3 +301,83 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr(run, "train", interrupted)
     assert cli.main(["train"]) == 130
     assert "go on with the same command and --resume" in capsys.readouterr().err
+
+
+def test_compare_predict_sweep_checks_and_classes(small_digits, do_train, tmp_path, capsys):
+    from PIL import Image
+
+    from piat_hub import data
+
+    for seed in (0, 1):
+        do_train(small_digits(seed=seed), tmp_path / f"r{seed}")
+    flags = "--attacks pgd2 cw2 --n 40 --sweep-eps 0.05 0.1 --per-class --checks --surrogate r1"
+    assert cli.main(["evaluate", "r0", "r1", *flags.split()]) == 0
+    shown = capsys.readouterr().out
+    written = json.loads((tmp_path / "r0/results.json").read_text())
+    assert [point["eps"] for point in written["sweep"]] == ["0.05", "0.1"]
+    for point in written["sweep"]:
+        assert f"{100 * point['attacks']['cw2']['accuracy']:.2f} %" in shown
+    assert "worst case of these" in shown and "class" in shown and "transfer" in shown
+    assert {c["check"] for c in written["checks"]} >= {"steps", "transfer"} and written["checks"][0]["n"] == 40
+    assert (tmp_path / "r0/sweep.png").read_bytes()[:4] == b"\x89PNG"
+    card = (tmp_path / "r0/README.md").read_text()
+    for result in written["checks"]:
+        assert result["found"] in card
+    assert cli.main(["compare", "r0", "r1"]) == 0
+    shown = capsys.readouterr().out
+    assert "McNemar" in shown and "CW-2" in shown
+    test = data.load("digits", "test")
+    Image.fromarray(test.images[0, 0].numpy()).resize((64, 64)).convert("RGB").save("digit.png")
+    assert cli.main(["predict", "r0", "digit.png"]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith("digit.png: ") and line.count("%") == 3
+    (tmp_path / "text.png").write_text("no image")
+    assert cli.main(["predict", "r0", "text.png"]) == 2
+    assert "text.png is not an image file" in capsys.readouterr().err
+
+
+def test_a_time_budget_stops_cleanly_and_says_what_was_run(
+    small_digits, do_train, do_evaluate, tmp_path, capsys, monkeypatch
+):
+    do_train(small_digits(), tmp_path / "r")
+    whole = do_evaluate("r", "pgd2", "mim2", n=60, batch_size=10, output="whole").results
+    ticks = iter([0.0, *[1.0] * 3, *[100.0] * 1000])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(ticks, 100.0))
+    flags = ["--attacks", "pgd2", "mim2", "--n", "60", "--batch-size", "10"]
+    assert cli.main(["evaluate", "r", *flags, "--time-budget", "1m"]) == 0
+    shown = capsys.readouterr().out
+    assert "the time budget of 1m is spent: " in shown and "mim2; go on with --resume" in shown
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", "r", *flags, "--resume"]) == 0
+    written = json.loads((tmp_path / "r/results.json").read_text())
+    assert written["attacks"]["mim2"]["correct"] == whole.attacks["mim2"]["correct"]
+    assert cli.main(["evaluate", "r", "--time-budget", "soon"]) == 2
+    assert "'soon' is no length of time; write 90s, 30m or 1h30m" in capsys.readouterr().err
+
+
+def test_normalised_models_and_timms_own(tmp_path, monkeypatch, capsys):
+    import torch
+
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def model():\n"
+        "    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    flags = "--dataset digits --n 50 --attacks clean --eps 0.1"
+    assert cli.main(["evaluate", "mine:model", *flags.split(), "--mean", "0.5", "--std", "0.25", "--output", "a"]) == 0
+    found = json.loads((tmp_path / "a/results.json").read_text())["attacks"]["clean"]["correct"]
+    from mine import model
+
+    from piat_hub import data
+
+    split = data.load("digits", "test").first(50)
+    with torch.no_grad():
+        assert found == int((model()((split.images / 255 - 0.5) / 0.25).argmax(1) == split.labels).sum())
+    capsys.readouterr()
+    assert cli.main(["evaluate", "mine:model", *flags.split(), "--mean", "0.5"]) == 2
+    assert "must be as many numbers each" in capsys.readouterr().err
+    assert cli.main(["evaluate", "hf-hub:nobody/nothing", *flags.split()]) == 2
+    assert "no model 'hf-hub:nobody/nothing' for timm" in capsys.readouterr().err

@@ -29,6 +29,7 @@ def start(config, model=None, method="pgd_at", interpolation=None, lr=0.1, accum
     split = data.hold_out(data.load("digits", "train"), 0, config.train_size)[0]
     attack = partial(pgd, eps=0.15, step_size=0.0375, steps=2)
     outer = methods.get(method)() if isinstance(method, str) else method
+    outer = outer.begin(config.threat_model) if hasattr(outer, "begin") else outer
     events = engine.train(model, outer, attack, split, optimizer, accelerator, config, interpolation=interpolation)
     return model, split, optimizer, events
 
@@ -168,7 +169,7 @@ def test_two_processes_were_started(processes):
     assert {count: report["processes"] for count, (report, _) in processes.items()} == {1: 1, 2: 2}
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", [*methods.names(), "trades + AWP"])
 def test_first_gradient_of_two_processes_is_that_of_one(processes, method):
     one, two = processes[1][1][method], processes[2][1][method]
     assert any(g.abs().max() > 1e-3 for g in one)
@@ -182,6 +183,11 @@ def test_ranks_with_batchnorm_stay_bit_equal(processes, what):
     assert [name for name, *_ in events] == ["Step", "Step", "Epoch"] * 2
     assert all(equal for _, equal, _ in events)
     assert all(moved for *_, moved in events)
+
+
+def test_two_processes_find_the_verdicts_of_one(processes):
+    one, two = (processes[count][0]["verdicts"] for count in (1, 2))
+    assert one == two and 0 < sum(one["mim3"]) < 100
 
 
 def test_a_methods_state_is_saved_for_every_rank(processes):

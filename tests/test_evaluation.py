@@ -11,7 +11,8 @@ from torch import nn
 from piat_hub import evaluation
 from piat_hub.config import InputError, ThreatModel
 from piat_hub.data import Split
-from piat_hub.evaluation import Progress, Results, evaluate, measure, suite, wilson
+from piat_hub.evaluation import Progress, evaluate, measure, suite
+from piat_hub.results import Results, wilson
 
 
 class Threshold(nn.Module):
@@ -67,7 +68,7 @@ def test_autoattack_verdicts_and_shares(quick_autoattack):
     figures = results.attacks["aa"]
     assert results.verdicts["aa"].tolist() == standing(8 / 255)
     assert figures["version"] == "standard" and "3 classes" in figures["changed"]
-    assert list(figures["per_attack"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert list(figures["per_attack"]) == ["pgd10", "apgd-ce", "apgd-t", "fab-t", "square"]
     shares = figures["per_attack"].values()
     assert sum(s["broken"] for s in shares) == 8 - figures["correct"]
     attacked = 8
@@ -305,3 +306,27 @@ def test_a_loaded_models_own_threat_model_is_the_default():
     model.piat = to_dict(TrainConfig(threat_model=ThreatModel("Linf", 0.15)))
     assert evaluate(model, bright(), ["clean"]).threat_model == ThreatModel("Linf", 0.15)
     assert evaluate(model, bright(), ["clean"], threat_model=ThreatModel("L2", 1)).threat_model.norm == "L2"
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square"])
+def test_autoattacks_components_by_name(quick_autoattack, name):
+    results = evaluate(Threshold(4), bright(4), [name], threat_model=ThreatModel("Linf", 8 / 255))
+    assert results.attacks[name]["version"] == "standard"
+    assert not (results.verdicts[name] & ~np.array([True, True, True, False, False, True, True, True])).any() or (
+        results.verdicts[name].sum() >= sum(standing(8 / 255))
+    )
+    with pytest.raises(InputError, match="apgd-t is undefined for 2 classes"):
+        evaluate(Threshold(), bright(), ["apgd-t"])
+
+
+def test_restarts_break_more_and_are_part_of_the_question(tmp_path):
+    model, split, results = noisy()
+    list(measure(model, split, ["pgd1"], results, step_size=0.01, save=saver(tmp_path)))
+    more = noisy()[2]
+    list(measure(model, split, ["pgd1"], more, step_size=0.01, restarts=8))
+    assert more.attacks["pgd1"]["restarts"] == 8 and results.attacks["pgd1"]["restarts"] == 1
+    assert more.attacks["pgd1"]["correct"] < results.attacks["pgd1"]["correct"]
+    again = noisy()[2]
+    again.resume(tmp_path)
+    with pytest.raises(InputError, match="pgd1 was measured with restarts 1, this call asks for 8"):
+        list(measure(model, split, ["pgd1"], again, step_size=0.01, restarts=8))

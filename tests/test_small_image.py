@@ -35,10 +35,20 @@ FAMILIES = {  # the smallest of each, cut down further where timm lets us
     "beit_base_patch16_224": {"depth": 1, "embed_dim": 48, "num_heads": 3},
     "eva02_tiny_patch14_224": {"depth": 1, "embed_dim": 48},
     "cait_xxs24_224": {"depth": 1, "embed_dim": 48},
+    "vit_base_patch16_clip_224": {"depth": 1, "embed_dim": 48, "num_heads": 3},
+    "resnest14d": {},
+    "skresnet18": {},
+    "nf_regnet_b0": {},
+    "mobilenetv4_conv_aa_medium": {},
+    "convnext_atto_ols": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
     "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
     "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24},
     "swinv2_tiny_window8_256": {"depths": (1, 1, 1, 1), "embed_dim": 24},
 }
+
+
+TOKENS = {"cait": 64, "eva": 65, "beit": 65, "vision_transformer": 65, "deit": 66}  # 8 x 8 and those of the class
+GRIDS = {"swin_transformer": (2, 2), "swin_transformer_v2": (2, 2)}  # all convolutional ones end in 4 x 4
 
 
 def make(base, img_size=32, **kwargs):
@@ -49,8 +59,11 @@ def make(base, img_size=32, **kwargs):
 @pytest.mark.parametrize("base", FAMILIES)
 def test_a_family_takes_a_step_of_piat_and_nmse_and_is_rebuilt(base, tmp_path):
     model = make(base).train()
-    grid = model.eval().forward_features(torch.rand(1, 3, 32, 32)).shape
-    assert grid[-2:] == (4, 4) or grid[1:3] == (2, 2) or grid[1] in (64, 65, 66), grid  # convolutions, Swin, tokens
+    shape, kind = model.eval().forward_features(torch.rand(1, 3, 32, 32)).shape, small_image.family(base)
+    if kind in TOKENS:
+        assert shape[1] in (TOKENS[kind], 65), shape
+    else:
+        assert (shape[1:3] if kind in GRIDS else shape[2:]) == GRIDS.get(kind, (4, 4)), shape
     before = [p.detach().clone() for p in model.train().parameters()]
     optimizer, interpolation = torch.optim.SGD(model.parameters(), lr=0.1), piat_hub.ParameterInterpolation(model)
     x, y = torch.rand(4, 3, 32, 32), torch.arange(4)
@@ -97,6 +110,40 @@ def test_errors_name_the_rule():
         timm.create_model("small_image", base="resnet18", features_only=True)
 
 
+@pytest.mark.parametrize("base", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto", "resnet18"])
+@pytest.mark.parametrize("size", [28, 30, 64])
+def test_every_pixel_is_seen_at_any_size(base, size):
+    x = torch.rand(1, 3, size, size, requires_grad=True)
+    model = make(base, size).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))  # residual branches start at zero
+    (gradient,) = torch.autograd.grad(model(x).square().sum(), x)
+    assert gradient[..., -1, :].any() and gradient[..., :, -1].any()
+
+
+def test_sizes_that_patches_do_not_divide_and_families_without_a_rule():
+    with pytest.raises(InputError, match="72 pixels do not divide into patches of 16 for vit_tiny"):
+        make("vit_tiny_patch16_224", 72)
+    with pytest.raises(InputError, match="no small-image rule for the family of 'levit_128'"):
+        piat_hub.create_model("levit_128", img_size=32)
+    assert piat_hub.create_model("levit_128", img_size=224, num_classes=3).eval()(torch.rand(1, 3, 224, 224)).shape == (
+        1,
+        3,
+    )
+    with pytest.raises(InputError, match="cannot be built for 32x32 images and its weights loaded"):
+        make("resnet18", pretrained=True, pretrained_cfg_overlay={"file": "none.safetensors"})
+    with pytest.raises(InputError, match="cifar_resnet18 cannot be built for 32x32 images and its weights loaded"):
+        piat_hub.create_model("cifar_resnet18", pretrained=True)
+    assert piat_hub.create_model("small_image", base="resnet18", img_size=32).conv1.conv.stride == (1, 1)
+
+
+def test_another_number_of_channels_from_a_saved_model(tmp_path):
+    hub.save_pretrained(make("resnet18"), tmp_path, input_size=(3, 32, 32))
+    grey = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1)
+    assert grey(torch.rand(1, 1, 32, 32)).shape == (1, 10)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_larger_images_keep_the_strides_and_normalise_inside(channels):
     model = make("resnet18", 96, in_chans=channels).eval()
@@ -136,6 +183,15 @@ def test_pretrained_weights_that_fit_are_kept_and_the_stem_is_new(imagenet):
     model = make("convnext_atto", pretrained=True, pretrained_cfg_overlay=overlay)
     assert model.stem[0].weight.shape[-1] == 1 and source.stem[0].weight.shape[-1] == 4
     assert torch.equal(model.stages[0].blocks[0].conv_dw.weight, source.stages[0].blocks[0].conv_dw.weight)
+
+
+@pytest.mark.parametrize("base", ["vit_base_patch16_clip_224", "convnext_atto_ols"])
+def test_pretrained_weights_that_do_not_fold_are_saved_and_rebuilt(imagenet, tmp_path, base):
+    _, overlay = imagenet(base)
+    model = make(base, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    hub.save_pretrained(model, tmp_path / "m", input_size=(3, 32, 32))
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(hub.from_pretrained(tmp_path / "m")(x), model(x))
 
 
 def test_a_pretrained_vit_is_resampled_and_takes_unit_images(imagenet):

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from piat_hub import data, engine, methods, recipes, run
+from piat_hub import config, data, engine, evaluation, methods, recipes, results, run
 from piat_hub.attacks import pgd
 from piat_hub.backbones import create_model
 from piat_hub.config import Diverged
@@ -36,14 +36,16 @@ def same_start(model, x, y, /, **options):
         return pgd(model, x, y, eps=0.15, step_size=0.0375, steps=3, start=start, **options)
 
 
-def first_gradient(accelerator, model, method):
+def first_gradient(accelerator, model, method, **changes):
     """The gradient of the first step, read off plain SGD: (theta_0 - theta_1) / lr."""
-    config = settings()
+    config = settings(**changes)
+    method = methods.get(method)()
+    method = method.begin(config.threat_model) if hasattr(method, "begin") else method
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
     prepared, optimizer = engine.prepare(model, optimizer, accelerator)
-    next(engine.train(prepared, methods.get(method)(), same_start, split, optimizer, accelerator, config))
+    next(engine.train(prepared, method, same_start, split, optimizer, accelerator, config))
     bare = accelerator.unwrap_model(prepared)
     return [(b - p.detach()) / 0.1 for b, p in zip(before, bare.parameters(), strict=True)]
 
@@ -116,17 +118,32 @@ def stop_at_a_nan_of_one_rank(accelerator):
     return [gather_object([said]), bool(torch.equal(weights[0], weights[1])), bool(weights.isfinite().all())]
 
 
+def verdicts(accelerator):
+    """What evaluation finds, shared by the processes that there are: the attacks' verdicts, and how far they got alone."""
+    least = lambda t: accelerator.gather(t[None]).amin(0)  # noqa: E731
+    processes = evaluation.Processes(accelerator.process_index, accelerator.num_processes, least)
+    split = data.load("digits", "test").first(100)
+    torch.manual_seed(1)
+    model = create_model("cifar_resnet8", in_chans=1).eval()
+    split = dataclasses.replace(split, labels=model(data.to_unit(split.images)).argmax(1))  # all correct when clean
+    found = results.Results.of(split, config.ThreatModel("Linf", 0.02))
+    for _ in evaluation.measure(model, split, ["pgd2", "mim3"], found, batch_size=9, processes=processes):
+        pass
+    return {name: v.tolist() for name, v in found.verdicts.items()}
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     accelerator = Accelerator()
     torch.set_num_threads(1)
-    report = {"processes": accelerator.num_processes}
+    report = {"processes": accelerator.num_processes, "verdicts": verdicts(accelerator)}
     if accelerator.num_processes > 1:
         report["ranks"] = ranks_stay_equal(accelerator, methods.get("nmse")())
         report["ranks_awp"] = ranks_stay_equal(accelerator, methods.get("trades")(), awp=0.01)
         report["state"] = state_of_each_rank(accelerator)
         report["nan"] = stop_at_a_nan_of_one_rank(accelerator)
     gradients = {m: first_gradient(accelerator, plain_model(), m) for m in methods.names()}
+    gradients["trades + AWP"] = first_gradient(accelerator, plain_model(), "trades", awp=0.05)
     if accelerator.is_main_process:
         torch.save(gradients, folder / f"gradients-{accelerator.num_processes}.pt")
         (folder / f"report-{accelerator.num_processes}.json").write_text(json.dumps(report))

@@ -21,16 +21,17 @@ STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 Component = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-def components(eps: float, norm: str, num_classes: int, seed: int) -> dict[str, Component]:
+def components(eps: float, norm: str, num_classes: int, seed: int, queries: int = 5000) -> dict[str, Component]:
     """The standard version's components by name, each (model, x, y) -> x_adv; pixels in [0, 1], norm "Linf" or "L2".
 
     With fewer than 10 classes the targeted attacks aim at all num_classes - 1 others; with fewer than 4 the targeted
-    DLR loss is undefined and apgd-t is left out (`changes` says so).
+    DLR loss is undefined and apgd-t is left out (`changes` says so). queries: of Square, 5000 in the standard version.
     """
     if norm not in ("Linf", "L2"):
         raise InputError(f"norm {norm!r} is unknown; choose Linf or L2")
     names = STANDARD if num_classes >= 4 else tuple(n for n in STANDARD if n != "apgd-t")
-    return {n: partial(_run, component=n, eps=eps, norm=norm, num_classes=num_classes, seed=seed) for n in names}
+    setting = {"eps": eps, "norm": norm, "num_classes": num_classes, "seed": seed, "queries": queries}
+    return {n: partial(_run, component=n, **setting) for n in names}  # type: ignore[arg-type]
 
 
 def changes(num_classes: int) -> str | None:
@@ -64,7 +65,16 @@ def autoattack(
 
 
 def _run(
-    model: nn.Module, x: Tensor, y: Tensor, *, component: str, eps: float, norm: str, num_classes: int, seed: int
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    component: str,
+    eps: float,
+    norm: str,
+    num_classes: int,
+    seed: int,
+    queries: int,
 ) -> Tensor:
     from pyautoattack import AutoAttack
 
@@ -83,6 +93,7 @@ def _run(
         if component == "fab-t":
             suite.fab.targeted = True
             return suite.fab.perturb(x, y)
+        suite.square.n_queries = min(queries, suite.square.n_queries)
         return suite.square.perturb(x, y)
 
 

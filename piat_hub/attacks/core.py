@@ -84,8 +84,8 @@ def ascend(
                 size = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
                 gradient = velocity = momentum * velocity + gradient / _per_image(size, x)
             x_adv = x_adv.detach()
-            wandered = x_adv + noise * torch.randn_like(x) if noise else x_adv
-            moved = climb(wandered, gradient, x, eps, step_size, norm).clamp(0, 1)
+            noisy = x_adv + noise * torch.randn_like(x) if noise else x_adv
+            moved = climb(noisy, gradient, x, eps, step_size, norm).clamp(0, 1)
             x_adv = moved if moving is None else torch.where(_per_image(moving, x), moved, x_adv)
     return x_adv.detach()
 

@@ -27,8 +27,8 @@ class Method(Protocol):
     """(model, x (B, C, H, W) in [0, 1], y (B,), attack, progress in [0, 1)) -> scalar loss, the mean over the batch.
 
     A method that trains on each batch several times says how often in the attribute `replays`. One that has state
-    offers `begin(threat_model)`, which gives the callable of one run, with state_dict() and load_state_dict(): the run
-    saves it with the rest. See `free_at`.
+    offers `begin(threat_model)`, which gives the callable of one run, with state_dict() and load_state_dict(): tensors by
+    name, of one shape on all processes, which the run saves with the rest, a row for each process. See `free_at`.
     """
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor: ...

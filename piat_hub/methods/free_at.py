@@ -20,8 +20,8 @@ class FreeAT:
     """CE(f(x + delta), y), each batch replayed m times; delta climbs on the same backward (Shafahi et al. 2019, Alg. 1).
 
     The weights step on every replay, and delta, one for each place in the batch, is kept from batch to batch:
-    delta <- project(delta + eps * steepest(gradient)). Called by itself, without `begin`, delta is 0. Divide the epochs
-    of another method by `replays` to compare at equal cost, as the authors do.
+    delta <- project(delta + eps * steepest(gradient)); the attack's steps play no part. Called by itself, without `begin`,
+    delta is 0 and this is clean training. The authors divide the epochs of another method by `replays`.
     """
 
     replays: int = option(8, "how often each batch is trained on, the authors' m", least=1)

@@ -19,8 +19,8 @@ class STAT:
 
     Two twins of x start at x + 0.001 N(0, 1) and drive this same divergence between each other up: one becomes
     adversarial, one collaborative (its loss falls). up and lo are, per image, those with the largest and the smallest
-    p_y among x and the twins. The authors take beta 6 for CIFAR-10 and 4 for CIFAR-100; while crafting they also swap
-    x itself in where it is extreme, which the twins leave no room for after their first step.
+    p_y among x and the twins. The authors take beta 6 for CIFAR-10 and 4 for CIFAR-100; while crafting they also put x in
+    the place of a twin where x is extreme, so that one twin stays on each side: here both may end on one.
     """
 
     beta: float = option(6.0, "weight of the squeeze", least=0)

@@ -1,0 +1,168 @@
+"""results.py: pairs of models against closed forms, worst case and classes, damaged files moved aside, kills survived."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from piat_hub.config import InputError, ThreatModel
+from piat_hub.data import Split
+from piat_hub.evaluation import measure
+from piat_hub.results import Results, class_accuracy, compare, paired
+
+THREAT = ThreatModel("Linf", 0.08)
+
+
+def noisy():
+    """A model and images where PGD's random start decides many verdicts."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 2))
+    images = torch.randint(0, 256, (60, 3, 2, 2), dtype=torch.uint8)
+    with torch.no_grad():
+        model[3].bias[1] += (model(images / 255) @ torch.tensor([1.0, -1.0])).median()
+        labels = model(images / 255).argmax(1)
+    return model, Split(images, labels, ("a", "b"), "n")
+
+
+def measured(folder, attacks=("pgd2",), seed=0, threat=THREAT, model=None):
+    first, split = noisy()
+    results = Results.of(split, threat, seed=seed)
+    for _ in measure(model or first, split, attacks, results, batch_size=7, save=lambda r: r.save(folder)):
+        pass
+    return results
+
+
+def test_paired_against_the_formulas():
+    a = np.array([True] * 40 + [True] * 12 + [False] * 5 + [False] * 43)
+    b = np.array([True] * 40 + [False] * 12 + [True] * 5 + [False] * 43)
+    found = paired("pgd20", a, b)
+    assert (found.n, found.accuracy_a, found.accuracy_b) == (100, 0.52, 0.45)
+    assert (found.only_a, found.only_b, found.difference) == (12, 5, -0.07)
+    # McNemar, exact: 2 P(X <= 5), X ~ Binomial(17, 1/2)
+    assert found.p_value == pytest.approx(2 * sum([1, 17, 136, 680, 2380, 6188]) / 2**17)
+    centre, width = -7 / 102, 1.96 * np.sqrt(18 - 49 / 102) / 102  # Agresti & Min 2005, Eq. 2 with 1/2 in each cell
+    assert found.ci95 == pytest.approx((centre - width, centre + width), abs=1e-4)
+    same = paired("pgd20", a, a)
+    assert (same.p_value, same.difference) == (1.0, 0.0) and same.ci95[0] < 0 < same.ci95[1]
+
+
+def test_the_interval_of_a_pair_covers_95_percent():
+    rng = np.random.default_rng(0)
+    hits = []
+    for _ in range(1500):
+        u, v = rng.random(150), rng.random(150)
+        low, high = paired("x", u < 0.6, (u < 0.5) | (v < 0.1)).ci95
+        hits.append(low <= (0.5 + 0.5 * 0.1) - 0.6 <= high)
+    assert 0.93 < np.mean(hits) < 0.985
+
+
+def test_compare_pairs_only_the_same_question(tmp_path):
+    model, _ = noisy()
+    with torch.no_grad():
+        model[3].bias[0] += 0.02
+    measured(tmp_path / "a", ("pgd2", "mim2"))
+    measured(tmp_path / "b", ("pgd2",), model=model)
+    found = compare(tmp_path / "a", tmp_path / "b")
+    assert [p.attack for p in found] == ["clean", "pgd2"] and found[1].n == 60
+    measured(tmp_path / "c", threat=ThreatModel("Linf", 0.1))
+    with pytest.raises(InputError, match="threat_model Linf 0.08.*only the same images under the same threat model"):
+        compare(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(InputError, match="has no results.json; evaluate it first"):
+        compare(tmp_path / "a", tmp_path / "none")
+    facts = json.loads((tmp_path / "b/results.json").read_text())
+    facts["attacks"]["pgd2"]["steps"] = 3
+    (tmp_path / "b/results.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="pgd2 was run with another steps"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_worst_case_and_classes(tmp_path):
+    results = measured(tmp_path, ("pgd2", "mim2"))
+    written = json.loads((tmp_path / "results.json").read_text())
+    both = results.verdicts["pgd2"] & results.verdicts["mim2"]
+    assert written["worst_case"]["correct"] == int(both.sum())
+    assert written["worst_case"]["attacks"] == ["clean", "pgd2", "mim2"]
+    labels = noisy()[1].labels.numpy()
+    assert written["per_class"]["label_names"] == ["a", "b"]
+    for k in (0, 1):
+        assert written["per_class"]["pgd2"][k] == results.verdicts["pgd2"][labels == k].mean()
+    assert class_accuracy(np.array([True]), np.array([0]), 2) == [1.0, None]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty", "another model's"])
+def test_a_damaged_partial_state_is_refused_by_name_and_moved_aside(tmp_path, damage):
+    model, split = noisy()
+    events = measure(model, split, ["pgd2"], Results.of(split, THREAT), batch_size=7, save=lambda r: r.save(tmp_path))
+    for _ in range(4):
+        next(events)
+    path = tmp_path / "verdicts.pgd2.partial.npz"
+    if damage == "another model's":
+        other = Results.of(split, THREAT, weights="other")
+        other.running = Results.of(split, THREAT).running
+        events = measure(model, split, ["pgd2"], other, batch_size=7, save=lambda r: r.save(tmp_path / "x"))
+        for _ in range(4):
+            next(events)
+        content = (tmp_path / "x" / path.name).read_bytes()
+    else:
+        content = {"truncated": path.read_bytes()[:-50], "foreign": b"PK\x03\x04 no state", "empty": b""}[damage]
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"pgd2.partial.npz is not a whole state .* moved to .*\.damaged"):
+        Results.of(split, THREAT).resume(tmp_path, stopped=True)
+    assert not path.exists() and (tmp_path / f"{path.name}.damaged").read_bytes() == content
+    again = Results.of(split, THREAT)
+    again.resume(tmp_path, stopped=True)  # the same command again begins the attack anew
+    assert again.stopped == {} and "clean" in again.verdicts
+
+
+def test_damaged_results_are_moved_aside_never_deleted(tmp_path):
+    measured(tmp_path)
+    (tmp_path / "results.json").write_text("{")
+    (tmp_path / "results.json.damaged").write_text("an earlier one")
+    with pytest.raises(InputError, match="they were moved to results.json.damaged1 and verdicts.npz.damaged"):
+        Results.of(noisy()[1], THREAT).resume(tmp_path)
+    assert (tmp_path / "results.json.damaged1").read_text() == "{"
+    assert (tmp_path / "results.json.damaged").read_text() == "an earlier one"
+    assert not (tmp_path / "results.json").exists() and (tmp_path / "verdicts.npz.damaged").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_twenty_random_moments_the_verdicts_are_the_same_bytes(tmp_path):
+    """SIGKILL at random moments, resumed by a new process each time, until it is done: the bytes of one never stopped."""
+    attacks = ["pgd9", "mim5"]
+
+    def work(folder):
+        model, split = noisy()
+        results = Results.of(split, THREAT)
+        results.resume(folder, stopped=True)
+        for _ in measure(model, split, attacks, results, batch_size=2, save=lambda r: r.save(folder)):
+            pass
+
+    work(tmp_path / "whole")
+    rng, kills, rounds = random.Random(0), 0, 0
+    while kills < 20:
+        rounds += 1
+        folder, done = tmp_path / str(rounds), False
+        while not done:
+            child = os.fork()
+            if child == 0:
+                try:
+                    work(folder)
+                finally:
+                    os._exit(0)
+            time.sleep(rng.uniform(0.005, 0.15))
+            os.kill(child, signal.SIGKILL)
+            done = os.waitpid(child, 0)[1] == 0
+            kills += not done
+        verdicts, whole = (np.load(f / "verdicts.npz") for f in (folder, tmp_path / "whole"))
+        assert all(np.array_equal(verdicts[k], whole[k]) for k in whole.files) and verdicts.files == whole.files
+        assert (folder / "verdicts.npz").read_bytes() == (tmp_path / "whole/verdicts.npz").read_bytes()
+        assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == [
+            "results.json",
+            "verdicts.npz",
+        ]
