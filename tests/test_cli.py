@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -284,6 +285,14 @@ def test_two_processes_train_the_same_run_directory(tmp_path):
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, timeout=200)
     assert again.returncode == 0, again.stderr[-2000:]
     assert {name: (tmp_path / "r" / name).read_bytes() for name in files} == whole
+
+    asked = "r --attacks pgd3 mim2 --n 90 --batch-size 20 --threads 1 --output".split()
+    launch = [*command[: command.index(str(ROOT / "train.py"))], str(ROOT / "evaluate.py"), *asked, "two"]
+    two = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=200)
+    assert two.returncode == 0 and two.stdout.count("PGD-3") == 1, two.stderr[-2000:]
+    assert cli.main(["evaluate", *asked, "one"]) == 0
+    one, both = (dict(np.load(tmp_path / where / "verdicts.npz")) for where in ("one", "two"))
+    assert one.keys() == both.keys() and all(np.array_equal(one[k], both[k]) for k in one)
 
 
 def test_entry_points_name_the_same_function():

@@ -1,6 +1,7 @@
 """Models and data sets by Hub id, from a real server on loopback with the real client, in real processes."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -9,12 +10,13 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from hub_server import serve
 from PIL import Image
 
 import piat_hub
-from piat_hub import hub, recipes
+from piat_hub import data, hub, recipes
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,8 +43,13 @@ def endpoint(tmp_path_factory):
     files = {p.name: p.read_bytes() for p in folder.iterdir()}
     card = b"---\nconfigs:\n- config_name: plain_text\n  default: true\n  data_files:\n"
     card += b"  - split: train\n    path: plain_text/train-*\n  - split: test\n    path: plain_text/test-*\n---\n"
-    data = {f"plain_text/{s}-00000-of-00001.parquet": cifar_like(n, n) for s, n in (("train", 80), ("test", 20))}
-    with serve({"models/org/net": files, "datasets/uoft-cs/cifar10": {"README.md": card, **data}}) as url:
+    tables = {f"plain_text/{s}-00000-of-00001.parquet": cifar_like(n, n) for s, n in (("train", 80), ("test", 20))}
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, depth=1, num_classes=10)
+    timm.models.save_for_hf(vit, tmp_path_factory.mktemp("vit"), safe_serialization=True)
+    foreign = {p.name: p.read_bytes() for p in (folder.parent / "vit0").iterdir()}
+    with serve(
+        {"models/org/net": files, "models/org/vit": foreign, "datasets/uoft-cs/cifar10": {"README.md": card, **tables}}
+    ) as url:
         yield url, folder
 
 
@@ -87,6 +94,22 @@ def test_evaluate_by_hub_id(online, tmp_path):
     )
     old = online("-m", "piat_hub", "evaluate", "org/net@v9")
     assert old.returncode == 2 and len(old.stderr.splitlines()) == 1
+
+
+def test_timms_own_models_are_measured_behind_their_normalisation(endpoint, online, tmp_path):
+    done = online(
+        "-m", "piat_hub", "evaluate", "hf-hub:org/vit", "--dataset", "cifar10", "--attacks", "clean", "--threads", "1"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "results/org-vit/results.json").read_text())["attacks"]["clean"]
+    model = timm.create_model(f"local-dir:{endpoint[1].parent / 'vit0'}", pretrained=True).eval()
+    assert list(model.pretrained_cfg["mean"]) == [0.5] * 3
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/test-0.parquet").write_bytes(cifar_like(20, 20))
+    split = data.load(str(tmp_path / "d"), "test")
+    with torch.no_grad():
+        right = int((model((split.images / 255 - 0.5) / 0.5).argmax(1) == split.labels).sum())
+    assert (found["correct"], found["n"]) == (right, 20)
 
 
 def test_train_on_the_hubs_cifar10_by_alias(online, tmp_path):
