@@ -11,7 +11,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -286,8 +285,10 @@ def test_two_processes_train_the_same_run_directory(tmp_path):
     assert again.returncode == 0, again.stderr[-2000:]
     assert {name: (tmp_path / "r" / name).read_bytes() for name in files} == whole
 
-    asked = "r --attacks pgd3 mim2 --n 90 --batch-size 20 --threads 1 --output".split()
-    launch = [*command[: command.index(str(ROOT / "train.py"))], str(ROOT / "evaluate.py"), *asked, "two"]
+    asked = ["r", "--attacks", "pgd3", "mim2", "--n", "90", "--batch-size", "20", "--threads", "1", "--output"]
+    flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *flags.split()]  # torchrun takes --n for its own
+    launch += [str(ROOT / "evaluate.py"), *asked, "two"]
     two = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=200)
     assert two.returncode == 0 and two.stdout.count("PGD-3") == 1, two.stderr[-2000:]
     assert cli.main(["evaluate", *asked, "one"]) == 0
