@@ -66,13 +66,16 @@ def sweep(points: Sequence[dict[str, Any]], title: str = "") -> Figure:
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
+    ends_at: list[tuple[float, str, str, float]] = []
     for colour, attack in zip(COLOURS, points[0]["attacks"] if points else (), strict=False):
         at = [point for point in points if attack in point["attacks"]]
         eps, found = [number(point["eps"]) for point in at], [point["attacks"][attack] for point in at]
-        height = [100 * f["accuracy"] for f in found]
-        ends = [[abs(h - 100 * f["ci95"][end]) for h, f in zip(height, found, strict=True)] for end in (0, 1)]
-        axis.errorbar(eps, height, ends, marker="o", capsize=3, color=colour, label=attack_name(attack))
-        axis.annotate(attack_name(attack), (eps[-1], height[-1]), (8, 0), textcoords="offset points", color=colour)
+        values = [100 * f["accuracy"] for f in found]
+        ends = [[abs(v - 100 * f["ci95"][end]) for v, f in zip(values, found, strict=True)] for end in (0, 1)]
+        axis.errorbar(eps, values, ends, marker="o", capsize=3, color=colour, label=attack_name(attack))
+        ends_at.append((values[-1], attack_name(attack), colour, eps[-1]))
+    for height, (_, name, colour, x) in zip(spread([e[0] for e in sorted(ends_at)], 5.0), sorted(ends_at), strict=True):
+        axis.annotate(name, (x, height), (8, 0), textcoords="offset points", color=colour, va="center")
     axis.set(title=title, xlabel="eps, for images in [0, 1]", ylabel="accuracy (%)", ylim=(0, 100))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)

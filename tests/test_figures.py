@@ -32,3 +32,16 @@ def test_png_is_written_whole(tmp_path):
     figures.save(figures.curves(METRICS), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_sweep_draws_each_attack_against_eps_with_its_interval():
+    def point(eps, accuracy):
+        return {"eps": eps, "attacks": {"pgd20": {"accuracy": accuracy, "ci95": [accuracy - 0.1, accuracy + 0.05]}}}
+
+    figure = figures.sweep([point("2/255", 0.8), point("8/255", 0.4)], title="mine")
+    (axis,) = figure.axes
+    (line, caps, (bars,)) = axis.containers[0]
+    assert line.get_xdata().tolist() == [2 / 255, 8 / 255] and line.get_ydata().tolist() == [80.0, 40.0]
+    low, high = bars.get_segments()[1][:, 1]
+    assert (round(low, 6), round(high, 6)) == (30, 45)
+    assert [t.get_text() for t in axis.texts] == ["PGD-20"] and axis.get_title() == "mine"
