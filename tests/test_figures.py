@@ -40,7 +40,7 @@ def test_sweep_draws_each_attack_against_eps_with_its_interval():
 
     figure = figures.sweep([point("2/255", 0.8), point("8/255", 0.4)], title="mine")
     (axis,) = figure.axes
-    (line, caps, (bars,)) = axis.containers[0]
+    (line, _caps, (bars,)) = axis.containers[0]
     assert line.get_xdata().tolist() == [2 / 255, 8 / 255] and line.get_ydata().tolist() == [80.0, 40.0]
     low, high = bars.get_segments()[1][:, 1]
     assert (round(low, 6), round(high, 6)) == (30, 45)
