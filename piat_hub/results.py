@@ -149,7 +149,10 @@ class Results:
                     f"{path} is not a whole state of an evaluation ({error}); it was moved to {move_aside(path).name}: "
                     "the same command begins that attack anew"
                 ) from error
-            self.stopped[running.attack] = running
+            if running.attack in self.attacks:  # killed after its results were written
+                path.unlink()
+            else:
+                self.stopped[running.attack] = running
 
     def _identity(self) -> list[Any]:
         """What a partial state must agree in."""

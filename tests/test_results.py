@@ -120,6 +120,20 @@ def test_a_damaged_partial_state_is_refused_by_name_and_moved_aside(tmp_path, da
     assert again.stopped == {} and "clean" in again.verdicts
 
 
+def test_a_partial_state_left_beside_finished_results_goes(tmp_path):
+    model, split = noisy()
+    measure_saved = measure(model, split, ["pgd2"], Results.of(split, THREAT), save=lambda r: r.save(tmp_path))
+    for _ in range(2):
+        next(measure_saved)
+    path = tmp_path / "verdicts.pgd2.partial.npz"
+    left = path.read_bytes()
+    list(measure_saved)
+    path.write_bytes(left)  # as if killed between the results and its removal
+    again = Results.of(split, THREAT)
+    again.resume(tmp_path, stopped=True)
+    assert not path.exists() and again.stopped == {} and "pgd2" in again.verdicts
+
+
 def test_damaged_results_are_moved_aside_never_deleted(tmp_path):
     measured(tmp_path)
     (tmp_path / "results.json").write_text("{")
