@@ -18,7 +18,7 @@ demo: .venv/ready  ## train the default recipe and evaluate it; starts anew each
 	$(BIN)/python evaluate.py runs/demo --attacks clean pgd20 aa
 
 test: .venv/ready lint  ## lint, then the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .

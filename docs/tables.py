@@ -14,7 +14,20 @@ from piat_hub.card import HEADERS, percent, rows
 
 DOCS = Path(__file__).parent
 FILES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
-METHODS = {"standard": "standard training", "pgd_at": "PGD-AT", "piat-nmse": "PIAT+NMSE"}
+METHODS = {  # name: (paper, loss, what the inner attack maximises and where it starts)
+    "standard": ("", "CE(z, y)", "none"),
+    "pgd_at": ("Madry et al. 2018", "CE(z', y)", "CE, uniform"),
+    "alp": ("Kannan et al. 2018", "(CE(z, y) + CE(z', y)) / 2 + w mean (z - z')^2", "CE, uniform"),
+    "trades": ("Zhang et al. 2019", "CE(z, y) + beta KL(p, p')", "KL(p, p'), x + 0.001 N"),
+    "mart": ("Wang et al. 2020", "BCE(z', y) + beta KL(p, p') (1 - p_y)", "CE, x + 0.001 N"),
+    "fat": ("Zhang et al. 2020", "CE(z', y)", "CE, uniform; stops tau steps after it misleads"),
+    "gairat": ("Zhang et al. 2021", "CE(z', y), weighted by how soon the attack succeeds", "CE, uniform"),
+    "free_at": ("Shafahi et al. 2019", "CE(f(x + delta), y), each batch m times", "the same, on the same backward"),
+    "score": ("Pang et al. 2022", "(p - y~)^2 + beta (p - p')^2", "(p - p')^2, uniform"),
+    "stat": ("Li et al. 2023", "CE(z, y) + beta symmetric KL(p_up, p_lo)", "symmetric KL of two twins, x + 0.001 N"),
+    "nmse": ("He et al. 2023, Eqs. 5-6", "CE(z', y) + mu (1 - p_y) (z/norm z - z'/norm z')^2", "CE, uniform"),
+}
+KINDS = {"none": "", "piat": "PIAT"}
 
 
 def read(name):
@@ -39,29 +52,123 @@ def markdown(rows, headers):
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
+def label(method, kind):
+    """'PIAT+nmse' or 'nmse'."""
+    return f"PIAT+{method}" if kind == "piat" else method
+
+
 def digits():
-    """Means over three seeds, and each seed's PGD-20 with its interval."""
+    """README's short table: means over three seeds, and each seed's PGD-20 with its interval."""
     lines = []
-    for method, name in METHODS.items():
-        runs = [read(f"digits/{method}-{seed}") for seed in range(3)]
-        lines.append([name, mean(runs, "clean"), mean(runs, "pgd20"), *(cell(r, "pgd20") for r in runs)])
+    for method, kind in (("standard", "none"), ("pgd_at", "none"), ("pgd_at", "piat"), ("nmse", "piat")):
+        runs = [read(f"digits/{method}-{kind}-{seed}") for seed in range(3)]
+        lines.append([label(method, kind), mean(runs, "clean"), mean(runs, "pgd20"), *(cell(r, "pgd20") for r in runs)])
     return markdown(lines, ["method", "clean, mean", "PGD-20, mean", "PGD-20, seed 0", "seed 1", "seed 2"])
+
+
+def difference(with_, without, attack):
+    """'-4.50': what interpolation adds, in points, to the mean over the same seeds."""
+    gains = [
+        a["attacks"][attack]["accuracy"] - b["attacks"][attack]["accuracy"] for a, b in zip(with_, without, strict=True)
+    ]
+    return f"{100 * sum(gains) / len(gains):+.2f} ({', '.join(f'{100 * gain:+.2f}' for gain in gains)})"
+
+
+def digits_methods():
+    """Every method with and without PIAT, three seeds, AutoAttack on 100 images of the first."""
+    lines = []
+    for method in METHODS:
+        runs = {kind: [read(f"digits/{method}-{kind}-{seed}") for seed in range(3)] for kind in KINDS}
+        for kind, each in runs.items():
+            gain = difference(each, runs["none"], "pgd20") if kind == "piat" else ""
+            aa = cell(read(f"digits-aa/{method}-{kind}-0"), "aa")
+            cells = [mean(each, "clean"), mean(each, "pgd20"), gain, *(cell(r, "pgd20") for r in each), aa]
+            lines.append([label(method, kind), *cells])
+    headers = ["method", "clean, mean", "PGD-20, mean", "PIAT adds (each seed)", "PGD-20, seed 0", "seed 1", "seed 2"]
+    return markdown(lines, [*headers, "AutoAttack, seed 0, n 100"])
 
 
 def digits_clean():
     """Each seed's clean accuracy with its interval."""
-    lines = [[name, *(cell(read(f"digits/{m}-{s}"), "clean") for s in range(3))] for m, name in METHODS.items()]
+    lines = [
+        [label(method, kind), *(cell(read(f"digits/{method}-{kind}-{seed}"), "clean") for seed in range(3))]
+        for method in METHODS
+        for kind in KINDS
+    ]
     return markdown(lines, ["method", "clean, seed 0", "seed 1", "seed 2"])
 
 
 def cifar10_jpeg():
-    """The two ResNet-20 runs on the JPEG-coded CIFAR-10."""
+    """The two ResNet-20 runs of 18 epochs on the JPEG-coded CIFAR-10."""
     lines = []
-    for method in ("pgd_at", "piat-nmse"):
-        thousand, few = read(f"cifar10-jpeg/{method}"), read(f"cifar10-jpeg/{method}-aa")
+    for name, file in (("pgd_at", "pgd_at"), ("PIAT+nmse", "piat-nmse")):
+        thousand, few = read(f"cifar10-jpeg/{file}"), read(f"cifar10-jpeg/{file}-aa")
         cells = [cell(thousand, attack) for attack in ("clean", "pgd20", "cw20")]
-        lines.append([METHODS[method], *cells, cell(few, "clean"), cell(few, "aa")])
+        lines.append([name, *cells, cell(few, "clean"), cell(few, "aa")])
     return markdown(lines, ["method", "clean", "PGD-20", "CW-20", "clean, n 200", "AutoAttack, n 200"])
+
+
+def cifar10_jpeg_methods():
+    """Five methods with and without PIAT, 8 epochs of 4,000 images."""
+    lines = []
+    for method in ("pgd_at", "trades", "mart", "gairat", "nmse"):
+        runs = {kind: read(f"cifar10-jpeg-methods/{method}-{kind}") for kind in KINDS}
+        for kind, results in runs.items():
+            gain = difference([results], [runs["none"]], "pgd20").split(" ")[0] if kind == "piat" else ""
+            lines.append([label(method, kind), *(cell(results, attack) for attack in ("clean", "pgd20", "cw20")), gain])
+    return markdown(lines, ["method", "clean", "PGD-20", "CW-20", "PIAT adds to PGD-20"])
+
+
+def costs():
+    """Measured seconds of one update, by name."""
+    facts = json.loads((DOCS / "results" / "cost.json").read_text(encoding="utf-8"))
+    return facts, {row["name"]: row for row in facts["rows"]}
+
+
+def methods():
+    """README's table: what each method is, and what one of its updates costs beside PGD-AT's."""
+    cost = costs()[1]
+    lines = [[f"`{name}`", *about, f"{cost[name]['ratio']:.2f}"] for name, about in METHODS.items()]
+    return markdown(lines, ["name", "paper", "loss", "inner attack: objective, start", "cost of an update"])
+
+
+def cost():
+    """Every figure that benchmarks/methods.py measured."""
+    facts, by_name = costs()
+    lines = [
+        [
+            row["name"],
+            f"{1000 * row['seconds']:.1f}",
+            f"{row['ratio']:.3f}",
+            f"{row['lowest']:.3f} to {row['highest']:.3f}",
+        ]
+        for row in by_name.values()
+    ]
+    setting = f"{facts['backbone']}, batch {facts['batch_size']}, PGD-{facts['steps']}, {facts['rounds']} rounds"
+    table = markdown(lines, ["", "ms an update", "to PGD-AT", "lowest to highest"])
+    return f"{setting}, {facts['device']}, torch {facts['torch']}:\n\n{table}"
+
+
+def peers(kind):
+    """The rows of benchmarks/evaluate.py on both data sets."""
+    for data in ("digits", "cifar10-jpeg"):
+        facts = read(f"evaluation/{kind}-{data}")
+        for row in facts["rows"]:
+            yield [f"{data}, {facts['threat_model']}"], row
+
+
+def autoattack():
+    """Survivors of both AutoAttacks, over three seeds."""
+    lines = [[*name, *map(str, row.values())] for name, row in peers("autoattack")]
+    return markdown(lines, ["images", "seed", "n", "ours", "pyautoattack", "differ", "our s", "their s"])
+
+
+def torchattacks():
+    """Images that withstand PGD-20, by both."""
+    lines = [
+        [*name, *(str(row[k]) for k in ("n", "ours", "torchattacks", "differ"))] for name, row in peers("torchattacks")
+    ]
+    return markdown(lines, ["images", "n", "ours", "torchattacks", "differ"])
 
 
 def demo():
