@@ -380,7 +380,9 @@ class EvalConfig:
     per_class: bool = option(False, "also print the accuracy of each class")
     time_budget: str | None = option(None, "stop cleanly after this long, e.g. 30m or 1h30m; go on with --resume")
     checkpoint: Literal["last", "best"] = option("last", "the run's last weights or its held-out best")
-    batch_size: int = option(250, "images attacked at a time", unit="images", least=1)
+    batch_size: int | None = option(
+        None, "images attacked at a time (default: 250 on a CPU, 1000 on a GPU)", unit="images", least=1
+    )
     seed: int = option(0, "seeds the attacks' random starts", least=0)
     output: str | None = option(
         None, "directory for results.json and verdicts.npz (default: MODEL's own, else results/NAME)"

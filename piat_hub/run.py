@@ -469,7 +469,7 @@ class Evaluation:
             self.results,
             step_size=config.step_size,
             restarts=config.restarts,
-            batch_size=config.batch_size,
+            batch_size=self._batch_size(config),
             save=self._save,
             processes=self.processes,
         )
@@ -486,7 +486,11 @@ class Evaluation:
             done = next((point for point in self.results.sweep if point["eps"] == pixels(eps)), None)
             if done is None or set(config.attacks) - set(done["attacks"]):
                 at = Results.of(self.split, ThreatModel(self.results.threat_model.norm, eps), seed=self.results.seed)
-                options = {"restarts": config.restarts, "batch_size": config.batch_size, "processes": self.processes}
+                options = {
+                    "restarts": config.restarts,
+                    "batch_size": self._batch_size(config),
+                    "processes": self.processes,
+                }
                 for _ in evaluation.measure(self.model, self.split, config.attacks, at, **options):  # type: ignore[arg-type]
                     pass
                 others = [point for point in self.results.sweep if point is not done]
@@ -508,6 +512,9 @@ class Evaluation:
         self.results.checks = found
         self._save(self.results)
         self._write_card()
+
+    def _batch_size(self, config: EvalConfig) -> int:
+        return config.batch_size or (250 if evaluation.device_of(self.model).type == "cpu" else 1000)
 
     def _save(self, results: Results) -> None:
         if self.processes.rank == 0:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from piat_hub import data, engine, evaluation, hub, methods, recipes, run
 from piat_hub.attacks import pgd
-from piat_hub.config import Diverged, InputError, InterpolationConfig, RunOptions, ThreatModel
+from piat_hub.config import Diverged, EvalConfig, InputError, InterpolationConfig, RunOptions, ThreatModel
 from piat_hub.interpolation import g
 
 FILES = {"config.json", "model.safetensors", "model_best.safetensors", "metrics.jsonl", "timing.jsonl"}
@@ -173,6 +173,7 @@ def test_a_timm_backbone_trains_on_resized_images_and_is_measured_on_them(
     assert json.loads((tmp_path / "r/config.json").read_text())["pretrained_cfg"]["input_size"] == [1, 16, 16]
     done = do_evaluate(tmp_path / "r", "clean", n=20)
     assert done.split.shape == (1, 16, 16) and done.results.n == 20
+    assert done._batch_size(EvalConfig()) == 250 and done._batch_size(EvalConfig(batch_size=7)) == 7
     given = do_evaluate(tmp_path / "r", "clean", n=20, dataset="digits", output=str(tmp_path / "other"))
     assert given.split.shape == (1, 16, 16) and given.results.attacks["clean"] == done.results.attacks["clean"]
 
