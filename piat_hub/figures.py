@@ -67,7 +67,8 @@ def sweep(points: Sequence[dict[str, Any]], title: str = "") -> Figure:
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     ends_at: list[tuple[float, str, str, float]] = []
-    for colour, attack in zip(COLOURS, points[0]["attacks"] if points else (), strict=False):
+    for k, attack in enumerate(dict.fromkeys(a for point in points for a in point["attacks"])):
+        colour = COLOURS[k % len(COLOURS)]
         at = [point for point in points if attack in point["attacks"]]
         eps, found = [number(point["eps"]) for point in at], [point["attacks"][attack] for point in at]
         values = [100 * f["accuracy"] for f in found]

@@ -17,6 +17,8 @@ from scipy.stats import binomtest
 from piat_hub.config import RESULTS, InputError, ThreatModel, pixels, whole_file
 from piat_hub.data import Split
 
+Z95 = 1.959963984540054  # a standard normal lies within this of 0 with probability 95 %
+
 
 @dataclass
 class Running:
@@ -198,7 +200,7 @@ def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
         np.savez_compressed(scratch, **arrays)  # type: ignore[arg-type]
 
 
-def wilson(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
     """The Wilson score interval of a proportion (Wilson 1927), 95 % by default; both ends in [0, 1]."""
     p, zz = correct / n, z * z
     middle, half = p + zz / (2 * n), z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
@@ -243,7 +245,7 @@ def paired(attack: str, a: np.ndarray, b: np.ndarray) -> Paired:
     """B - A with the adjusted Wald interval for matched pairs (Agresti & Min 2005) and McNemar's exact p."""
     n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
     m, gain, discordant = n + 2, only_b - only_a, only_a + only_b + 1  # half an image is added to each of four cells
-    half = 1.959963984540054 * math.sqrt(discordant - gain**2 / m) / m
+    half = Z95 * math.sqrt(discordant - gain**2 / m) / m
     p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     interval = (max(-1.0, gain / m - half), min(1.0, gain / m + half))
     return Paired(attack, n, float(a.mean()), float(b.mean()), only_a, only_b, gain / n, interval, p_value)

@@ -549,6 +549,8 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
     if (output / "config.json").exists() and not own:
         raise InputError(f"{output} holds another model; name another --output")
     weights = weights_digest(model)
+    if config.mean:  # another question of the same weights
+        weights += f" behind mean {config.mean} std {config.std}"
     facts = {"split": config.split, "seed": config.seed, "checkpoint": config.checkpoint, "weights": weights}
     results = Results.of(split, threat, **facts)
     results.resume(output, stopped=config.resume)

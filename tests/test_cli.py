@@ -387,6 +387,9 @@ def test_normalised_models_and_timms_own(tmp_path, monkeypatch, capsys):
     with torch.no_grad():
         assert found == int((model()((split.images / 255 - 0.5) / 0.25).argmax(1) == split.labels).sum())
     capsys.readouterr()
+    other = ["--mean", "0.4", "--std", "0.25", "--output", "a"]
+    assert cli.main(["evaluate", "mine:model", *flags.split(), *other]) == 2
+    assert "holds results for weights_sha256" in capsys.readouterr().err  # never another normalisation's figures
     assert cli.main(["evaluate", "mine:model", *flags.split(), "--mean", "0.5"]) == 2
     assert "must be as many numbers each" in capsys.readouterr().err
     assert cli.main(["evaluate", "hf-hub:nobody/nothing", *flags.split()]) == 2

@@ -45,3 +45,11 @@ def test_sweep_draws_each_attack_against_eps_with_its_interval():
     low, high = bars.get_segments()[1][:, 1]
     assert (round(low, 6), round(high, 6)) == (30, 45)
     assert [t.get_text() for t in axis.texts] == ["PGD-20"] and axis.get_title() == "mine"
+
+
+def test_a_sweep_leaves_no_attack_out():
+    found = {"accuracy": 0.5, "ci95": [0.4, 0.6]}
+    names = [f"pgd{k}" for k in range(1, 9)]
+    points = [{"eps": "1/255", "attacks": {"pgd1": found}}, {"eps": "2/255", "attacks": dict.fromkeys(names, found)}]
+    (axis,) = figures.sweep(points).axes
+    assert len(axis.containers) == len(axis.texts) == 8
