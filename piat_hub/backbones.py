@@ -10,6 +10,7 @@ from collections import OrderedDict
 from typing import Any
 
 import timm
+import torch
 from timm.layers import BatchNormAct2d, create_conv2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
@@ -32,7 +33,7 @@ class CifarResNet(ResNet):
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.maxpool = nn.Identity()
         if not hasattr(self, "layer4"):
-            self.layer4 = nn.Identity()  # three stages; timm's forward calls four
+            self.layer4 = nn.Sequential()  # three stages; timm's forward calls four
         _divide_reductions(self)
 
 
@@ -144,3 +145,30 @@ def create_model(
 def ours(name: str) -> bool:
     """Whether a registered backbone is not one of timm's own: it takes images of any size as it is."""
     return not timm.models.model_entrypoint(name.partition(".")[0]).__module__.startswith("timm.")
+
+
+def checkpoint_gradients(model: Any) -> None:
+    """Keep fewer activations and compute them again in backward (timm's set_grad_checkpointing), in place.
+
+    BatchNorm sees a batch once all the same: a forward that is repeated leaves its statistics alone. InputError for a
+    family in which timm cannot do it.
+    """
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        name = type(model).__name__
+        raise InputError(f"{name} has no gradient checkpointing in timm; leave out --gradient-checkpointing") from error
+
+    def hold(norm: Any, _: Any) -> None:
+        if norm.training and torch._C._current_graph_task_id() != -1:  # a forward inside a backward
+            norm.held, norm.momentum = norm.momentum, 0.0
+            norm.num_batches_tracked.sub_(1)  # it adds one
+
+    def release(norm: Any, *_: Any) -> None:
+        if "held" in vars(norm):
+            norm.momentum = vars(norm).pop("held")
+
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            module.register_forward_pre_hook(hold)
+            module.register_forward_hook(release, always_call=True)  # a forward is broken off once it has what it needs

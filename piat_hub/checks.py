@@ -30,7 +30,7 @@ def check(
     are enough; a count may be off by two in a hundred before a check warns.
     """
     device = device_of(model)
-    x, y = to_unit(split.images).to(device), split.labels.to(device)
+    x, y = to_unit(split.images[:]).to(device), split.labels.to(device)
     eps, norm = threat_model.eps, threat_model.norm
     with verdict_mode(model) as exact:
         stands = correct(exact, x, y)

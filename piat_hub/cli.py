@@ -145,6 +145,10 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     event = None
     try:
         for event in run.train(config, options):
+            if isinstance(event, run.Notice):
+                if main:
+                    bar.write(event.text)
+                continue
             if isinstance(event, engine.Step):
                 images = ((event.epoch - 1) * event.steps + event.step) * event.images
                 if bar.total is None:
@@ -162,7 +166,7 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     finally:
         bar.close()
     if main:
-        if event is None:
+        if isinstance(event, run.Notice):
             print(f"nothing left to do: all {config.epochs} epochs are done")
         figures.save(figures.curves(run.read_metrics(directory), title=card.title(config)), directory / "curves.png")
         print(
@@ -231,9 +235,12 @@ def _evaluate_one(model: str, done: run.Evaluation, config: EvalConfig, ends: fl
 
     quiet = None if done.processes.rank == 0 else True
     bar: tqdm[NoReturn] = tqdm(unit="image", disable=quiet, desc=model)
-    attack = ""
+    attack, at_a_time = "", done.batch_size(config)
     try:
         for event in done.measure(config, ends):
+            if event.at_a_time < at_a_time:
+                at_a_time = event.at_a_time
+                bar.write(f"{model}: the device's memory is short; {at_a_time} images at a time from here on")
             if attack != event.attack:
                 attack = event.attack
                 bar.reset(event.total)

@@ -336,6 +336,13 @@ class RunOptions:
     output: str | None = option(None, "the run directory (default: runs/RECIPE)")
     resume: bool = option(False, "go on from the state in the run directory")
     threads: int | None = option(None, "CPU threads of this process (default: cores / local processes)", least=1)
+    compile: bool = option(
+        False, "compile attack and update with torch.compile; left off on a CPU, where it does not pay"
+    )
+    gradient_checkpointing: bool = option(False, "keep fewer activations and compute them again: less memory, slower")
+    device_data_limit: float = option(
+        4.0, "training data that would take more than this on the device, decoded, is streamed", unit="GiB", least=0
+    )
     tracker: Literal["none", "tensorboard", "trackio"] = option(
         "none", "also log to an experiment tracker (its own extra)"
     )

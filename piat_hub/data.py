@@ -1,13 +1,18 @@
 """A data set as one uint8 tensor: loaded through Hugging Face `datasets`, decoded once, augmented by one gather.
 
-Names: an alias (digits, cifar10, cifar100, svhn), a Hub id, or a local directory that `datasets.load_dataset` reads.
+Names: an alias (digits, cifar10, cifar100, svhn), a Hub id, or a local directory that `datasets.load_dataset` reads. What
+is too large to be held decoded stays encoded, and streams.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
+import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +22,78 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from piat_hub.config import DATASETS, InputError, nearest
 
 SPLIT_SEED = 20230728  # fixes which images are held out (and digits' test split), whatever a run's own seed
+LIMIT = 4.0  # GiB that a decoded split may take
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images (N, C, H, W) uint8 that stay encoded, read like a tensor: each is decoded whenever an index asks for it.
+
+    cells: a column of a `datasets.Dataset`, undecoded; rows: which of them, in order. device: where they are given out.
+    """
+
+    cells: Any
+    rows: Tensor
+    each: tuple[int, ...]
+    img_size: int | None
+    name: str
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        return len(self.rows), *self.each
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        rows = self.select(index).rows.tolist()
+        if not rows:
+            return torch.empty(0, *self.each, dtype=torch.uint8, device=self.device)
+        with ThreadPoolExecutor(max_workers=workers()) as pool:
+            return torch.stack(list(pool.map(self.decode, rows))).to(self.device)
+
+    def select(self, index: Tensor | slice) -> Encoded:
+        """These images alone, still encoded."""
+        return replace(self, rows=self.rows[index.cpu() if isinstance(index, Tensor) else index])
+
+    def to(self, device: torch.device | str) -> Encoded:
+        """The same images, given out on `device`."""
+        return replace(self, device=torch.device(device))
+
+    def decode(self, row: int) -> Tensor:
+        """The image of a row, (C, H, W) on the CPU. InputError if there is none of this shape."""
+        image, channels = self.open(row, self.cells[row]), self.each[0]
+        if len(image) > channels:
+            raise InputError(f"{self.name}: row {row} is in colour and the first ones are grey; make them alike")
+        return image.expand(channels, -1, -1)
+
+    def open(self, row: int, cell: Any) -> Tensor:
+        """A cell as (1 or 3, H, W). InputError if it is no image, or has another size than the first."""
+        try:
+            raw = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+            with Image.open(io.BytesIO(raw)) as picture:
+                image = _pixels(picture, self.img_size)
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(f"{self.name}: row {row} is no image ({_line(error)}); drop it") from error
+        if self.each and image.shape[1:] != self.each[1:]:
+            sizes = " and ".join(f"{h}x{w}" for h, w in (self.each[1:], image.shape[1:]))
+            raise InputError(f"{self.name} mixes image sizes: {sizes} (row {row}); give them one with --img-size")
+        return image
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels of one split, whole, on one device.
+    """Images and labels of one split, on one device.
 
-    images: (N, C, H, W) uint8. labels: (N,) int64 in [0, len(label_names)). name: what results call the data set.
+    images: (N, C, H, W) uint8, or read like that. labels: (N,) int64 in [0, len(label_names)). name: what results call
+    the data set.
     """
 
-    images: Tensor
+    images: Tensor | Encoded
     labels: Tensor
     label_names: tuple[str, ...]
     name: str
@@ -40,7 +103,8 @@ class Split:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor | slice) -> Split:
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        images = self.images.select(index) if isinstance(self.images, Encoded) else self.images[index]
+        return replace(self, images=images, labels=self.labels[index])
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -58,6 +122,42 @@ class Split:
             raise InputError(f"n={n} is larger than the split of {self.name}, which has {len(self)} images; lower it")
         return self if n is None else self[:n]
 
+    def digest(self) -> str:
+        """The sha256 of all pixels."""
+        whole = hashlib.sha256()
+        for index in torch.arange(len(self)).split(1000):
+            whole.update(self.images[index.to(self.labels.device)].cpu().numpy().tobytes())
+        return whole.hexdigest()
+
+    def feed(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels) of each batch of indices, all of one length, on the device; encoded images by a DataLoader."""
+        indices = torch.stack(list(batches)).to(self.labels.device)  # at once: a copy to a GPU makes the host wait
+        if not isinstance(self.images, Encoded):
+            yield from ((self.images[index], self.labels[index]) for index in indices)
+            return
+        rows = [self.images.rows[index].tolist() for index in indices.cpu()]
+        settings: dict[str, Any] = {"num_workers": workers(), "pin_memory": self.labels.is_cuda}
+        settings["generator"] = torch.Generator()  # else it draws from the global one
+        loader = DataLoader(_Decoder(self.images), batch_sampler=rows, **settings)
+        for images, index in zip(loader, indices, strict=True):
+            yield images.to(self.labels.device, non_blocking=True), self.labels[index]
+
+
+class _Decoder(Dataset[Tensor]):
+    """Encoded images as a DataLoader's worker takes them, by row."""
+
+    def __init__(self, images: Encoded) -> None:
+        self.images = images
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self.images.decode(row)
+
+
+def workers() -> int:
+    """Threads or processes that decode for this process: its share of the cores, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
 
 def load(
     dataset: str,
@@ -65,12 +165,13 @@ def load(
     image_column: str | None = None,
     label_column: str | None = None,
     img_size: int | None = None,
+    limit: float = LIMIT,
 ) -> Split:
-    """Load and decode one split ("train" or "test"; a data set without "test" gives its "validation").
+    """Load one split ("train" or "test"; a data set without "test" gives its "validation") and decode it.
 
-    img_size: resize every image to this many pixels a side (bilinear, antialiased). Raises InputError for a data set that
-    cannot be reached, has no image or label column, a single class, images of mixed sizes or labels out of range; the
-    message says what to do.
+    img_size: resize every image to this many pixels a side (bilinear, antialiased). limit: a split that would take more
+    than this many GiB decoded stays encoded. Raises InputError for a data set that cannot be reached, has no image or
+    label column, a single class, images of mixed sizes or labels out of range; the message says what to do.
     """
     if dataset == "digits":
         return _digits(split, img_size)
@@ -80,7 +181,9 @@ def load(
     image_column = _column(table, name, "image", image_column)
     label_column = _column(table, name, "label", label_column)
     labels, label_names, inferred = _labels(table, name, label_column)
-    return Split(_decode(table, name, image_column, img_size), labels, label_names, name, inferred)
+    encoded = _encoded(table, name, image_column, img_size)
+    images = encoded if math.prod(encoded.shape) > limit * 2**30 else _decode(encoded)
+    return Split(images, labels, label_names, name, inferred)
 
 
 def hold_out(train: Split, holdout: int, train_size: int | None = None) -> tuple[Split, Split]:
@@ -240,29 +343,25 @@ def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...]
     return torch.from_numpy(values), names, inferred
 
 
-def _decode(table: Any, name: str, column: str, img_size: int | None) -> Tensor:
-    """Every image as (N, C, H, W) uint8: C = 1 where all are 8-bit grey, else 3 (RGB, alpha dropped)."""
+def _encoded(table: Any, name: str, column: str, img_size: int | None) -> Encoded:
+    """The column's images, their shape found on some: C = 1 where all of those are 8-bit grey, else 3 (RGB, alpha dropped)."""
     import datasets
 
     if not isinstance(table.features[column], datasets.Image):
         raise InputError(f"{name}: column {column!r} does not hold images; name one with --image-column")
-    decoded: list[Tensor] = []
-    for row, cell in enumerate(table.cast_column(column, datasets.Image(decode=False))[column]):
-        try:
-            raw = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-            with Image.open(io.BytesIO(raw)) as picture:
-                image = _pixels(picture, img_size)
-        except (OSError, TypeError, ValueError) as error:
-            raise InputError(f"{name}: row {row} of column {column!r} is no image ({_line(error)}); drop it") from error
-        if decoded and image.shape[1:] != decoded[0].shape[1:]:
-            sizes = " and ".join(f"{h}x{w}" for h, w in (decoded[0].shape[1:], image.shape[1:]))
-            raise InputError(f"{name} mixes image sizes: {sizes} (row {row}); give them one with --img-size")
-        decoded.append(image)
-    if not decoded:
+    if not len(table):
         raise InputError(f"{name} has no images in this split; name another data set")
-    if {len(image) for image in decoded} == {1}:
-        return torch.stack(decoded)
-    return torch.stack([image.expand(3, -1, -1) for image in decoded])
+    cells = table.cast_column(column, datasets.Image(decode=False))[column]
+    unseen = Encoded(cells, torch.arange(len(table)), (), img_size, name, torch.device("cpu"))
+    seen = [unseen.open(row, cells[row]).shape for row in range(0, len(table), len(table) // 64 + 1)]
+    return replace(unseen, each=(max(c for c, *_ in seen), *seen[0][1:]))
+
+
+def _decode(encoded: Encoded) -> Tensor:
+    """All of them as one tensor, (N, C, H, W) uint8, C = 3 if only one of them is in colour."""
+    images = [encoded.open(row, cell) for row, cell in enumerate(encoded.cells)]
+    channels = max(map(len, images))
+    return torch.stack([image.expand(channels, -1, -1) for image in images])
 
 
 def read_image(path: str, shape: Sequence[int]) -> Tensor:

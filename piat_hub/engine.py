@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from piat_hub import awp, methods
+from piat_hub.attacks import Twin
 from piat_hub.config import Diverged, InputError, TrainConfig
 from piat_hub.data import Split, augment, batches, derived_seed, steps_per_epoch, to_unit
 from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
@@ -20,7 +24,10 @@ from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step is done: step counts from 1 to steps within the epoch; images and loss are those of all ranks."""
+    """An optimizer step is launched: step counts from 1 to steps within the epoch, images are those of all ranks.
+
+    loss is the last that has arrived from the device: this step's on a CPU, the one before on a GPU.
+    """
 
     epoch: int
     step: int
@@ -48,6 +55,7 @@ def train(
     accelerator: Accelerator,
     config: TrainConfig,
     *,
+    twin: Twin | None = None,
     interpolation: ParameterInterpolation | None = None,
     ema: EMA | None = None,
     swa: SWA | None = None,
@@ -55,44 +63,90 @@ def train(
 ) -> Iterator[Step | Epoch]:
     """Train from `first_epoch` to `config.epochs`; model and optimizer are prepared by Accelerate, the split is on its device.
 
-    Examples are crafted on the bare module, losses go through the wrapped one. All randomness of a step is drawn from a
-    seed derived from (seed, epoch, step, rank), so a run can go on from any epoch with no generator state.
-    Raises Diverged if a loss is not finite, before it touches the weights.
+    Examples are crafted on the twin, or on the bare module; losses go through the wrapped one. All randomness of a step
+    is drawn from a seed derived from (seed, epoch, step, rank), so a run can go on from any epoch with no generator
+    state. Nothing here waits for the device, but for the loss of one update earlier. Raises Diverged if a loss is not
+    finite: on a CPU before it touches the weights, on a GPU one update later.
     """
     bare, standard = unwrap(model, accelerator), methods.get("standard")()
     rank, world = accelerator.process_index, accelerator.num_processes
     steps = steps_per_epoch(len(split), config.batch_size)
     for epoch in range(first_epoch, config.epochs + 1):
         model.train()
-        clean, progress, total = epoch <= config.warmup, (epoch - 1) / config.epochs, 0.0
+        clean, progress, losses = epoch <= config.warmup, (epoch - 1) / config.epochs, Losses(epoch, steps)
         objective, gamma = (standard, None) if clean else (method, config.awp)
         replays = getattr(objective, "replays", 1)
         order = list(batches(len(split), config.batch_size, config.seed, epoch))
-        for step, index in enumerate(order, 1):
+        shares = [shards(index, world, config.accumulation)[:, rank] for index in order]
+        feed = split.feed([micro for share in shares for micro in share])
+        for step, share in enumerate(shares, 1):
             torch.manual_seed(derived_seed(config.seed, epoch, step, rank))
             lr = set_lr(optimizer, config.lr_at((epoch - 1 + step / steps) / config.epochs))
-            loss_sum = 0.0
-            for micro in shards(index, world, config.accumulation)[:, rank]:
-                x, y = to_unit(augment(split.images[micro], config.crop_pad, config.flip)), split.labels[micro]
+            for images, y in itertools.islice(feed, len(share)):
+                x = to_unit(augment(images, config.crop_pad, config.flip))
                 for _ in range(replays):
                     with accelerator.accumulate(model):
                         loss_of = partial(objective, x=x, y=y, progress=progress)
-                        loss = backward(model, loss_of, attack, gamma, accelerator)
-                        if not math.isfinite(loss):
-                            raise Diverged(f"the loss is {loss} at epoch {epoch}, step {step} of {steps}")
+                        losses.add(step, backward(model, loss_of, attack, gamma, accelerator, twin))
                         optimizer.step()
                         optimizer.zero_grad()
                         if accelerator.sync_gradients:  # a weight update is done
                             average_buffers(bare, accelerator)
                             if ema:
                                 ema.step()
-                    loss_sum += loss / config.accumulation / replays
-            total += loss_sum / steps
-            yield Step(epoch, step, steps, len(index), loss_sum)
+            yield Step(epoch, step, steps, len(order[step - 1]), losses.latest(len(share) * replays))
         lam = interpolation.step(to_unit(split.images[index]) for index in order) if interpolation else 0.0
         if swa:
             swa.step(to_unit(split.images[index]) for index in order)
-        yield Epoch(epoch, lam, lr, total)
+        yield Epoch(epoch, lam, lr, losses.mean())
+
+
+class Losses:
+    """The losses of an epoch, on their way from the device: the host waits for one only when the next is under way."""
+
+    def __init__(self, epoch: int, steps: int) -> None:
+        self.where = f"epoch {epoch}, step {{}} of {steps}"
+        self.coming: deque[tuple[int, Callable[[], float]]] = deque()
+        self.values: list[float] = []
+
+    def add(self, step: int, loss: Tensor) -> None:
+        """Take one more; raises Diverged if it, or on a GPU the one before, is not finite."""
+        self.coming.append((step, arrival(loss)))
+        while len(self.coming) > int(loss.is_cuda):
+            self._read()
+
+    def _read(self) -> None:
+        step, read = self.coming.popleft()
+        if not math.isfinite(value := read()):
+            raise Diverged(f"the loss is {value} at {self.where.format(step)}")
+        self.values.append(value)
+
+    def latest(self, count: int) -> float:
+        """The mean of the last `count` that have arrived."""
+        if not self.values:
+            self._read()
+        return fmean(self.values[-count:])
+
+    def mean(self) -> float:
+        """The mean of all; waits for them."""
+        while self.coming:
+            self._read()
+        return fmean(self.values)
+
+
+def arrival(value: Tensor) -> Callable[[], float]:
+    """A function that gives the number; on a GPU it waits for what is queued by now, and for nothing queued later."""
+    if not value.is_cuda:
+        return value.item
+    host, event = torch.empty_like(value, device="cpu", pin_memory=True), torch.cuda.Event()
+    host.copy_(value, non_blocking=True)
+    event.record()
+
+    def read() -> float:
+        event.synchronize()
+        return float(host)
+
+    return read
 
 
 def backward(
@@ -101,15 +155,16 @@ def backward(
     attack: methods.Attack,
     gamma: float | None,
     accelerator: Accelerator,
-) -> float:
-    """Add the gradient of one micro-batch, under AWP of `gamma` if not None; returns the mean loss over processes.
+    twin: Twin | None = None,
+) -> Tensor:
+    """Add the gradient of one micro-batch, under AWP of `gamma` if not None; returns the mean loss over processes, ().
 
-    loss_of(model, attack=…) is the method with its batch bound.
+    loss_of(model, attack=…) is the method with its batch bound; the attack runs on the twin, or else on the bare module.
     """
     bare = unwrap(model, accelerator)
 
     def craft(_: nn.Module, x: Tensor, y: Tensor, /, **options: Any) -> Tensor:
-        return attack(bare, x, y, **options)
+        return attack(twin.refresh() if twin else bare, x, y, **options)
 
     def at_w(craft: methods.Attack) -> Tensor:
         loss = loss_of(bare, attack=craft)
@@ -118,7 +173,7 @@ def backward(
     with awp.perturbed(bare, gamma, craft, at_w, mean=partial(accelerator.reduce, reduction="mean")) as crafted:
         loss = loss_of(model, attack=crafted)
         accelerator.backward(loss)
-    return float(accelerator.gather(loss.detach()).mean())  # not finite on one process: on all
+    return accelerator.gather(loss.detach()).mean()  # not finite on one process: on all
 
 
 def prepare(

@@ -7,6 +7,7 @@ four. A misclassified clean image counts as broken under every attack: the clean
 from __future__ import annotations
 
 import copy
+import inspect
 import platform
 import re
 import subprocess
@@ -24,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub import data
-from piat_hub.attacks import ATTACKS, attack_mode
+from piat_hub.attacks import ATTACKS, Twin, attack_mode
 from piat_hub.attacks.autoattack import STANDARD, changes, components
 from piat_hub.config import InputError, ThreatModel, TrainConfig, from_dict, nearest, pixels
-from piat_hub.data import Split, derived_seed, to_unit
+from piat_hub.data import Encoded, Split, derived_seed, to_unit
 from piat_hub.results import Results, Running
 
 Stage = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
@@ -55,13 +56,22 @@ ALONE = Processes()
 
 @dataclass(frozen=True)
 class Progress:
-    """After a batch: `standing` of `n` images still stand; with every image left to attack it is an upper bound."""
+    """After a batch: `standing` of `n` images still stand; with every image left to attack it is an upper bound.
+
+    at_a_time: how many images the device's memory took at once.
+    """
 
     attack: str
     done: int
     total: int
     standing: int
     n: int
+    at_a_time: int
+
+
+def unharmed(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The stage of "clean"."""
+    return x
 
 
 def suite(
@@ -85,10 +95,9 @@ def suite(
         if changed := changes(num_classes):
             facts["changed"] = changed
         if name == "aa":
-            first = partial(
-                ATTACKS["pgd"], eps=threat_model.eps, step_size=threat_model.eps / 4, norm=threat_model.norm
-            )
-            return Suite({"pgd10": partial(first, steps=10), **parts}, facts)
+            budget: dict[str, Any] = {"eps": threat_model.eps, "step_size": threat_model.eps / 4}
+            first = partial(ATTACKS["pgd"], **budget, steps=10, norm=threat_model.norm, leave=True)
+            return Suite({"pgd10": first, **parts}, facts)
         if name not in parts:
             raise InputError(f"{name} is undefined for {num_classes} classes: {changes(num_classes)}; leave it out")
         return Suite({name: parts[name]}, facts)
@@ -103,7 +112,11 @@ def suite(
     threat_model.check_step(step_size)
     attack = partial(ATTACKS[match[1]], eps=threat_model.eps, step_size=step_size, steps=steps, norm=threat_model.norm)
     facts = {"steps": steps, "step_size": pixels(step_size), "restarts": restarts}
-    return Suite({name: partial(attack, restarts=restarts) if restarts > 1 else attack}, facts)
+    options: dict[str, Any] = {"restarts": restarts} if restarts > 1 else {}
+    parameters = inspect.signature(attack).parameters.values()
+    if any(p.name == "leave" or p.kind is p.VAR_KEYWORD for p in parameters):
+        options["leave"] = True  # one misclassification is enough
+    return Suite({name: partial(attack, **options)}, facts)
 
 
 def evaluate(
@@ -156,15 +169,16 @@ def measure(
 ) -> Iterator[Progress]:
     """Run the attacks that `results` lacks and fill it in; calls `save` and yields after every batch of every process.
 
-    Verdicts are fp32 with TF32 off. A batch's randomness is derived from (seed, attack, stage, batch), so an evaluation
-    that goes on from a saved state, or runs in any number of processes, ends with the same verdicts.
+    Verdicts are fp32 with TF32 off and the model's own; the attacks run on its twin. A batch's randomness is derived
+    from (seed, attack, stage, batch), so an evaluation that goes on from a saved state, or runs in any number of
+    processes, ends with the same verdicts.
     """
     device = device_of(model)
     images, labels = split.images.to(device), split.labels.to(device)
     with verdict_mode(model) as exact:
         classes = class_count(exact, split)
-        asked = (results.threat_model, classes, step_size, results.seed, restarts)
-        todo = {a: suite(a, *asked) for a in ("clean", *attacks)}
+        request = (results.threat_model, classes, step_size, results.seed, restarts)
+        todo = {a: suite(a, *request) for a in ("clean", *attacks)}
         for name, attack in todo.items():
             if name in results.verdicts:
                 differs = [k for k, v in attack.facts.items() if results.attacks[name].get(k) != v]
@@ -175,15 +189,18 @@ def measure(
                     )
                 continue
             if name == "clean":
-                parts = [
-                    correct(exact, to_unit(images[i]), labels[i]) for i in torch.arange(len(split)).split(batch_size)
-                ]
-                results.record(name, torch.cat(parts).cpu().numpy(), {})
-                yield Progress(name, len(split), len(split), results.attacks[name]["correct"], len(split))
+                verdicts, most = [], batch_size
+                for i in torch.arange(len(split)).split(batch_size):
+                    right, most = survives(exact, exact, unharmed, to_unit(images[i]), labels[i], most, 0)
+                    verdicts.append(right)
+                results.record(name, torch.cat(verdicts).cpu().numpy(), {})
+                yield Progress(name, len(split), len(split), results.attacks[name]["correct"], len(split), most)
             else:
                 results.running = _take_up(name, attack, batch_size, results)
                 now = results.running
-                yield from _attack(exact, images, labels, attack, now, results.seed, lambda: save(results), processes)
+                attacked = twin_of(exact, to_unit(images[:2]))
+                asked = (images, labels, attack, now, results.seed, lambda: save(results), processes)
+                yield from _attack(exact, attacked, *asked)
                 now, results.running = results.running, None
                 extra = {"per_attack": now.stages} if len(now.stages) > 1 else {}
                 results.seconds += now.seconds
@@ -204,9 +221,37 @@ def _take_up(name: str, attack: Suite, batch_size: int, results: Results) -> Run
     return now
 
 
+def twin_of(model: nn.Module, x: Tensor) -> nn.Module:
+    """What to attack in the model's place: its twin with BatchNorm folded, or itself where nothing folds."""
+    try:
+        twin = Twin(model, x)
+    except Exception:  # anyone's model: one that cannot be copied, or looked into, is attacked as it is
+        return model
+    return twin if twin.folded else model
+
+
+def survives(
+    model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Tensor, most: int, seed: int
+) -> tuple[Tensor, int]:
+    """((B,) bool: the model's class is still y after the stage on `attacked`, how many images went at a time).
+
+    That is `most`, halved as often as the device's memory asks for.
+    """
+    while True:
+        torch.manual_seed(seed)
+        try:
+            parts = zip(x.split(most), y.split(most), strict=True)
+            return torch.cat([correct(model, stage(attacked, *part), part[1]) for part in parts]), most
+        except torch.OutOfMemoryError:
+            if (most := min(most, len(x)) // 2) < 1:
+                raise
+        torch.cuda.empty_cache()
+
+
 def _attack(
     model: nn.Module,
-    images: Tensor,
+    attacked: nn.Module,
+    images: Tensor | Encoded,
     labels: Tensor,
     attack: Suite,
     now: Running,
@@ -218,6 +263,7 @@ def _attack(
 
     The processes take a batch each, then agree on what still stands.
     """
+    most = now.batch_size
     for number, (stage, run) in list(enumerate(attack.stages.items()))[now.stage :]:
         tally = now.stages.setdefault(stage, {"attacked": int(now.entry.sum()), "broken": 0, "seconds": 0.0})
         batches = torch.from_numpy(now.entry.nonzero()[0]).to(images.device).split(now.batch_size)
@@ -225,9 +271,10 @@ def _attack(
             clock, standing = time.monotonic(), torch.from_numpy(now.standing.astype(np.uint8)).to(images.device)
             if (mine := now.batches + processes.rank) < len(batches):
                 index = batches[mine]
-                torch.manual_seed(derived_seed(seed, *now.attack.encode(), number, mine))
-                x, y = to_unit(images[index]), labels[index]
-                standing[index] = correct(model, run(model, x, y), y).to(torch.uint8)
+                batch = to_unit(images[index]), labels[index]
+                drawn = derived_seed(seed, *now.attack.encode(), number, mine)
+                verdict, most = survives(model, attacked, run, *batch, most, drawn)
+                standing[index] = verdict.to(torch.uint8)
             verdicts = processes.least(standing).cpu().numpy().astype(bool)
             spent = time.monotonic() - clock
             tally["broken"] += int(now.standing.sum() - verdicts.sum())
@@ -236,7 +283,7 @@ def _attack(
             save()
             label = now.attack if len(attack.stages) == 1 else f"{now.attack}: {stage}"
             done = min(tally["attacked"], now.batches * now.batch_size)
-            yield Progress(label, done, tally["attacked"], int(now.standing.sum()), len(labels))
+            yield Progress(label, done, tally["attacked"], int(now.standing.sum()), len(labels), most)
         now.entry, now.stage, now.batches = now.standing.copy(), number + 1, 0
 
 
@@ -290,14 +337,14 @@ def accuracy(
 
     The quick check inside training; images already wrong when clean stay wrong.
     """
-    right = 0
+    right, attacked = 0, twin_of(model, to_unit(split.images[:2])) if stage else model
     for batch, index in enumerate(torch.arange(len(split)).split(batch_size)[rank::world]):
         torch.manual_seed(derived_seed(seed, batch * world + rank))
         x, y = to_unit(split.images[index]), split.labels[index]
         verdict = correct(model, x, y)
         if stage is not None and verdict.any():
             x, y = x[verdict], y[verdict]
-            verdict = correct(model, stage(model, x, y), y)
+            verdict = correct(model, stage(attacked, x, y), y)
         right += int(verdict.sum())
     return right
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import dataclasses
 import hashlib
 import importlib
@@ -27,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from piat_hub import backbones, card, checks, data, engine, evaluation, hub, methods
-from piat_hub.attacks import pgd
+from piat_hub.attacks import Twin, pgd
 from piat_hub.config import (
     RESULTS,
     WEIGHTS,
@@ -48,6 +49,7 @@ from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
 from piat_hub.results import Results
 from piat_hub.small_image import Normalize
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
 
 
@@ -59,13 +61,20 @@ class EpochDone:
     timing: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Notice:
+    """What was chosen for this run, in one line for people."""
+
+    text: str
+
+
 def output_directory(config: TrainConfig, options: RunOptions) -> Path:
     """Where the run goes: `--output`, else runs/RECIPE."""
     return Path(options.output or f"runs/{config.recipe or config.backbone}")
 
 
-def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[engine.Step | EpochDone]:
-    """Train a run directory from its configuration; yields after every step and every epoch.
+def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[Notice | engine.Step | EpochDone]:
+    """Train a run directory from its configuration; yields what it chose, then after every step and every epoch.
 
     Everything that can be wrong with the request is checked before anything is written. Raises InputError for that, and
     Diverged, naming the last good state, if the loss stops being finite.
@@ -81,7 +90,8 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
     accelerator = make_accelerator(config, options, directory)
     threads = set_threads(options.threads)
     with accelerator.main_process_first():
-        whole = data.load(config.dataset, "train", config.image_column, config.label_column, config.img_size)
+        columns = config.image_column, config.label_column
+        whole = data.load(config.dataset, "train", *columns, config.img_size, options.device_data_limit)
     train_split, held = (s.to(accelerator.device) for s in data.hold_out(whole, config.holdout, config.train_size))
     batch = min(config.batch_size, len(train_split))
     engine.shards(torch.arange(batch), accelerator.num_processes, config.accumulation)  # or InputError
@@ -92,11 +102,18 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
     # convolutions run faster in channels_last; sums differ by rounding only
     model = model.to(accelerator.device).to(memory_format=torch.channels_last)
     checked = copy.deepcopy(model)  # the model that is measured, free of any wrapper
+    if options.gradient_checkpointing:
+        backbones.checkpoint_gradients(model)
+    twin = Twin(model, data.to_unit(train_split.images[:2]), HALF.get(accelerator.mixed_precision))
     ema = EMA(model, config.ema) if config.ema is not None else None
     swa = SWA(ema.copy if ema else model, config.swa_start) if config.swa is not None else None
     evaluated = swa.copy if swa else ema.copy if ema else model
     decay, momentum = config.weight_decay, config.momentum
-    sgd = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=momentum, weight_decay=decay)
+    sgd = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=momentum, weight_decay=decay, foreach=True)
+    compiled = options.compile and accelerator.device.type != "cpu"
+    if compiled:
+        for part in (model, twin):
+            part.compile(dynamic=False)
     model, optimizer = engine.prepare(model, sgd, accelerator)
     bare = engine.unwrap(model, accelerator)
     interpolation = make_interpolation(config, bare)
@@ -114,6 +131,7 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
     if options.tracker != "none":
         accelerator.init_trackers("piat_hub", flat(to_dict(config)))
 
+    yield Notice(describe(train_split, accelerator.device, options, compiled))
     threat, crafting = config.threat_model, config.attack
     budget: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm}
     attack = partial(pgd, **budget, step_size=crafting.step_size, steps=crafting.steps)
@@ -128,6 +146,7 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
             optimizer,
             accelerator,
             config,
+            twin=twin,
             interpolation=interpolation,
             ema=ema,
             swa=swa,
@@ -168,6 +187,18 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[en
         raise Diverged(f"{error}; the last good state is {last}. Lower --lr, then start again") from None
     finally:
         accelerator.end_training()
+
+
+def describe(split: data.Split, device: torch.device, options: RunOptions, compiled: bool) -> str:
+    """Where the training images are and what is compiled, in one line."""
+    mib = f"{math.prod(split.images.shape) / 2**20:,.1f} MiB decoded"
+    if isinstance(split.images, data.Encoded):
+        line = f"data: {len(split):,} images are streamed: {mib}, --device-data-limit {options.device_data_limit:g} GiB"
+    else:
+        line = f"data: {len(split):,} images on {device}, {mib}"
+    if options.compile:
+        line += "; attack and update are compiled" if compiled else "; not compiled: on a CPU it does not pay"
+    return line
 
 
 def make_backbone(config: TrainConfig, split: data.Split) -> nn.Module:
@@ -237,7 +268,14 @@ def refuse_sharding(kind: str) -> NoReturn:
 
 
 def set_threads(threads: int | None) -> int:
-    """Give this process its share of the cores (`accelerate launch` would leave it one); returns the count."""
+    """Give this process its share of the cores (`accelerate launch` would leave it one); returns the count.
+
+    On Linux it also keeps freed memory: by default an attack's activations go back to the system and are faulted in anew
+    at every step.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return torch.get_num_threads()
@@ -248,7 +286,7 @@ def make_check(
 ) -> Callable[[nn.Module, int], dict[str, float | None]]:
     """The check at each epoch's end: PGD-10 on a fixed training subset, clean and PGD-10 on the held-out images."""
     threat = config.threat_model
-    attack = partial(pgd, eps=threat.eps, step_size=threat.eps / 4, steps=10, norm=threat.norm)
+    attack = partial(pgd, eps=threat.eps, step_size=threat.eps / 4, steps=10, norm=threat.norm, leave=True)
 
     def measure(model: nn.Module, split: data.Split, stage: evaluation.Stage | None, epoch: int) -> float | None:
         if not len(split):
@@ -469,7 +507,7 @@ class Evaluation:
             self.results,
             step_size=config.step_size,
             restarts=config.restarts,
-            batch_size=self._batch_size(config),
+            batch_size=self.batch_size(config),
             save=self._save,
             processes=self.processes,
         )
@@ -488,7 +526,7 @@ class Evaluation:
                 at = Results.of(self.split, ThreatModel(self.results.threat_model.norm, eps), seed=self.results.seed)
                 options = {
                     "restarts": config.restarts,
-                    "batch_size": self._batch_size(config),
+                    "batch_size": self.batch_size(config),
                     "processes": self.processes,
                 }
                 for _ in evaluation.measure(self.model, self.split, config.attacks, at, **options):  # type: ignore[arg-type]
@@ -513,7 +551,8 @@ class Evaluation:
         self._save(self.results)
         self._write_card()
 
-    def _batch_size(self, config: EvalConfig) -> int:
+    def batch_size(self, config: EvalConfig) -> int:
+        """How many images are attacked at a time: as asked, else 250 on a CPU, 1000 on a GPU."""
         return config.batch_size or (250 if evaluation.device_of(self.model).type == "cpu" else 1000)
 
     def _save(self, results: Results) -> None:

@@ -1,11 +1,14 @@
 """backbones.py: parameter counts of the literature, the small-image stem, other channels and classes, timm's registry."""
 
+import copy
+
 import pytest
 import timm
 import torch
 from torch import nn
 
 import piat_hub
+from piat_hub import backbones, create_model
 from piat_hub.config import InputError
 
 COUNTS = {
@@ -74,3 +77,25 @@ def test_any_timm_model_and_unknown_names():
     )
     with pytest.raises(InputError, match="did you mean 'cifar_resnet18'"):
         piat_hub.create_model("cifar_resnet-18")
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet8", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_checkpointed_gradients_and_statistics_are_the_same(name):
+    torch.manual_seed(0)
+    size = {} if name.startswith("cifar") else {"img_size": 32}
+    plain = create_model(name, num_classes=3, **size).double()
+    checkpointed = copy.deepcopy(plain)
+    backbones.checkpoint_gradients(checkpointed)
+    x = torch.rand(4, 3, 32, 32, dtype=torch.float64)
+    for model in (plain, checkpointed):
+        for _ in range(2):
+            model.train()(x).square().sum().backward()
+    for (key, a), b in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-12), key
+    for (key, a), b in zip(plain.state_dict().items(), checkpointed.state_dict().values(), strict=True):
+        assert torch.allclose(a.double(), b.double(), atol=1e-12), key
+
+
+def test_a_model_that_cannot_checkpoint_is_refused():
+    with pytest.raises(InputError, match="leave out --gradient-checkpointing"):
+        backbones.checkpoint_gradients(torch.nn.Linear(2, 2))

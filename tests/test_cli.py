@@ -62,7 +62,7 @@ BAD = [
         "train --backbone xcit_nano_12_p8_224",
         "no small-image rule for the family of 'xcit_nano_12_p8_224'; choose from",
     ),
-    ("train --dataset bytes", "row 1 of column 'image' is no image"),
+    ("train --dataset bytes", "row 1 is no image"),
     ("train --dataset sizes", "mixes image sizes: 8x8 and 9x9"),
     ("train --dataset lone", "holds a single class"),
     ("train --dataset nolabel", "has no label column among image, year; name one with --label-column"),
@@ -227,8 +227,9 @@ def test_train_then_evaluate_as_a_user_would(tmp_path):
     flags = ["--epochs", "3", "--train-size", "256", "--holdout", "50", "--threads", "1", "--output", "r"]
     trained = subprocess.run([*launch, *flags], capture_output=True, text=True, env=environment, check=True)
     lines = trained.stdout.splitlines()
-    assert [line.split(":")[0] for line in lines[:3]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
-    assert "held-out clean" in lines[2] and "lam 0.308" in lines[2] and "images/s" in lines[2]
+    assert [line.split(":")[0] for line in lines[:4]] == ["data", "epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert lines[0] == "data: 256 images on cpu, 0.0 MiB decoded"
+    assert "held-out clean" in lines[3] and "lam 0.308" in lines[3] and "images/s" in lines[3]
     assert trained.stderr == ""  # no progress bar and no library's warnings where there is no terminal
     command = [
         sys.executable,

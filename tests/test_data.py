@@ -114,8 +114,8 @@ def bad_cases(tmp_path):
         [1, 1],
     )
     yield "a single class", images, {"img": datasets.Image(), "label": plain}, [3, 3]
-    yield "row 1 of column 'img' is no image", [images[0], {"bytes": b"no image", "path": None}], None, [0, 1]
-    yield "row 0 of column 'img' is no image", [None, images[0]], None, [0, 1]
+    yield "row 1 is no image", [images[0], {"bytes": b"no image", "path": None}], None, [0, 1]
+    yield "row 0 is no image", [None, images[0]], None, [0, 1]
     yield "label -1 .*outside 0..1", images, {"img": datasets.Image(), "label": plain}, [1, -1]
     mixed = [picture(random_images(1)[0]), picture(random_images(1, (7, 4, 3))[0])]
     yield "mixes image sizes: 5x4 and 7x4", mixed, None, [0, 1]
@@ -243,3 +243,43 @@ def test_images_are_resized_on_request_mixed_sizes_too(tmp_path):
     assert digits.shape == (1, 16, 16) and torch.equal(
         data.load("digits", "test", img_size=8).images, data.load("digits", "test").images
     )
+
+
+def coloured(folder, n=70):
+    images = [picture(p) for p in random_images(n)]
+    return make(folder, images, [i % 3 for i in range(n)], split="train")
+
+
+def test_what_is_too_large_streams_the_same_images(tmp_path):
+    whole = data.load(coloured(tmp_path / "d"), "train")
+    streamed = data.load(str(tmp_path / "d"), "train", limit=0)
+    assert isinstance(streamed.images, data.Encoded) and isinstance(whole.images, torch.Tensor)
+    assert streamed.shape == whole.shape and len(streamed) == len(whole) and streamed.digest() == whole.digest()
+    for split in (streamed, whole):
+        train, held = data.hold_out(split, 20, 40)
+        assert (len(train), len(held)) == (40, 20) and train.shape == split.shape
+    small, large = data.hold_out(streamed, 20, 40)[0], data.hold_out(whole, 20, 40)[0]
+    index = torch.tensor([5, 0, 39])
+    assert torch.equal(small.images[index], large.images[index])
+    assert torch.equal(small[3:6].images[:], large[3:6].images[:]) and small[:0].images[:].shape == (0, 3, 5, 4)
+    batches = list(data.batches(40, 16, 0, 1))
+    for (a, la), (b, lb) in zip(small.to("cpu").feed(batches), large.feed(batches), strict=True):
+        assert torch.equal(a, b) and torch.equal(la, lb) and a.shape == (16, 3, 5, 4)
+    one = data.load(str(tmp_path / "d"), "train", limit=70 * 3 * 5 * 4 / 2**30)
+    assert isinstance(one.images, torch.Tensor)  # it just fits
+
+
+def test_a_stream_names_the_row_that_is_wrong(tmp_path):
+    """Only every other image is looked at beforehand; what is wrong with the others shows when they are read."""
+    grey = [picture(p) for p in random_images(70, (5, 4))]
+    for name, wrong, message in (
+        ("size", picture(random_images(1, (6, 4))[0]), "mixes image sizes: 5x4 and 6x4 .row 3."),
+        ("colour", picture(random_images(1)[0]), "row 3 is in colour"),
+        ("bytes", {"bytes": b"no image", "path": None}, "row 3 is no image"),
+    ):
+        folder = make(tmp_path / name, [*grey[:3], wrong, *grey[4:]], [i % 3 for i in range(70)], split="train")
+        split = data.load(folder, "train", limit=0)
+        with pytest.raises(InputError, match=message):
+            split.images[torch.arange(5)]
+        with pytest.raises(InputError, match=message):
+            list(split.feed([torch.arange(5)]))

@@ -6,16 +6,20 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from piat_hub import data, engine, methods
-from piat_hub.attacks import pgd
-from piat_hub.config import Diverged
+from piat_hub.attacks import Twin, pgd
+from piat_hub.backbones import create_model
+from piat_hub.config import Diverged, ThreatModel
 from piat_hub.interpolation import ParameterInterpolation
 
 HERE = Path(__file__).parent
@@ -198,3 +202,103 @@ def test_a_methods_state_is_saved_for_every_rank(processes):
 def test_a_nan_on_one_rank_stops_all_before_the_weights_change(processes):
     said, equal, finite = processes[2][0]["nan"]
     assert said == ["the loss is nan at epoch 1, step 2 of 2"] * 2 and equal and finite
+
+
+class Waits(TorchDispatchMode):
+    """Names the operations that make the host wait for a GPU: a number read, or a shape that depends on values."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        by_mask = "index" in name and any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in (args[1] if len(args) > 1 else [])
+        )
+        if name.startswith(self.NAMES) or by_mask:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_detector_of_waits_sees_them():
+    x = torch.tensor([1.0, -1.0])
+    with Waits() as waits:
+        float(x[0]), x[x > 0], x[torch.tensor([0])], x.nonzero()
+    assert waits.found == ["_local_scalar_dense", "index", "nonzero"]
+
+
+def one_update(method, *, folded, dtype=torch.float64, precision="no", gamma=None):
+    """(loss, gradients, names of the operations that wait) of an update of a small ResNet on digits."""
+    torch.manual_seed(3)
+    accelerator = Accelerator(mixed_precision=precision)
+    model = create_model("cifar_resnet8", in_chans=1).to(dtype)
+    split = data.load("digits", "train")[:16]
+    x, y = data.to_unit(split.images).to(dtype), split.labels
+    for _ in range(20):
+        model(x)  # statistics that are not 0 and 1
+    if folded:
+        model = model.to(memory_format=torch.channels_last)
+    twin = Twin(model, x[:2], torch.bfloat16 if precision == "bf16" else None) if folded else None
+    prepared, optimizer = engine.prepare(model, torch.optim.SGD(model.parameters(), 0.1, foreach=True), accelerator)
+    outer = methods.get(method)()
+    outer = outer.begin(ThreatModel("Linf", 0.15)) if hasattr(outer, "begin") else outer
+    attack = partial(pgd, eps=0.15, step_size=0.0375, steps=3)
+    torch.manual_seed(4)
+    with Waits() as waits:
+        loss = engine.backward(prepared, partial(outer, x=x, y=y, progress=0.6), attack, gamma, accelerator, twin)
+        gradients = [p.grad.clone() for p in model.parameters()]
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss, gradients, waits.found
+
+
+@pytest.mark.parametrize("gamma", [None, 0.01])
+@pytest.mark.parametrize("method", methods.names())
+def test_an_update_on_the_twin_is_the_plain_one_and_never_waits(method, gamma):
+    loss, gradients, _ = one_update(method, folded=False, gamma=gamma)
+    folded_loss, folded_gradients, waits = one_update(method, folded=True, gamma=gamma)
+    assert waits == []
+    assert float(folded_loss) == pytest.approx(float(loss), rel=1e-9)
+    for a, b in zip(gradients, folded_gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_an_update_in_fp32_and_in_bf16_deviates_by_rounding(method):
+    """bf16 turns the sign of a few per cent of the attack's steps; the loss moves by less than 5 %."""
+    exact, *_ = one_update(method, folded=False, dtype=torch.float32)
+    single, *_ = one_update(method, folded=True, dtype=torch.float32)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    half, _, waits = one_update(method, folded=True, dtype=torch.float32, precision="bf16")
+    assert float(single) == pytest.approx(float(exact), rel=1e-3)
+    assert float(half) == pytest.approx(float(exact), rel=0.05) and waits == []
+
+
+def test_on_a_gpu_a_loss_is_read_when_the_next_is_under_way(monkeypatch):
+    read = []
+    monkeypatch.setattr(engine, "arrival", lambda loss: lambda: read.append(loss.value) or loss.value)
+    losses = engine.Losses(2, 5)
+    losses.add(1, SimpleNamespace(is_cuda=True, value=1.0))
+    assert read == [] and losses.latest(1) == 1.0  # but the first, which is waited for
+    losses.add(2, SimpleNamespace(is_cuda=True, value=3.0))
+    assert read == [1.0] and losses.latest(1) == 1.0
+    losses.add(3, SimpleNamespace(is_cuda=True, value=float("nan")))
+    assert read == [1.0, 3.0] and losses.latest(2) == 2.0
+    with pytest.raises(Diverged, match="the loss is nan at epoch 2, step 3 of 5"):
+        losses.mean()
+
+
+@pytest.mark.parametrize("part", ["model", "twin"])
+def test_model_and_twin_compile_as_one_graph(part):
+    model = create_model("cifar_resnet8", in_chans=1)
+    x = torch.rand(4, 1, 8, 8)
+    one = Twin(model, x) if part == "twin" else model.eval()
+    plain = one(x)
+    one.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    images = x.clone().requires_grad_()
+    logits = one(images)
+    assert torch.allclose(logits, plain, atol=1e-5)
+    assert torch.autograd.grad(logits.sum(), images)[0].abs().sum() > 0

@@ -1,7 +1,9 @@
 """evaluation.py: verdicts of a model whose robust images are known, intervals, resume to the same bytes."""
 
+import functools
 import itertools
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ import torch
 from torch import nn
 
 from piat_hub import evaluation
+from piat_hub.attacks import ATTACKS
 from piat_hub.config import InputError, ThreatModel
-from piat_hub.data import Split
+from piat_hub.data import Split, to_unit
 from piat_hub.evaluation import Progress, evaluate, measure, suite
 from piat_hub.results import Results, wilson
 
@@ -235,7 +238,7 @@ def test_progress_is_an_upper_bound():
     events = [e for e in measure(model, split, ["pgd2"], results, batch_size=7) if e.attack == "pgd2"]
     bounds = [e.standing for e in events]
     assert bounds == sorted(bounds, reverse=True) and bounds[-1] == results.attacks["pgd2"]["correct"]
-    assert events[-1] == Progress("pgd2", 60, 60, bounds[-1], 60)
+    assert events[-1] == Progress("pgd2", 60, 60, bounds[-1], 60, 7)
 
 
 def test_quick_check_counts_like_evaluate():
@@ -329,3 +332,79 @@ def test_restarts_break_more_and_are_part_of_the_question(tmp_path):
     again.resume(tmp_path)
     with pytest.raises(InputError, match="pgd1 was measured with restarts 1, this call asks for 8"):
         list(measure(model, split, ["pgd1"], again, step_size=0.01, restarts=8))
+
+
+def any_iterate(model, split, attack, seed):
+    """The slow twin of leaving: the whole batch runs to the end, and no iterate may have misled the model."""
+    torch.manual_seed(evaluation.derived_seed(seed, *b"pgd9", 0, 0))
+    x, y = to_unit(split.images), split.labels
+    always = torch.ones(len(split), dtype=torch.bool)
+
+    def watch(k, logits):
+        always.logical_and_(logits.argmax(1) == y)
+
+    x_adv = attack(model, x, y, on_step=watch)
+    return always & evaluation.correct(model, x_adv, y)
+
+
+@pytest.mark.parametrize("name", ["pgd", "mim", "cw"])
+def test_images_that_leave_are_those_that_any_iterate_misleads(name):
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 2)).double()
+    _, split, _ = noisy()
+    split = Split(split.images, model(to_unit(split.images).double()).argmax(1), ("a", "b"), "self")
+    options = {"eps": 0.1, "step_size": 0.09, "steps": 9}  # long steps: some come back to their class
+    attack = functools.partial(ATTACKS[name], **options)
+    watched = any_iterate(model.float(), split, attack, 0)
+    torch.manual_seed(evaluation.derived_seed(0, *b"pgd9", 0, 0))
+    x_adv = attack(model, to_unit(split.images), split.labels, leave=True)
+    left = evaluation.correct(model, x_adv, split.labels)
+    assert torch.equal(left, watched) and 0 < left.sum() < len(split)
+    assert (x_adv - to_unit(split.images)).abs().max() <= 0.1 + 1e-6
+
+
+def test_leaving_needs_one_budget_and_no_hook():
+    x, y = torch.rand(2, 3, 2, 2), torch.zeros(2, dtype=torch.long)
+    for options in ({"on_step": lambda k, z: None}, {"eps": torch.full((2, 1, 1, 1), 0.1)}):
+        with pytest.raises(InputError, match="cannot leave"):
+            ATTACKS["pgd"](Threshold(), x, y, leave=True, **options)
+
+
+class Cramped(Threshold):
+    """A device whose memory takes five images at a time."""
+
+    seen: ClassVar[list[int]] = []
+
+    def forward(self, x):
+        self.seen.append(len(x))
+        if len(x) > 5:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(x)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_said():
+    _, split, results = noisy()
+    split = Split(split.images, split.labels, ("a", "b"), "noisy")
+    Cramped.seen.clear()
+    events = list(measure(Cramped(), split, ["pgd3"], results, batch_size=32))
+    assert [e.at_a_time for e in events] == [4, 5] and Cramped.seen[1:5] == [32, 16, 8, 4]
+    roomy = evaluate(Threshold(), split, ["pgd3"], batch_size=32)
+    assert (results.verdicts["clean"] == roomy.verdicts["clean"]).all()
+    assert results.attacks["pgd3"]["n"] == len(split)
+
+    class Never(Threshold):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluation.survives(Never(), Never(), evaluation.unharmed, torch.rand(3, 3, 2, 2), torch.zeros(3), 3, 0)
+
+
+def test_what_cannot_be_copied_is_attacked_as_it_is():
+    class Locked(Threshold):
+        def __deepcopy__(self, memo):
+            raise TypeError("no copies")
+
+    model = Locked()
+    assert evaluation.twin_of(model, torch.rand(2, 3, 2, 2)) is model
+    assert evaluate(model, bright(), ["pgd20"]).verdicts["pgd20"].tolist() == standing(8 / 255)

@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from piat_hub import data, engine, evaluation, hub, methods, recipes, run
@@ -173,7 +175,7 @@ def test_a_timm_backbone_trains_on_resized_images_and_is_measured_on_them(
     assert json.loads((tmp_path / "r/config.json").read_text())["pretrained_cfg"]["input_size"] == [1, 16, 16]
     done = do_evaluate(tmp_path / "r", "clean", n=20)
     assert done.split.shape == (1, 16, 16) and done.results.n == 20
-    assert done._batch_size(EvalConfig()) == 250 and done._batch_size(EvalConfig(batch_size=7)) == 7
+    assert done.batch_size(EvalConfig()) == 250 and done.batch_size(EvalConfig(batch_size=7)) == 7
     given = do_evaluate(tmp_path / "r", "clean", n=20, dataset="digits", output=str(tmp_path / "other"))
     assert given.split.shape == (1, 16, 16) and given.results.attacks["clean"] == done.results.attacks["clean"]
 
@@ -425,3 +427,55 @@ def test_a_model_of_ones_own(tmp_path):
     errors = done.stderr.strip().splitlines()
     assert len(errors) == 5 and "gives a int, not an nn.Module" in errors[0] and "absent" in errors[2]
     assert all("cannot be called without arguments" in e for e in errors[3:])
+
+
+def bytes_of(directory):
+    return {name: (directory / name).read_bytes() for name in ("model.safetensors", "metrics.jsonl")}
+
+
+def test_a_streamed_run_is_the_run_from_memory(small_digits, tmp_path):
+    """A PNG folder, decoded whole or read by a DataLoader: the same bytes at the end, and one line that says which."""
+    digits = data.load("digits", "train")
+    for i in range(200):
+        place = tmp_path / "d" / "train" / str(int(digits.labels[i])) / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.images[i, 0].numpy()).save(place)
+    config = small_digits(dataset=str(tmp_path / "d"), train_size=128, holdout=32, epochs=2)
+    said = {}
+    for name, limit in (("whole", 4.0), ("streamed", 0.0)):
+        events = list(run.train(config, RunOptions(output=name, device_data_limit=limit)))
+        said[name] = events[0].text
+    assert bytes_of(Path("whole")) == bytes_of(Path("streamed"))
+    assert said["whole"] == "data: 128 images on cpu, 0.0 MiB decoded"
+    assert said["streamed"] == "data: 128 images are streamed: 0.0 MiB decoded, --device-data-limit 0 GiB"
+
+
+def test_checkpointed_gradients_and_compile_on_a_cpu_change_nothing(small_digits, tmp_path):
+    config = small_digits(epochs=2)
+    said = []
+    for name, options in (("plain", {}), ("both", {"gradient_checkpointing": True, "compile": True})):
+        said.append(next(run.train(config, RunOptions(output=f"{name}-first", **options))).text)
+        list(run.train(config, RunOptions(output=name, **options)))
+    assert bytes_of(Path("plain")) == bytes_of(Path("both"))
+    assert said[1] == said[0] + "; not compiled: on a CPU it does not pay"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_is_kept():
+    """Large tensors are made anew again and again, as an attack's activations are: their pages come from the system once."""
+    pages = []
+    for setting in ("", "run.set_threads(1)"):
+        script = f"""if True:
+            import resource, torch
+            from piat_hub import run
+            {setting}
+            before = 0
+            for i in range(12):
+                if i == 2:
+                    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                tensors = [torch.ones(2**22) for _ in range(4)]
+                del tensors
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
+        shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        pages.append(int(shown.stdout))
+    assert pages[1] < 1000 and pages[0] > 10 * pages[1]

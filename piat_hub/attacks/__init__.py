@@ -11,8 +11,21 @@ from piat_hub.attacks.core import ATTACKS, attack_mode, climb, cross_entropy, re
 from piat_hub.attacks.cw import cw, margin
 from piat_hub.attacks.mim import mim
 from piat_hub.attacks.pgd import pgd
+from piat_hub.attacks.twin import Twin
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["ATTACKS", "attack_mode", "autoattack", "climb", "cross_entropy", "cw", "margin", "mim", "pgd", "register"]
+__all__ = [
+    "ATTACKS",
+    "Twin",
+    "attack_mode",
+    "autoattack",
+    "climb",
+    "cross_entropy",
+    "cw",
+    "margin",
+    "mim",
+    "pgd",
+    "register",
+]

@@ -64,15 +64,19 @@ def ascend(
     on_step: OnStep | None = None,
     momentum: float | None = None,
     noise: float = 0.0,
+    leave: bool = False,
 ) -> Tensor:
     """The one attack loop: `steps` steepest-ascent steps on `objective` inside the ball and the box [0, 1].
 
     momentum: None for PGD; a number accumulates gradients of unit mean size, as MIM does. See `pgd` for the rest.
     """
+    if leave and (on_step or isinstance(eps, Tensor) or isinstance(step_size, Tensor)):
+        raise InputError("images cannot leave an attack that has on_step or a budget per image; leave out one of them")
     uniform, _, project = ball(norm)
     x, velocity = x.detach(), torch.zeros_like(x)
     x_adv = x + uniform(x, eps) if start == "uniform" else x + float(start) * torch.randn_like(x)
     x_adv = project(x_adv, x, eps).clamp(0, 1)
+    final, place = x_adv.clone(), torch.arange(len(x), device=x.device)  # place: where each image stands in the batch
     with attack_mode(model) as frozen, torch.enable_grad():
         for k in range(steps):
             x_adv.requires_grad_()
@@ -80,6 +84,12 @@ def ascend(
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             (gradient,) = torch.autograd.grad(objective(logits, y), x_adv)
             moving = on_step(k, logits.detach()) if on_step else None
+            if leave:
+                x_adv, right = x_adv.detach(), logits.argmax(1) == y
+                final[place[~right]] = x_adv[~right]
+                place, x, y, x_adv, gradient, velocity = (t[right] for t in (place, x, y, x_adv, gradient, velocity))
+                if not len(place):
+                    break
             if momentum is not None:
                 size = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
                 gradient = velocity = momentum * velocity + gradient / _per_image(size, x)
@@ -87,7 +97,8 @@ def ascend(
             noisy = x_adv + noise * torch.randn_like(x) if noise else x_adv
             moved = climb(noisy, gradient, x, eps, step_size, norm).clamp(0, 1)
             x_adv = moved if moving is None else torch.where(_per_image(moving, x), moved, x_adv)
-    return x_adv.detach()
+    final[place] = x_adv.detach()
+    return final
 
 
 def ball(norm: str) -> Ball:

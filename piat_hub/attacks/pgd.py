@@ -27,6 +27,7 @@ def pgd(
     on_step: OnStep | None = None,
     momentum: float | None = None,
     noise: float = 0.0,
+    leave: bool = False,
 ) -> Tensor:
     """Adversarial examples by projected gradient ascent.
 
@@ -40,12 +41,13 @@ def pgd(
         restarts: independent tries; an image keeps the first that misleads the model.
         on_step: called as on_step(k, logits) before update k = 0..steps-1; may return (B,) bool, true where still moving.
         momentum: see `mim`. noise: scale of Gaussian noise added at every step.
+        leave: an image leaves, and costs no more, at the first step at which it is misclassified.
     Returns: x_adv, (B, C, H, W), within eps of x and in [0, 1]. Raises ValueError for an unknown norm or restarts < 1.
     """
     if restarts < 1:
         raise InputError(f"restarts must be at least 1, got {restarts}")
     inner: dict[str, Any] = {"norm": norm, "objective": objective, "start": start, "noise": noise}
-    inner |= {"on_step": on_step, "momentum": momentum}
+    inner |= {"on_step": on_step, "momentum": momentum, "leave": leave}
     x_adv = ascend(model, x, y, eps, step_size, steps, **inner)
     for _ in range(restarts - 1):
         with attack_mode(model) as frozen, torch.no_grad():
