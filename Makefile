@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
 
 .venv/ready: pyproject.toml constraints.txt
@@ -24,6 +24,30 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# bench measures speed and prints the tables that README and docs/scaling.md quote. For the comparisons give
+# PEERS=DIR (checkouts TRADES, MART and GAIRAT), DATASET=DIR (32x32 images) and MODEL=RUN (a trained ResNet-20)
+TAKE := benchmarks/results
+bench: .venv/ready
+	mkdir -p $(TAKE) && rm -f $(TAKE)/step.jsonl
+	set -e; for precision in no bf16; do \
+	  for pair in trades:TRADES mart:MART gairat:GAIRAT pgd_at:GAIRAT; do \
+	    $(BIN)/python benchmarks/step.py --method $${pair%:*} --mixed-precision $$precision \
+	      $(if $(PEERS),--peer $(PEERS)/$${pair#*:}) --output $(TAKE)/step.jsonl; done; \
+	  $(BIN)/python benchmarks/step.py --method trades --backbone resnet18 --batch-size 32 --mixed-precision $$precision \
+	    $(if $(PEERS),--peer $(PEERS)/TRADES) --output $(TAKE)/step.jsonl; done
+	$(BIN)/python benchmarks/methods.py --output $(TAKE)/methods.json
+	$(BIN)/python benchmarks/scaling.py --output $(TAKE)/scaling.json
+	$(BIN)/python benchmarks/costs.py --output $(TAKE)/costs.json
+	$(BIN)/python benchmarks/costs.py --backbones resnet50 --methods nmse --output $(TAKE)/costs-imagenet.json
+ifdef DATASET
+	$(BIN)/python benchmarks/data.py --dataset $(DATASET) --output $(TAKE)/data.json
+endif
+ifdef MODEL
+	$(BIN)/python benchmarks/evaluate.py $(MODEL) --n 500 --torchattacks --eps 4/255 --seeds 0 1 2 --output $(TAKE)/evaluate-torchattacks.json
+	$(BIN)/python benchmarks/evaluate.py $(MODEL) --n 64 --seeds 0 1 --output $(TAKE)/evaluate-autoattack.json
+endif
+	$(BIN)/python docs/tables.py step evaluation_speed data costs scaling
 
 clean:
 	rm -rf .venv runs results

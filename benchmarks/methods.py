@@ -7,22 +7,24 @@ that a machine that is busy for a while slows both sides. Free-AT's update is on
 import argparse
 import json
 import statistics
-import time
+from datetime import date
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from common import seconds
 from tabulate import tabulate
 
 from piat_hub import create_model, engine, methods
-from piat_hub.attacks import pgd
+from piat_hub.attacks import Twin, pgd
 from piat_hub.config import ThreatModel
 from piat_hub.evaluation import device_name
 from piat_hub.interpolation import EMA, ParameterInterpolation
+from piat_hub.run import set_threads
 
 
-def update(name, model, optimizer, accelerator, attack, x, y, gamma=None, ema=None):
+def update(name, model, optimizer, accelerator, attack, twin, x, y, gamma=None, ema=None):
     """A function that makes one weight update with the method, as the engine does."""
     method = methods.get(name)()
     method = method.begin(ThreatModel()) if hasattr(method, "begin") else method
@@ -30,22 +32,13 @@ def update(name, model, optimizer, accelerator, attack, x, y, gamma=None, ema=No
 
     def run():
         model.train()
-        engine.backward(model, loss_of, attack, gamma, accelerator)
+        engine.backward(model, loss_of, attack, gamma, accelerator, twin)
         optimizer.step()
         optimizer.zero_grad()
         if ema:
             ema.step()
 
     return run
-
-
-def seconds(run):
-    """The time of one call; on a GPU until it is really done."""
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main():
@@ -57,16 +50,18 @@ def main():
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads or torch.get_num_threads())
+    set_threads(args.threads)
     torch.manual_seed(0)
     accelerator = Accelerator()
     model = create_model(args.backbone).to(accelerator.device).to(memory_format=torch.channels_last)
-    model, optimizer = engine.prepare(model, torch.optim.SGD(model.parameters(), 1e-4, 0.9), accelerator)
     x = torch.rand(args.batch_size, 3, 32, 32, device=accelerator.device).to(memory_format=torch.channels_last)
+    twin = Twin(model, x[:2])
+    model, optimizer = engine.prepare(model, torch.optim.SGD(model.parameters(), 1e-4, 0.9), accelerator)
     y = torch.randint(10, (args.batch_size,), device=accelerator.device)
     attack = partial(pgd, eps=8 / 255, step_size=2 / 255, steps=args.steps)
 
-    bind = partial(update, model=model, optimizer=optimizer, accelerator=accelerator, attack=attack, x=x, y=y)
+    bind = partial(update, model=model, optimizer=optimizer, accelerator=accelerator, attack=attack)
+    bind = partial(bind, twin=twin, x=x, y=y)
     runs = {name: bind(name) for name in ("pgd_at", *sorted(set(methods.names()) - {"pgd_at"}))}
     runs |= {"pgd_at + AWP": bind("pgd_at", gamma=0.01), "pgd_at + EMA": bind("pgd_at", ema=EMA(model))}
     interpolation = ParameterInterpolation(model)
@@ -84,7 +79,8 @@ def main():
         row = {"name": name, "seconds": statistics.median(each), "ratio": statistics.median(ratios)}
         rows.append(row | {"lowest": min(ratios), "highest": max(ratios)})
     facts = {"backbone": args.backbone, "batch_size": args.batch_size, "steps": args.steps, "rounds": args.rounds}
-    facts |= {"device": device_name(accelerator.device), "torch": torch.__version__, "rows": rows}
+    facts |= {"device": device_name(accelerator.device), "torch": torch.__version__}
+    facts |= {"date": date.today().isoformat(), "rows": rows}
     table = [[r["name"], *(f"{r[k]:.4f}" for k in ("seconds", "ratio", "lowest", "highest"))] for r in rows]
     print(f"{args.backbone}, batch {args.batch_size}, PGD-{args.steps}, {args.rounds} rounds, {facts['device']}")
     print(tabulate(table, ["method", "s/update", "to PGD-AT", "lowest", "highest"], disable_numparse=True))

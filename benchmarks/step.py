@@ -31,6 +31,7 @@ from tabulate import tabulate
 from piat_hub import backbones, create_model, engine, methods, run
 from piat_hub.attacks import Twin, pgd
 from piat_hub.evaluation import device_name
+from piat_hub.interpolation import ParameterInterpolation
 
 EPS, STEP = 8 / 255, 2 / 255
 
@@ -167,7 +168,8 @@ def main():
         processes = multiprocessing.get_context("spawn")
         pipe, end = processes.Pipe()
         call = (end, args.peer, args.method, model, x, y, args.steps, threads)
-        processes.Process(target=peer, args=call, daemon=True).start()
+        process = processes.Process(target=peer, args=call, daemon=True)
+        process.start()
     x, y, model = x.to(device), y.to(device), copy.deepcopy(model).to(device)
     update = our_update(args.method, model, x, y, args.steps, accelerator, args)
 
@@ -184,6 +186,8 @@ def main():
     with Flops() as counter:
         update()
     update()
+    interpolation = ParameterInterpolation(model)
+    interpolation.step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     times = {side: [] for side in losses}
@@ -193,10 +197,12 @@ def main():
             times["theirs"].append(ask(pipe, "time"))
     if args.peer:
         pipe.send("stop")
+        process.join()
     facts["images_per_second"] = {s: args.batch_size / statistics.median(t) for s, t in times.items()}
     if args.peer:
         ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
         facts["ratio"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    facts["interpolation_share"] = seconds(interpolation.step) / (50_000 / args.batch_size * statistics.median(times["ours"]))
     speed = counter.total / statistics.median(times["ours"]) / 1e9
     matrix, convolution = peak(device, dtype)
     facts |= {"gflop": counter.total / 1e9, "gflops": speed, "peak": {"matrix": matrix, "convolution": convolution}}

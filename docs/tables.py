@@ -1,4 +1,4 @@
-"""Fill the result tables in README.md and docs/*.md from docs/results: `python docs/tables.py`.
+"""Fill the result tables in README.md and docs/*.md from what was recorded: `python docs/tables.py [NAME of a table to print …]`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a function below. A test holds that the files
 on disk are what this writes, so no figure in them is typed by hand.
@@ -6,6 +6,8 @@ on disk are what this writes, so no figure in them is typed by hand.
 
 import json
 import re
+import statistics
+import sys
 from pathlib import Path
 
 from tabulate import tabulate
@@ -13,6 +15,7 @@ from tabulate import tabulate
 from piat_hub.card import HEADERS, percent, rows
 
 DOCS = Path(__file__).parent
+BENCHMARKS = DOCS.parent / "benchmarks" / "results"
 FILES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 METHODS = {  # name: (paper, loss, what the inner attack maximises and where it starts)
     "standard": ("", "CE(z, y)", "none"),
@@ -119,22 +122,27 @@ def cifar10_jpeg_methods():
     return markdown(lines, ["method", "clean", "PGD-20", "CW-20", "PIAT adds to PGD-20"])
 
 
-def costs():
+def measured(name):
+    """What one of benchmarks/ wrote."""
+    return json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def method_costs():
     """Measured seconds of one update, by name."""
-    facts = json.loads((DOCS / "results" / "cost.json").read_text(encoding="utf-8"))
+    facts = measured("methods")
     return facts, {row["name"]: row for row in facts["rows"]}
 
 
 def methods():
     """README's table: what each method is, and what one of its updates costs beside PGD-AT's."""
-    cost = costs()[1]
+    cost = method_costs()[1]
     lines = [[f"`{name}`", *about, f"{cost[name]['ratio']:.2f}"] for name, about in METHODS.items()]
     return markdown(lines, ["name", "paper", "loss", "inner attack: objective, start", "cost of an update"])
 
 
 def cost():
     """Every figure that benchmarks/methods.py measured."""
-    facts, by_name = costs()
+    facts, by_name = method_costs()
     lines = [
         [
             row["name"],
@@ -171,6 +179,119 @@ def torchattacks():
     return markdown(lines, ["images", "n", "ours", "torchattacks", "differ"])
 
 
+def machine(facts):
+    """'CPU AMD EPYC, 2 threads, torch 2.15.0, 2026-11-22'."""
+    return f"{facts['device']}, torch {facts['torch']}, {facts['date']}"
+
+
+def spread(values):
+    """'1.93 (1.88 to 2.01)': the median, the least and the most."""
+    return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})"
+
+
+def step():
+    """Every line of benchmarks/step.py that has a peer."""
+    every = [json.loads(line) for line in (BENCHMARKS / "step.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = []
+    for facts in every:
+        rate, peak = facts["images_per_second"], facts["peak"]["convolution"]
+        cells = [facts["method"], facts["backbone"].removeprefix("cifar_"), facts["batch_size"]]
+        cells += [{"no": "fp32"}.get(facts["precision"], facts["precision"])]
+        cells += [f"{rate['ours']:.1f}", f"{rate['theirs']:.1f}", spread(facts["ratio"])]
+        cells += [f"{facts['loss']['ours']:.4f} / {facts['loss']['theirs']:.4f}", f"{facts['gradient_deviation']:.1e}"]
+        lines.append([*map(str, cells), f"{facts['gflops']:.0f}", f"{facts['gflops'] / peak:.0%}"])
+    headers = ["method", "backbone", "batch", "precision", "images/s", "authors'", "ratio (least to most)"]
+    headers += ["loss, ours / theirs", "gradient", "GFLOP/s", "of convolution peak"]
+    share = max(facts["interpolation_share"] for facts in every if facts["backbone"] == "cifar_resnet18")
+    text = f"{every[0]['rounds']} rounds, PGD-{every[0]['steps']}, {machine(every[0])}:\n\n{markdown(lines, headers)}"
+    return f"{text}\n\nPIAT's interpolation of a ResNet-18 takes {share:.5%} of an epoch of 50,000 such images."
+
+
+def speed():
+    """README's short table."""
+    every = [json.loads(line) for line in (BENCHMARKS / "step.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines, rows = [], {}
+    for facts in every:
+        key = f"{facts['method']}, {facts['backbone'].removeprefix('cifar_')}, batch {facts['batch_size']}"
+        rows.setdefault(key, {})[facts["precision"]] = spread(facts["ratio"])
+    lines += [[f"training, {name}", "authors' code", row["no"], row["bf16"]] for name, row in rows.items()]
+    for kind, name in (("torchattacks", "PGD-20"), ("autoattack", "AutoAttack")):
+        facts = measured(f"evaluate-{kind}")
+        peer = {"autoattack": "pyautoattack"}.get(kind, kind)
+        left = sum(row["ours"] for row in facts["rows"]) / sum(row["n"] for row in facts["rows"])
+        lines.append([f"{name}, ResNet-20, {left:.0%} survive", peer, spread(ratios(facts)), ""])
+    return f"{machine(every[0])}:\n\n{markdown(lines, ['what', 'beside', 'fp32', 'bf16'])}"
+
+
+def ratios(facts):
+    """Median, least and most of an evaluation's turns."""
+    each = [row["ratio"] for row in facts["rows"]]
+    return {"median": statistics.median(each), "min": min(each), "max": max(each)}
+
+
+def evaluation_speed():
+    """Both peers of benchmarks/evaluate.py."""
+    lines = []
+    for kind, peer in (("torchattacks", "torchattacks"), ("autoattack", "pyautoattack")):
+        facts = measured(f"evaluate-{kind}")
+        for row in facts["rows"]:
+            cells = [f"{kind}, {facts['threat_model']}", row["seed"], row["n"], row["ours"], row[peer], row["differ"]]
+            lines.append([*map(str, cells), str(row["our_seconds"]), str(row["their_seconds"]), f"{row['ratio']:.2f}"])
+    headers = ["beside", "turn", "n", "ours stand", "theirs stand", "differ", "our s", "their s", "ratio"]
+    facts = measured("evaluate-torchattacks")
+    return f"{facts['model']} on {facts['dataset']}, {machine(facts)}:\n\n{markdown(lines, headers)}"
+
+
+def data():
+    """benchmarks/data.py's."""
+    facts = measured("data")
+    lines = [
+        [row["pass"], f"{1000 * row['seconds']:.1f}", f"{row['ratio']:.1f} ({row['lowest']:.1f} to {row['highest']:.1f})"]
+        for row in facts["rows"]
+    ]
+    table = markdown(lines, ["", "ms", "to ours from memory"])
+    return f"{facts['images']} images of {facts['dataset']}, {facts['rounds']} rounds, {machine(facts)}:\n\n{table}"
+
+
+def costs():
+    """benchmarks/costs.py's."""
+    lines = []
+    for name in ("costs", "costs-imagenet"):
+        for row in measured(name)["rows"]:
+            cells = [f"{row['gflop']:.1f}", f"{row['gflop_checkpointed']:.1f}", f"{row['mib']:.2f}"]
+            cells += [f"{row['mib_checkpointed']:.2f}", f"{row['gib_128']:.1f}", f"{row['gib_128_checkpointed']:.1f}"]
+            lines.append([row["backbone"], row["method"], *cells, f"{row['weights_mib']:.1f}"])
+    headers = ["backbone", "method", "GFLOP an image", "checkpointed", "MiB an image", "checkpointed"]
+    return markdown(lines, [*headers, "GiB at batch 128", "checkpointed", "weights, MiB"])
+
+
+def scaling():
+    """benchmarks/scaling.py's."""
+    facts = measured("scaling")
+    lines = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in facts["rows"]]
+    setting = f"{facts['backbone']}, {facts['method']}, global batch {facts['batch_size']}, PGD-{facts['steps']}"
+    return f"{setting}, {machine(facts)}:\n\n{markdown(lines, list(facts['rows'][0]))}"
+
+
+def epochs():
+    """Seconds an epoch by the formula: measured here on a CPU, and at the assumed rate of a GPU."""
+    nmse = {row["backbone"]: row for name in ("costs", "costs-imagenet") for row in measured(name)["rows"] if row["method"] == "nmse"}
+    steps = [json.loads(line) for line in (BENCHMARKS / "step.jsonl").read_text(encoding="utf-8").splitlines()]
+    here = {f["backbone"]: f["gflops"] for f in steps if f["precision"] == "bf16" and f["method"] == "trades"}
+    rate, links, lines = 0.4 * 989e12, 100e9, []
+    for backbone, row in nmse.items():
+        images, flop = (1_281_167 if backbone == "resnet50" else 50_000), row["gflop"] * 1e9
+        cpu = f"{images * flop / (here[backbone] * 1e9) / 3600:.1f} h" if backbone in here else "-"
+        cells = [f"{rate / flop:,.0f}"]
+        for devices in (1, 8, 64):
+            volume = 2 * (devices - 1) / devices * row["weights_mib"] * 2**20
+            seconds = images * flop / (devices * rate) + images / (128 * devices) * volume / links
+            cells.append(f"{seconds:,.1f} s")
+        lines.append([backbone, f"{images:,}", cpu, *cells])
+    headers = ["backbone", "images", "this CPU, bf16", "assumed images/s a GPU", "1 GPU", "8 GPUs", "64 GPUs"]
+    return markdown(lines, headers)
+
+
 def demo():
     """How long `make demo` took, and what it measured."""
     results = read("demo/results")
@@ -193,3 +314,5 @@ def filled(text):
 if __name__ == "__main__":
     for file in FILES:
         file.write_text(filled(file.read_text(encoding="utf-8")), encoding="utf-8")
+    for name in sys.argv[1:]:  # and print these
+        print(f"\n{globals()[name]()}")
