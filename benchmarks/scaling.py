@@ -35,9 +35,7 @@ def worker(args):
     y = torch.randint(10, (share,), device=accelerator.device)
     twin = Twin(model, x[:2], run.HALF.get(args.mixed_precision))
     volume = sum(p.numel() * p.element_size() for p in model.parameters())
-    model, optimizer = engine.prepare(
-        model, torch.optim.SGD(model.parameters(), 1e-4, 0.9, foreach=True), accelerator
-    )
+    model, optimizer = engine.prepare(model, torch.optim.SGD(model.parameters(), 1e-4, 0.9, foreach=True), accelerator)
     attack = partial(pgd, eps=8 / 255, step_size=2 / 255, steps=args.steps)
     loss_of = partial(methods.get(args.method)(), x=x, y=y, progress=0.6)
 
@@ -55,23 +53,11 @@ def worker(args):
         row |= {"images/s": args.batch_size / statistics.median(times), "s an update": statistics.median(times)}
         row |= {"all-reduce MiB an update": volume / 2**20 if accelerator.num_processes > 1 else 0.0}
         print(json.dumps(row | {"device": device_name(accelerator.device)}))
+    accelerator.end_training()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--method", choices=methods.names(), default="nmse")
-    parser.add_argument("--backbone", default="cifar_resnet20")
-    parser.add_argument("--batch-size", type=int, default=128, help="global")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="of each process (default: its share of the cores)")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.worker:
-        return worker(args)
+def launch(args):
+    """Each count of processes in turn, and their table."""
     rows = []
     for count in args.processes:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", __file__]
@@ -93,6 +79,22 @@ def main():
     print(tabulate(rows, headers="keys", floatfmt=".2f"))
     if args.output:
         args.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--method", choices=methods.names(), default="nmse")
+    parser.add_argument("--backbone", default="cifar_resnet20")
+    parser.add_argument("--batch-size", type=int, default=128, help="global")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="of each process (default: its share of the cores)")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    worker(args) if args.worker else launch(args)
 
 
 if __name__ == "__main__":

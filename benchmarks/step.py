@@ -202,7 +202,9 @@ def main():
     if args.peer:
         ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
         facts["ratio"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-    facts["interpolation_share"] = seconds(interpolation.step) / (50_000 / args.batch_size * statistics.median(times["ours"]))
+    facts["interpolation_share"] = seconds(interpolation.step) / (
+        50_000 / args.batch_size * statistics.median(times["ours"])
+    )
     speed = counter.total / statistics.median(times["ours"]) / 1e9
     matrix, convolution = peak(device, dtype)
     facts |= {"gflop": counter.total / 1e9, "gflops": speed, "peak": {"matrix": matrix, "convolution": convolution}}

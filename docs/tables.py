@@ -246,7 +246,11 @@ def data():
     """benchmarks/data.py's."""
     facts = measured("data")
     lines = [
-        [row["pass"], f"{1000 * row['seconds']:.1f}", f"{row['ratio']:.1f} ({row['lowest']:.1f} to {row['highest']:.1f})"]
+        [
+            row["pass"],
+            f"{1000 * row['seconds']:.1f}",
+            f"{row['ratio']:.1f} ({row['lowest']:.1f} to {row['highest']:.1f})",
+        ]
         for row in facts["rows"]
     ]
     table = markdown(lines, ["", "ms", "to ours from memory"])
@@ -275,7 +279,12 @@ def scaling():
 
 def epochs():
     """Seconds an epoch by the formula: measured here on a CPU, and at the assumed rate of a GPU."""
-    nmse = {row["backbone"]: row for name in ("costs", "costs-imagenet") for row in measured(name)["rows"] if row["method"] == "nmse"}
+    nmse = {
+        row["backbone"]: row
+        for name in ("costs", "costs-imagenet")
+        for row in measured(name)["rows"]
+        if row["method"] == "nmse"
+    }
     steps = [json.loads(line) for line in (BENCHMARKS / "step.jsonl").read_text(encoding="utf-8").splitlines()]
     here = {f["backbone"]: f["gflops"] for f in steps if f["precision"] == "bf16" and f["method"] == "trades"}
     rate, links, lines = 0.4 * 989e12, 100e9, []
