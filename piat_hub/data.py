@@ -12,7 +12,6 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,11 +49,7 @@ class Encoded:
         return len(self.rows), *self.each
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        rows = self.select(index).rows.tolist()
-        if not rows:
-            return torch.empty(0, *self.each, dtype=torch.uint8, device=self.device)
-        with ThreadPoolExecutor(max_workers=workers()) as pool:
-            return torch.stack(list(pool.map(self.decode, rows))).to(self.device)
+        return self.decode(self.select(index).rows.tolist()).to(self.device)
 
     def select(self, index: Tensor | slice) -> Encoded:
         """These images alone, still encoded."""
@@ -64,12 +59,15 @@ class Encoded:
         """The same images, given out on `device`."""
         return replace(self, device=torch.device(device))
 
-    def decode(self, row: int) -> Tensor:
-        """The image of a row, (C, H, W) on the CPU. InputError if there is none of this shape."""
-        image, channels = self.open(row, self.cells[row]), self.each[0]
-        if len(image) > channels:
-            raise InputError(f"{self.name}: row {row} is in colour and the first ones are grey; make them alike")
-        return image.expand(channels, -1, -1)
+    def decode(self, rows: Sequence[int]) -> Tensor:
+        """The images of these rows, (B, C, H, W) on the CPU. InputError if one is no image of this shape."""
+        images, channels = [], self.each[0]
+        for row, cell in zip(rows, self.cells[list(rows)] if rows else (), strict=True):
+            image = self.open(row, cell)
+            if len(image) > channels:
+                raise InputError(f"{self.name}: row {row} is in colour and the first ones are grey; make them alike")
+            images.append(image.expand(channels, -1, -1))
+        return torch.stack(images) if images else torch.empty(0, *self.each, dtype=torch.uint8)
 
     def open(self, row: int, cell: Any) -> Tensor:
         """A cell as (1 or 3, H, W). InputError if it is no image, or has another size than the first."""
@@ -138,19 +136,23 @@ class Split:
         rows = [self.images.rows[index].tolist() for index in indices.cpu()]
         settings: dict[str, Any] = {"num_workers": workers(), "pin_memory": self.labels.is_cuda}
         settings["generator"] = torch.Generator()  # else it draws from the global one
-        loader = DataLoader(_Decoder(self.images), batch_sampler=rows, **settings)
+        loader = DataLoader(_Decoder(self.images), batch_sampler=rows, collate_fn=_as_they_are, **settings)  # type: ignore[arg-type]
         for images, index in zip(loader, indices, strict=True):
             yield images.to(self.labels.device, non_blocking=True), self.labels[index]
 
 
 class _Decoder(Dataset[Tensor]):
-    """Encoded images as a DataLoader's worker takes them, by row."""
+    """Encoded images as a DataLoader's worker takes them, a batch of rows at a time."""
 
     def __init__(self, images: Encoded) -> None:
         self.images = images
 
-    def __getitem__(self, row: int) -> Tensor:
-        return self.images.decode(row)
+    def __getitems__(self, rows: list[int]) -> Tensor:
+        return self.images.decode(rows)
+
+
+def _as_they_are(batch: Tensor) -> Tensor:
+    return batch
 
 
 def workers() -> int:
@@ -235,10 +237,8 @@ def augment(images: Tensor, pad: int, flip: bool) -> Tensor:
     cols = torch.randint(2 * pad + 1, (b, 1), device=device) + torch.arange(w, device=device)
     if flip:
         cols = torch.where(torch.rand(b, 1, device=device) < 0.5, cols.flip(1), cols)
-    padded = F.pad(images, (pad, pad, pad, pad))
-    each = torch.arange(b, device=device)[:, None, None, None]
-    channel = torch.arange(c, device=device)[None, :, None, None]
-    return padded[each, channel, rows[:, None, :, None], cols[:, None, None, :]]
+    pixels = (rows[:, :, None] * (w + 2 * pad) + cols[:, None, :]).view(b, 1, -1).expand(-1, c, -1)
+    return F.pad(images, (pad, pad, pad, pad)).view(b, c, -1).gather(2, pixels).view(b, c, h, w)
 
 
 def to_unit(images: Tensor) -> Tensor:
