@@ -19,9 +19,9 @@ import torch
 from pyautoattack import AutoAttack
 from tabulate import tabulate
 
-from piat_hub import evaluation, run
+from piat_hub import evaluation, request, run
 from piat_hub.attacks import pgd
-from piat_hub.config import EvalConfig, number, pixels
+from piat_hub.config import EvalConfig, TrainConfig, from_dict, number, pixels
 from piat_hub.data import to_unit
 from piat_hub.evaluation import correct, evaluate, survives, twin_of
 
@@ -79,8 +79,8 @@ def main():
     args = parser.parse_args()
     config = EvalConfig(n=args.n, dataset=args.dataset, output="unused", threads=args.threads)
     run.set_threads(args.threads)
-    model, name, _ = run.load_model(args.model)
-    split = run.evaluation_data(args.model, config, run.from_dict(run.TrainConfig, model.piat))
+    model, name, _ = request.load_model(args.model)
+    split = request.evaluation_data(args.model, config, from_dict(TrainConfig, model.piat))
     threat = evaluation.trained_against(model)
     threat = dataclasses.replace(threat, eps=args.eps) if args.eps else threat
     with evaluation.verdict_mode(model) as exact:

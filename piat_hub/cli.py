@@ -34,7 +34,7 @@ from piat_hub.config import (
 )
 
 if TYPE_CHECKING:
-    from piat_hub import run
+    from piat_hub import request
     from piat_hub.results import Results
 
 
@@ -207,12 +207,12 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     if config.output and len(models) > 1:
         raise InputError("--output takes the results of one MODEL; leave it out, or evaluate one at a time")
 
-    from piat_hub import run
+    from piat_hub import request
     from piat_hub.results import result_files
 
     # every request is checked before the first one runs
     ends = time.monotonic() + duration(config.time_budget) if config.time_budget else math.inf
-    prepared = [run.prepare_evaluation(model, config) for model in models]
+    prepared = [request.prepare_evaluation(model, config) for model in models]
     main = prepared[0].processes.rank == 0
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(sys.stdout if main else nowhere):
         finished = [_evaluate_one(model, one, config, ends) for model, one in zip(models, prepared, strict=True)]
@@ -226,12 +226,12 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
                     print(what, done.directory / name)
 
 
-def _evaluate_one(model: str, done: run.Evaluation, config: EvalConfig, ends: float) -> run.Evaluation:
+def _evaluate_one(model: str, done: request.Evaluation, config: EvalConfig, ends: float) -> request.Evaluation:
     from tabulate import tabulate
     from tqdm import tqdm
 
-    from piat_hub import run
     from piat_hub.card import HEADERS, percent, rows
+    from piat_hub.evaluation import trained_against
 
     quiet = None if done.processes.rank == 0 else True
     bar: tqdm[NoReturn] = tqdm(unit="image", disable=quiet, desc=model)
@@ -250,7 +250,7 @@ def _evaluate_one(model: str, done: run.Evaluation, config: EvalConfig, ends: fl
     finally:
         bar.close()
     results = done.results
-    assumed = " (eps not given)" if config.eps is None and run.evaluation.trained_against(done.model) is None else ""
+    assumed = " (eps not given)" if config.eps is None and trained_against(done.model) is None else ""
     images = f"{results.n} images of {results.dataset} ({results.split}), {results.checkpoint}"
     print(f"\n{model}: {results.threat_model}{assumed}, {images}")
     print(tabulate(rows(results.to_dict()), HEADERS, disable_numparse=True))
@@ -285,7 +285,7 @@ def _class_table(results: Results) -> str:
     return tabulate(table, ["class", *map(attack_name, classes)], disable_numparse=True)
 
 
-def _sweep(done: run.Evaluation, config: EvalConfig) -> None:
+def _sweep(done: request.Evaluation, config: EvalConfig) -> None:
     """Measure, print and draw accuracy against eps."""
     from tabulate import tabulate
 
@@ -300,14 +300,14 @@ def _sweep(done: run.Evaluation, config: EvalConfig) -> None:
         figures.save(figures.sweep(done.results.sweep, title=done.name), done.directory / "sweep.png")
 
 
-def _checks(done: run.Evaluation) -> None:
+def _checks(done: request.Evaluation) -> None:
     """Run the honesty checks and print each as it is found."""
     print("\ncan the figures be believed?")
     for result in done.check():
         print(f"  {'passes ' if result['passed'] else 'WARNING'} {result['check']}: {result['found']}")
 
 
-def _comparison(finished: Sequence[run.Evaluation]) -> str:
+def _comparison(finished: Sequence[request.Evaluation]) -> str:
     from tabulate import tabulate
 
     from piat_hub.card import attack_name, percent
@@ -382,10 +382,10 @@ def predict(argv: Sequence[str], prog: str) -> None:
     parser.add_argument("--top", type=int, default=3, help="classes to show (default: 3)")
     given = parser.parse_all(argv)
 
-    from piat_hub import run
+    from piat_hub import request
     from piat_hub.card import percent
 
-    for image, classes in run.predict(given.model, given.images, given.checkpoint):
+    for image, classes in request.predict(given.model, given.images, given.checkpoint):
         print(f"{image}: " + ", ".join(f"{name} {percent(p)}" for name, p in classes[: given.top]))
 
 

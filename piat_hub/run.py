@@ -1,19 +1,16 @@
-"""The run directory: a training run's configuration, weights, metrics and state, and the evaluation that joins them."""
+"""The run directory: a training run's configuration, weights, metrics and state."""
 
 from __future__ import annotations
 
 import copy
 import ctypes
 import dataclasses
-import hashlib
-import importlib
 import json
 import math
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,31 +20,23 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from piat_hub import backbones, card, checks, data, engine, evaluation, hub, methods
+from piat_hub import backbones, data, engine, evaluation, hub, methods
 from piat_hub.attacks import Twin, pgd
 from piat_hub.config import (
     RESULTS,
     WEIGHTS,
     Diverged,
-    EvalConfig,
     InputError,
     RunOptions,
-    ThreatModel,
     TrainConfig,
-    from_dict,
     nearest,
-    number,
-    pixels,
     to_dict,
     whole_file,
 )
 from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
-from piat_hub.results import Results
-from piat_hub.small_image import Normalize
+from piat_hub.state import PerProcess, State, flat
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
@@ -306,114 +295,6 @@ def make_check(
     return check
 
 
-class PerProcess:
-    """The state of a method under way, which differs between processes: saved as one row for each."""
-
-    def __init__(self, method: methods.Method, accelerator: Accelerator) -> None:
-        self.method, self.accelerator = method, accelerator
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Its tensors by name, (processes, …) each; call it on every process. {} for a method without state."""
-        state = self.method.state_dict() if hasattr(self.method, "state_dict") else {}
-        device = self.accelerator.device
-        return {name: self.accelerator.gather(tensor.to(device)[None]) for name, tensor in state.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up this process's row."""
-        if hasattr(self.method, "load_state_dict"):
-            rank, device = self.accelerator.process_index, self.accelerator.device
-            self.method.load_state_dict({name: rows[rank % len(rows)].to(device) for name, rows in state.items()})
-
-
-class State:
-    """All that resume needs, as one safetensors file: tensors, and JSON in its metadata. No pickle.
-
-    parts: whatever has state_dict and load_state_dict, by name. Order, augmentation and attack starts are derived from
-    (seed, epoch, step), so there is no generator to save. The file is written beside the old one, flushed, then
-    renamed: the previous state stays until the next is whole.
-    """
-
-    def __init__(self, directory: Path, config: TrainConfig, parts: dict[str, Any]) -> None:
-        self.directory, self.path = directory, directory / "state" / "state.safetensors"
-        self.config, self.parts = config, parts
-
-    def collect(self) -> dict[str, Any]:
-        """The state of every part; call it on every process."""
-        return {name: part.state_dict() for name, part in self.parts.items()}
-
-    def save(self, epoch: int, best: dict[str, Any] | None, collected: dict[str, Any]) -> None:
-        """Write what was collected after `epoch`."""
-        tensors: dict[str, Tensor] = {}
-        facts = {"schema": 2, "epoch": epoch, "best": best, "config": to_dict(self.config)}
-        facts["parts"] = without_tensors(collected, tensors)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        with whole_file(self.path) as scratch:
-            save_file(whole, scratch, metadata={"piat": json.dumps(facts)})
-
-    def load(self) -> tuple[int, dict[str, Any] | None]:
-        """Restore everything; returns (epochs done, best metrics), (0, None) for a run killed in its first epoch.
-
-        At an epoch's end a run writes its best weights, its metrics, this state, then its last weights: what stands
-        before the state is written again when the epoch is run again, and the last weights are written from the state.
-        """
-        if not (self.directory / "config.json").exists():
-            raise InputError(f"{self.directory} holds no run to resume; leave out --resume to start one")
-        if not self.path.exists() and (self.directory / WEIGHTS["last"]).exists():
-            raise InputError(
-                f"{self.directory} has weights but no {self.path}, so nothing to resume; name another --output"
-            )
-        if not self.path.exists():
-            self._same_config(hub.read_config(self.directory / "config.json").get("piat") or {})
-            return 0, None
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["piat"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if facts["schema"] != 2:
-                raise KeyError(f"schema {facts['schema']}, this version writes 2")
-            saved = with_tensors(facts["parts"], tensors)
-            epoch, best, config = facts["epoch"], facts["best"], facts["config"]
-        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(
-                f"{self.path} is not a whole state of a run ({error}); move it away to start again"
-            ) from error
-        self._same_config(config)
-        for name, part in self.parts.items():
-            part.load_state_dict(saved[name])
-        return epoch, best
-
-    def _same_config(self, config: dict[str, Any]) -> None:
-        saved, now = flat(config), flat(to_dict(self.config))
-        for key in sorted(saved.keys() | now.keys()):
-            if saved.get(key) != now.get(key):
-                raise InputError(
-                    f"the run in {self.directory} has {key}={saved.get(key)}, this command {now.get(key)}; "
-                    "resume with the command it was started with, or name another --output"
-                )
-
-
-def without_tensors(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """A state_dict as JSON can hold it: each tensor goes to `tensors` under its path, {"tensor": path} in its place."""
-    if isinstance(value, Tensor):
-        tensors[path] = value
-        return {"tensor": path}
-    if isinstance(value, Mapping):
-        return {str(k): without_tensors(v, tensors, f"{path}/{k}" if path else str(k)) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_tensors(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]
-    return value
-
-
-def with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `without_tensors`; an optimizer's keys are numbers again."""
-    if isinstance(value, dict) and set(value) == {"tensor"}:
-        return tensors[value["tensor"]]
-    if isinstance(value, dict):
-        return {int(k) if k.isdigit() else k: with_tensors(v, tensors) for k, v in value.items()}
-    return [with_tensors(v, tensors) for v in value] if isinstance(value, list) else value
-
-
 OWN = (*WEIGHTS.values(), *RESULTS.values(), "metrics.jsonl", "timing.jsonl", "verdicts.npz", "README.md", "curves.png")
 
 
@@ -459,17 +340,6 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined by dots; values as text where they are no number."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value if isinstance(value, int | float) else str(value)
-    return out
-
-
 def peak_memory(device: torch.device) -> float:
     """The most memory used so far: of the GPU where there is one, else of the process; GiB."""
     if device.type == "cuda":
@@ -480,217 +350,3 @@ def peak_memory(device: torch.device) -> float:
         return 0.0
     unit = 2**30 if sys.platform == "darwin" else 2**20
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 3)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A checked request: one model, its images, its results so far, and the directory they are written to."""
-
-    name: str
-    model: nn.Module
-    split: data.Split
-    results: Results
-    directory: Path
-    of_run: bool
-    surrogate: nn.Module | None = None
-    processes: evaluation.Processes = evaluation.ALONE
-
-    def measure(self, config: EvalConfig, ends: float = math.inf) -> Iterator[evaluation.Progress]:
-        """Run the attacks; results and verdicts are saved after every batch, a run directory's card at the end.
-
-        ends: the `time.monotonic()` after which no batch is begun; `results.running` then tells where it stopped.
-        """
-        events = evaluation.measure(
-            self.model,
-            self.split,
-            config.attacks,
-            self.results,
-            step_size=config.step_size,
-            restarts=config.restarts,
-            batch_size=self.batch_size(config),
-            save=self._save,
-            processes=self.processes,
-        )
-        for event in events:
-            yield event
-            on_time = torch.tensor(int(time.monotonic() < ends), device=evaluation.device_of(self.model))
-            if not self.processes.least(on_time):
-                return
-        self._write_card()
-
-    def sweep(self, config: EvalConfig) -> Iterator[dict[str, Any]]:
-        """Measure the attacks at each of `config.sweep_eps`; yields {"eps", "attacks": {name: figures}}, saved one by one."""
-        for eps in config.sweep_eps:
-            done = next((point for point in self.results.sweep if point["eps"] == pixels(eps)), None)
-            if done is None or set(config.attacks) - set(done["attacks"]):
-                at = Results.of(self.split, ThreatModel(self.results.threat_model.norm, eps), seed=self.results.seed)
-                options = {
-                    "restarts": config.restarts,
-                    "batch_size": self.batch_size(config),
-                    "processes": self.processes,
-                }
-                for _ in evaluation.measure(self.model, self.split, config.attacks, at, **options):  # type: ignore[arg-type]
-                    pass
-                others = [point for point in self.results.sweep if point is not done]
-                done = {"eps": pixels(eps), "attacks": at.attacks}
-                self.results.sweep = sorted([*others, done], key=lambda point: number(point["eps"]))
-                self._save(self.results)
-            yield done
-        self._write_card()
-
-    def check(self, images: int = 100) -> Iterator[dict[str, Any]]:
-        """The honesty report on the first images; yields each check, all saved at the end."""
-        found = []
-        threat = self.results.threat_model
-        for result in checks.check(
-            self.model, self.split[:images], threat, seed=self.results.seed, surrogate=self.surrogate
-        ):
-            found.append(result | {"n": min(images, len(self.split))})
-            yield found[-1]
-        self.results.checks = found
-        self._save(self.results)
-        self._write_card()
-
-    def batch_size(self, config: EvalConfig) -> int:
-        """How many images are attacked at a time: as asked, else 250 on a CPU, 1000 on a GPU."""
-        return config.batch_size or (250 if evaluation.device_of(self.model).type == "cpu" else 1000)
-
-    def _save(self, results: Results) -> None:
-        if self.processes.rank == 0:
-            results.save(self.directory)
-
-    def _write_card(self) -> None:
-        if self.of_run and self.processes.rank == 0:
-            card.write(self.directory)
-
-
-def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
-    """Load MODEL and its data and check the whole request; nothing is measured or written yet.
-
-    spec: a run or model directory, a Hub id (with @revision), "hf-hub:ORG/NAME" for timm's own, or "module:callable" for
-    anyone's nn.Module.
-    """
-    accelerator = Accelerator()
-    set_threads(config.threads)
-    with accelerator.main_process_first():
-        model, name, directory = load_model(spec, config)
-        surrogate = load_model(config.surrogate, config)[0] if config.surrogate else None
-        piat = getattr(model, "piat", None)
-        trained = from_dict(TrainConfig, piat) if piat else None
-        split = evaluation_data(spec, config, trained)
-    classes = evaluation.class_count(model, split)
-    threat = config.threat_model(evaluation.trained_against(model))
-    for attack in config.attacks:
-        evaluation.suite(attack, threat, classes, config.step_size, config.seed, config.restarts)
-    output = Path(config.output) if config.output else directory or Path("results") / name
-    check_output(output)
-    own = Path(spec).is_dir() and output.resolve() == Path(spec).resolve()
-    if (output / "config.json").exists() and not own:
-        raise InputError(f"{output} holds another model; name another --output")
-    weights = weights_digest(model)
-    if config.mean:  # another question of the same weights
-        weights += f" behind mean {config.mean} std {config.std}"
-    facts = {"split": config.split, "seed": config.seed, "checkpoint": config.checkpoint, "weights": weights}
-    results = Results.of(split, threat, **facts)
-    results.resume(output, stopped=config.resume)
-    placed = model.to(accelerator.device).to(memory_format=torch.channels_last)
-    rank, world = accelerator.process_index, accelerator.num_processes
-    least = (lambda t: accelerator.gather(t[None]).amin(0)) if world > 1 else Tensor.clone
-    processes = evaluation.Processes(rank, world, least)
-    return Evaluation(name, placed, split, results, output, own and trained is not None, surrogate, processes)
-
-
-def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) -> data.Split:
-    """The images to evaluate on: those asked for, else the test split of what the model was trained for."""
-    img_size = config.img_size or (trained.img_size if trained else None)
-    if config.dataset:
-        columns = (config.image_column, config.label_column)
-        found = data.load(config.dataset, config.split, *columns, img_size)
-    elif trained:
-        columns = (config.image_column or trained.image_column, config.label_column or trained.label_column)
-        found = data.load(trained.dataset, config.split, *columns, img_size)
-    else:
-        raise InputError(f"{spec} does not say what data it is for; name it with --dataset")
-    return found.first(config.n)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """The sha256 of the weights file the model was loaded from; for a model from code, of its tensors in order."""
-    if known := getattr(model, "weights_sha256", None):
-        return str(known)
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def load_model(spec: str, config: EvalConfig | None = None) -> tuple[nn.Module, str, Path | None]:
-    """(model in eval mode, a name for it, its run directory if it is one) for MODEL as the commands take it.
-
-    A model from timm's Hub format gets its own normalisation in front, any model `config.mean` and `config.std`.
-    """
-    config, path = config or EvalConfig(), Path(spec)
-    run = None
-    if not path.is_dir() and spec.startswith("hf-hub:"):
-        _one_checkpoint(spec, config)
-        model, name = hub.from_timm(spec), spec.removeprefix("hf-hub:").replace("/", "-")
-    elif not path.is_dir() and re.fullmatch(r"[\w.]+:[\w.]+", spec):
-        _one_checkpoint(spec, config)
-        model, name = _from_code(spec), re.sub(r"[^\w.]", "-", spec)
-    elif path.is_file():
-        raise InputError(f"{spec} is a file; MODEL is a run directory, a model directory, a Hub id or module:callable")
-    else:
-        model = hub.from_pretrained(spec, checkpoint=config.checkpoint)
-        run = path if (path / "metrics.jsonl").exists() or (path / "results.json").exists() else None
-        name = path.resolve().name if path.is_dir() else spec.replace("/", "-")
-    if config.mean:
-        known = {k: getattr(model, k) for k in ("piat", "weights_sha256", "label_names") if hasattr(model, k)}
-        model = nn.Sequential(Normalize(torch.tensor(config.mean), torch.tensor(config.std)), model).eval()
-        for key, value in known.items():
-            setattr(model, key, value)
-    return model, name, run
-
-
-def _one_checkpoint(spec: str, config: EvalConfig) -> None:
-    if config.checkpoint != "last":
-        raise InputError(f"{spec} is one model, without a {config.checkpoint} checkpoint; leave out --checkpoint")
-
-
-def _from_code(spec: str) -> nn.Module:
-    """The nn.Module, or what the factory returns, at module:callable; the current directory is importable."""
-    module_name, _, attribute = spec.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"no model {spec!r}: {error}; give module:callable, importable from here") from error
-    try:
-        model = found if isinstance(found, nn.Module) else found()
-    except TypeError as error:
-        raise InputError(f"{spec} is no model and cannot be called without arguments ({error}); wrap it") from error
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{spec} gives a {type(model).__name__}, not an nn.Module; point it at a model or its factory")
-    return model.eval()
-
-
-def predict(
-    spec: str, images: Sequence[str], checkpoint: str = "last"
-) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    """(file, classes with their probabilities, likeliest first) for image files, resized to the model's input size.
-
-    InputError for a model without a known input size, or a file that is no image.
-    """
-    model = load_model(spec, EvalConfig(checkpoint=checkpoint))[0]  # type: ignore[arg-type]
-    shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
-    if not shape:
-        raise InputError(f"{spec} does not say what images it takes; give a model that piat_hub saved")
-    pictures = [data.read_image(image, shape) for image in images]
-    for image, picture in zip(images, pictures, strict=True):
-        with evaluation.verdict_mode(model) as exact, torch.no_grad():
-            probabilities = exact.eval()(data.to_unit(picture[None])).softmax(1)[0].tolist()
-        names = getattr(model, "label_names", ()) or [str(k) for k in range(len(probabilities))]
-        yield image, sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1])

@@ -124,12 +124,12 @@ def do_train():
 @pytest.fixture
 def do_evaluate():
     """Measure a MODEL as evaluate.py does, giving the finished Evaluation."""
-    from piat_hub import run
+    from piat_hub import request
     from piat_hub.config import EvalConfig
 
     def measure(spec, *attacks, **fields):
         config = EvalConfig(attacks=attacks, **fields)
-        prepared = run.prepare_evaluation(str(spec), config)
+        prepared = request.prepare_evaluation(str(spec), config)
         list(prepared.measure(config))
         return prepared
 

@@ -25,10 +25,12 @@ MAY_IMPORT = {
     "card": {"config", "recipes"},
     "hub": {"config", "small_image", "backbones", "card"},
     "figures": {"config", "attacks", "data", "results", "evaluation", "card"},
+    "state": {"config", "methods", "hub"},
     "run": {
-        *("config", "attacks", "interpolation", "data", "small_image", "backbones", "methods"),
-        *("engine", "evaluation", "results", "checks", "card", "hub"),
+        *("config", "attacks", "interpolation", "data", "backbones", "methods"),
+        *("engine", "evaluation", "hub", "state"),
     },
+    "request": {"config", "data", "small_image", "evaluation", "results", "checks", "card", "hub", "run"},
 }
 ANYTHING = {"cli", "__init__", "__main__"}
 

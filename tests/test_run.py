@@ -17,9 +17,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from piat_hub import data, engine, evaluation, hub, methods, recipes, run
+from piat_hub import data, engine, evaluation, hub, methods, recipes, request, run
 from piat_hub.attacks import pgd
-from piat_hub.config import Diverged, EvalConfig, InputError, InterpolationConfig, RunOptions, ThreatModel
+from piat_hub.config import (
+    Diverged,
+    EvalConfig,
+    InputError,
+    InterpolationConfig,
+    RunOptions,
+    ThreatModel,
+    from_dict,
+)
 from piat_hub.interpolation import g
 
 FILES = {"config.json", "model.safetensors", "model_best.safetensors", "metrics.jsonl", "timing.jsonl"}
@@ -44,7 +52,7 @@ def test_a_run_directory_holds_what_it_should(small_digits, do_train, tmp_path):
     assert written["architecture"] == "cifar_resnet8" and written["num_classes"] == 10
     assert written["pretrained_cfg"]["input_size"] == [1, 8, 8]
     assert (written["pretrained_cfg"]["mean"], written["pretrained_cfg"]["std"]) == ([0.0], [1.0])
-    assert run.from_dict(type(config), written["piat"]) == config
+    assert from_dict(type(config), written["piat"]) == config
 
 
 def test_best_is_the_held_out_best_and_last_the_last(small_digits, do_train, tmp_path, monkeypatch):
@@ -392,13 +400,13 @@ def test_results_never_land_beside_another_model(small_digits, do_train, do_eval
 def test_weights_digest_is_the_files_own_and_sees_every_tensor(small_digits, do_train, tmp_path):
     do_train(small_digits(), tmp_path / "r")
     file = hashlib.sha256((tmp_path / "r/model.safetensors").read_bytes()).hexdigest()
-    assert run.weights_digest(run.load_model("r")[0]) == file
+    assert request.weights_digest(request.load_model("r")[0]) == file
     net = torch.nn.Linear(2, 2)
     net.tied = net.weight
-    one = run.weights_digest(net)
+    one = request.weights_digest(net)
     with torch.no_grad():
         net.bias[1] += 1
-    assert run.weights_digest(net) != one
+    assert request.weights_digest(net) != one
 
 
 def test_a_model_of_ones_own(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from piat_hub import config, data, engine, evaluation, methods, recipes, results, run
+from piat_hub import config, data, engine, evaluation, methods, recipes, results, state
 from piat_hub.attacks import pgd
 from piat_hub.backbones import create_model
 from piat_hub.config import Diverged
@@ -90,7 +90,7 @@ def state_of_each_rank(accelerator):
     """Free-AT's perturbations after an epoch, as every rank sees them saved, and whether each took up its own again."""
     free = methods.get("free_at")(replays=2).begin(settings().threat_model)
     ranks_stay_equal(accelerator, free, epochs=1)
-    part = run.PerProcess(free, accelerator)
+    part = state.PerProcess(free, accelerator)
     saved, mine = part.state_dict(), free.delta.clone()
     free.delta = torch.zeros(())
     part.load_state_dict(saved)

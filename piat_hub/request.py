@@ -1,0 +1,238 @@
+"""MODEL as the commands take it, and the evaluation of one: a checked request, its images, where its results go."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from piat_hub import card, checks, data, evaluation, hub
+from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number, pixels
+from piat_hub.results import Results
+from piat_hub.run import check_output, set_threads
+from piat_hub.small_image import Normalize
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A checked request: one model, its images, its results so far, and the directory they are written to."""
+
+    name: str
+    model: nn.Module
+    split: data.Split
+    results: Results
+    directory: Path
+    of_run: bool
+    surrogate: nn.Module | None = None
+    processes: evaluation.Processes = evaluation.ALONE
+
+    def measure(self, config: EvalConfig, ends: float = math.inf) -> Iterator[evaluation.Progress]:
+        """Run the attacks; results and verdicts are saved after every batch, a run directory's card at the end.
+
+        ends: the `time.monotonic()` after which no batch is begun; `results.running` then tells where it stopped.
+        """
+        events = evaluation.measure(
+            self.model,
+            self.split,
+            config.attacks,
+            self.results,
+            step_size=config.step_size,
+            restarts=config.restarts,
+            batch_size=self.batch_size(config),
+            save=self._save,
+            processes=self.processes,
+        )
+        for event in events:
+            yield event
+            on_time = torch.tensor(int(time.monotonic() < ends), device=evaluation.device_of(self.model))
+            if not self.processes.least(on_time):
+                return
+        self._write_card()
+
+    def sweep(self, config: EvalConfig) -> Iterator[dict[str, Any]]:
+        """Measure the attacks at each of `config.sweep_eps`; yields {"eps", "attacks": {name: figures}}, saved one by one."""
+        for eps in config.sweep_eps:
+            done = next((point for point in self.results.sweep if point["eps"] == pixels(eps)), None)
+            if done is None or set(config.attacks) - set(done["attacks"]):
+                at = Results.of(self.split, ThreatModel(self.results.threat_model.norm, eps), seed=self.results.seed)
+                options = {
+                    "restarts": config.restarts,
+                    "batch_size": self.batch_size(config),
+                    "processes": self.processes,
+                }
+                for _ in evaluation.measure(self.model, self.split, config.attacks, at, **options):  # type: ignore[arg-type]
+                    pass
+                others = [point for point in self.results.sweep if point is not done]
+                done = {"eps": pixels(eps), "attacks": at.attacks}
+                self.results.sweep = sorted([*others, done], key=lambda point: number(point["eps"]))
+                self._save(self.results)
+            yield done
+        self._write_card()
+
+    def check(self, images: int = 100) -> Iterator[dict[str, Any]]:
+        """The honesty report on the first images; yields each check, all saved at the end."""
+        found = []
+        threat = self.results.threat_model
+        for result in checks.check(
+            self.model, self.split[:images], threat, seed=self.results.seed, surrogate=self.surrogate
+        ):
+            found.append(result | {"n": min(images, len(self.split))})
+            yield found[-1]
+        self.results.checks = found
+        self._save(self.results)
+        self._write_card()
+
+    def batch_size(self, config: EvalConfig) -> int:
+        """How many images are attacked at a time: as asked, else 250 on a CPU, 1000 on a GPU."""
+        return config.batch_size or (250 if evaluation.device_of(self.model).type == "cpu" else 1000)
+
+    def _save(self, results: Results) -> None:
+        if self.processes.rank == 0:
+            results.save(self.directory)
+
+    def _write_card(self) -> None:
+        if self.of_run and self.processes.rank == 0:
+            card.write(self.directory)
+
+
+def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
+    """Load MODEL and its data and check the whole request; nothing is measured or written yet.
+
+    spec: a run or model directory, a Hub id (with @revision), "hf-hub:ORG/NAME" for timm's own, or "module:callable" for
+    anyone's nn.Module.
+    """
+    accelerator = Accelerator()
+    set_threads(config.threads)
+    with accelerator.main_process_first():
+        model, name, directory = load_model(spec, config)
+        surrogate = load_model(config.surrogate, config)[0] if config.surrogate else None
+        piat = getattr(model, "piat", None)
+        trained = from_dict(TrainConfig, piat) if piat else None
+        split = evaluation_data(spec, config, trained)
+    classes = evaluation.class_count(model, split)
+    threat = config.threat_model(evaluation.trained_against(model))
+    for attack in config.attacks:
+        evaluation.suite(attack, threat, classes, config.step_size, config.seed, config.restarts)
+    output = Path(config.output) if config.output else directory or Path("results") / name
+    check_output(output)
+    own = Path(spec).is_dir() and output.resolve() == Path(spec).resolve()
+    if (output / "config.json").exists() and not own:
+        raise InputError(f"{output} holds another model; name another --output")
+    weights = weights_digest(model)
+    if config.mean:  # another question of the same weights
+        weights += f" behind mean {config.mean} std {config.std}"
+    facts = {"split": config.split, "seed": config.seed, "checkpoint": config.checkpoint, "weights": weights}
+    results = Results.of(split, threat, **facts)
+    results.resume(output, stopped=config.resume)
+    placed = model.to(accelerator.device).to(memory_format=torch.channels_last)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    least = (lambda t: accelerator.gather(t[None]).amin(0)) if world > 1 else Tensor.clone
+    processes = evaluation.Processes(rank, world, least)
+    return Evaluation(name, placed, split, results, output, own and trained is not None, surrogate, processes)
+
+
+def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) -> data.Split:
+    """The images to evaluate on: those asked for, else the test split of what the model was trained for."""
+    img_size = config.img_size or (trained.img_size if trained else None)
+    if config.dataset:
+        columns = (config.image_column, config.label_column)
+        found = data.load(config.dataset, config.split, *columns, img_size)
+    elif trained:
+        columns = (config.image_column or trained.image_column, config.label_column or trained.label_column)
+        found = data.load(trained.dataset, config.split, *columns, img_size)
+    else:
+        raise InputError(f"{spec} does not say what data it is for; name it with --dataset")
+    return found.first(config.n)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The sha256 of the weights file the model was loaded from; for a model from code, of its tensors in order."""
+    if known := getattr(model, "weights_sha256", None):
+        return str(known)
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_model(spec: str, config: EvalConfig | None = None) -> tuple[nn.Module, str, Path | None]:
+    """(model in eval mode, a name for it, its run directory if it is one) for MODEL as the commands take it.
+
+    A model from timm's Hub format gets its own normalisation in front, any model `config.mean` and `config.std`.
+    """
+    config, path = config or EvalConfig(), Path(spec)
+    run = None
+    if not path.is_dir() and spec.startswith("hf-hub:"):
+        _one_checkpoint(spec, config)
+        model, name = hub.from_timm(spec), spec.removeprefix("hf-hub:").replace("/", "-")
+    elif not path.is_dir() and re.fullmatch(r"[\w.]+:[\w.]+", spec):
+        _one_checkpoint(spec, config)
+        model, name = _from_code(spec), re.sub(r"[^\w.]", "-", spec)
+    elif path.is_file():
+        raise InputError(f"{spec} is a file; MODEL is a run directory, a model directory, a Hub id or module:callable")
+    else:
+        model = hub.from_pretrained(spec, checkpoint=config.checkpoint)
+        run = path if (path / "metrics.jsonl").exists() or (path / "results.json").exists() else None
+        name = path.resolve().name if path.is_dir() else spec.replace("/", "-")
+    if config.mean:
+        known = {k: getattr(model, k) for k in ("piat", "weights_sha256", "label_names") if hasattr(model, k)}
+        model = nn.Sequential(Normalize(torch.tensor(config.mean), torch.tensor(config.std)), model).eval()
+        for key, value in known.items():
+            setattr(model, key, value)
+    return model, name, run
+
+
+def _one_checkpoint(spec: str, config: EvalConfig) -> None:
+    if config.checkpoint != "last":
+        raise InputError(f"{spec} is one model, without a {config.checkpoint} checkpoint; leave out --checkpoint")
+
+
+def _from_code(spec: str) -> nn.Module:
+    """The nn.Module, or what the factory returns, at module:callable; the current directory is importable."""
+    module_name, _, attribute = spec.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"no model {spec!r}: {error}; give module:callable, importable from here") from error
+    try:
+        model = found if isinstance(found, nn.Module) else found()
+    except TypeError as error:
+        raise InputError(f"{spec} is no model and cannot be called without arguments ({error}); wrap it") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{spec} gives a {type(model).__name__}, not an nn.Module; point it at a model or its factory")
+    return model.eval()
+
+
+def predict(
+    spec: str, images: Sequence[str], checkpoint: str = "last"
+) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """(file, classes with their probabilities, likeliest first) for image files, resized to the model's input size.
+
+    InputError for a model without a known input size, or a file that is no image.
+    """
+    model = load_model(spec, EvalConfig(checkpoint=checkpoint))[0]  # type: ignore[arg-type]
+    shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if not shape:
+        raise InputError(f"{spec} does not say what images it takes; give a model that piat_hub saved")
+    pictures = [data.read_image(image, shape) for image in images]
+    for image, picture in zip(images, pictures, strict=True):
+        with evaluation.verdict_mode(model) as exact, torch.no_grad():
+            probabilities = exact.eval()(data.to_unit(picture[None])).softmax(1)[0].tolist()
+        names = getattr(model, "label_names", ()) or [str(k) for k in range(len(probabilities))]
+        yield image, sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1])
