@@ -223,6 +223,16 @@ def speed():
     return f"{machine(every[0])}:\n\n{markdown(lines, ['what', 'beside', 'fp32', 'bf16'])}"
 
 
+def bf16():
+    """Three methods trained in fp32 and in bf16."""
+    lines = []
+    for method in ("pgd_at", "nmse", "trades"):
+        for precision, folder in (("fp32", "cifar10-jpeg-methods"), ("bf16", "bf16")):
+            results = read(f"{folder}/{method}-none")
+            lines.append([method, precision, *(cell(results, attack) for attack in ("clean", "pgd20", "cw20"))])
+    return markdown(lines, ["method", "precision", "clean", "PGD-20", "CW-20"])
+
+
 def ratios(facts):
     """Median, least and most of an evaluation's turns."""
     each = [row["ratio"] for row in facts["rows"]]
