@@ -250,6 +250,10 @@ class TrainConfig:
 
     recipe: str = option("", "name of the recipe this started from", flag=None)
     backbone: str = option("cifar_resnet18", "timm model name; built for the data's classes and channels")
+    init_from: str | None = option(
+        None,
+        "start from a trained MODEL of this backbone, or imagenet for timm's own weights; other classes, a new head",
+    )
     dataset: str = option(
         "cifar10", "digits, cifar10, cifar100, svhn, a Hub id, or a directory that load_dataset reads"
     )

@@ -114,6 +114,26 @@ def from_pretrained(
     return model.to(device).eval()
 
 
+def start_from(model: Any, source: str) -> None:
+    """Give `model` the weights of a trained MODEL (see `from_pretrained`), but for a head of another class count.
+
+    model: built by `create_model`, of the same backbone and channels. InputError if anything but the head differs.
+    """
+    trained: Any = from_pretrained(source)
+    weights, own = trained.state_dict(), model.state_dict()
+    heads = model.pretrained_cfg["classifier"]
+    heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+    fits = {name: t for name, t in weights.items() if name in own and t.shape == own[name].shape}
+    wrong = sorted(name for name in own.keys() | weights.keys() if name not in fits and not name.startswith(heads))
+    if wrong:
+        built = trained.pretrained_cfg.get("architecture")
+        raise InputError(
+            f"the weights of {source} ({built}) do not fit this backbone at {wrong[0]!r}; "
+            "choose its --backbone and images of its channels and size"
+        )
+    model.load_state_dict(fits, strict=False)
+
+
 def from_timm(spec: str) -> nn.Module:
     """Any of timm's pretrained classifiers, "hf-hub:ORG/NAME", in eval mode and taking images in [0, 1].
 

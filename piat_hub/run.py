@@ -86,7 +86,8 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[No
     engine.shards(torch.arange(batch), accelerator.num_processes, config.accumulation)  # or InputError
 
     torch.manual_seed(config.seed)
-    model = make_backbone(config, whole)
+    begun = options.resume and (directory / "state").exists()  # its weights come from there
+    model = make_backbone(dataclasses.replace(config, init_from=None) if begun else config, whole)
     evaluation.class_count(model, whole)  # or InputError: a backbone that cannot take these images
     # convolutions run faster in channels_last; sums differ by rounding only
     model = model.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -191,15 +192,25 @@ def describe(split: data.Split, device: torch.device, options: RunOptions, compi
 
 
 def make_backbone(config: TrainConfig, split: data.Split) -> nn.Module:
-    """The configured backbone for a data set's classes, channels and image size. InputError where it cannot be built."""
+    """The configured backbone for a data set's classes, channels and image size, with `init_from`'s weights.
+
+    InputError where it cannot be built, or those weights do not fit.
+    """
     channels, height, width = split.shape
     known = timm.is_model(config.backbone.partition(".")[0])
     if height != width and known and not backbones.ours(config.backbone):
         raise InputError(
             f"{config.backbone} needs square images, {split.name} has {height}x{width}; resize them with --img-size"
         )
-    classes = len(split.label_names)
-    return backbones.create_model(config.backbone, num_classes=classes, in_chans=channels, img_size=height)
+    shape: dict[str, Any] = {"num_classes": len(split.label_names), "in_chans": channels, "img_size": height}
+    if config.init_from == "imagenet":
+        if backbones.ours(config.backbone):
+            raise InputError(f"{config.backbone} is ours and has no ImageNet weights; choose one of timm's --backbone")
+        return backbones.create_model(config.backbone, **shape, pretrained=True)
+    model = backbones.create_model(config.backbone, **shape)
+    if config.init_from:
+        hub.start_from(model, config.init_from)
+    return model
 
 
 def make_method(config: TrainConfig) -> methods.Method:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -13,11 +14,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from piat_hub import data, engine, evaluation, hub, methods, recipes, request, run
+from piat_hub import backbones, data, engine, evaluation, hub, methods, recipes, request, run
 from piat_hub.attacks import pgd
 from piat_hub.config import (
     Diverged,
@@ -487,3 +489,56 @@ def test_freed_memory_is_kept():
         shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         pages.append(int(shown.stdout))
     assert pages[0] > 5 * pages[1], pages
+
+
+def test_a_run_starts_from_a_trained_model_with_another_head(small_digits, do_train, tmp_path):
+    """Five classes of digits from a model of ten: the same weights but for the head, before the first step."""
+    do_train(small_digits(epochs=2), tmp_path / "ten")
+    digits = data.load("digits", "train")
+    for i in digits.labels.less(5).nonzero().flatten()[:150].tolist():
+        place = tmp_path / "d" / "train" / str(int(digits.labels[i])) / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.images[i, 0].numpy()).save(place)
+    config = small_digits(
+        dataset=str(tmp_path / "d"), init_from=str(tmp_path / "ten"), train_size=64, holdout=32, epochs=2
+    )
+    model = run.make_backbone(config, data.load(config.dataset, "train"))
+    source = load_file(tmp_path / "ten/model.safetensors")
+    assert model.num_classes == 5 and model.fc.weight.shape == (5, 64)
+    for name, tensor in model.state_dict().items():
+        assert name.startswith("fc.") or torch.equal(tensor, source[name]), name
+    do_train(config, tmp_path / "five")
+    assert json.loads((tmp_path / "five/config.json").read_text())["piat"]["init_from"] == str(tmp_path / "ten")
+    same = small_digits(init_from=str(tmp_path / "ten"))
+    whole = run.make_backbone(same, digits)
+    assert torch.equal(whole.fc.weight, source["fc.weight"])  # as many classes: the head comes too
+    shutil.rmtree(tmp_path / "ten")
+    do_train(config, tmp_path / "five", resume=True)  # a resumed run does not need where it came from
+
+
+def test_weights_that_do_not_fit_are_refused(small_digits, do_train, tmp_path):
+    do_train(small_digits(epochs=1, clean_epochs=0), tmp_path / "r")
+    for changes, message in (
+        ({"backbone": "cifar_resnet20"}, "cifar_resnet8. do not fit this backbone at"),
+        ({"init_from": "imagenet"}, "cifar_resnet8 is ours and has no ImageNet weights"),
+        ({"init_from": "nowhere"}, "no model 'nowhere'"),
+        ({"init_from": "imagenet", "backbone": "resnet18", "img_size": 32}, "its weights loaded"),
+    ):
+        config = small_digits(**({"init_from": str(tmp_path / "r")} | changes))
+        with pytest.raises(InputError, match=message):
+            do_train(config, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
+def test_imagenets_weights_are_timms(small_digits, monkeypatch):
+    """A file as timm would download it: where shapes fit, the run begins with it."""
+    source = timm.create_model("mobilenetv3_small_050", num_classes=1000)
+    save_file(source.state_dict(), "imagenet.safetensors")
+    overlay = {"file": "imagenet.safetensors", "hf_hub_id": None, "url": ""}
+    build = functools.partial(backbones.create_model, pretrained_cfg_overlay=overlay)
+    monkeypatch.setattr(backbones, "create_model", build)
+    config = small_digits(init_from="imagenet", backbone="mobilenetv3_small_050", img_size=32)
+    split = data.load("digits", "train")
+    model = run.make_backbone(config, dataclasses.replace(split, images=split.images[:4].expand(-1, 3, -1, -1)))
+    block = "blocks.1.0.conv_pw.weight"
+    assert torch.equal(model.state_dict()[block], source.state_dict()[block]) and model.num_classes == 10
