@@ -29,13 +29,14 @@ lint: .venv/ready
 # PEERS=DIR (checkouts TRADES, MART and GAIRAT), DATASET=DIR (32x32 images) and MODEL=RUN (a trained ResNet-20)
 TAKE := benchmarks/results
 bench: .venv/ready
-	mkdir -p $(TAKE) && rm -f $(TAKE)/step.jsonl
+	mkdir -p $(TAKE) && rm -f $(TAKE)/step.new
 	set -e; for precision in no bf16; do \
 	  for pair in trades:TRADES mart:MART gairat:GAIRAT pgd_at:GAIRAT; do \
 	    $(BIN)/python benchmarks/step.py --method $${pair%:*} --mixed-precision $$precision \
-	      $(if $(PEERS),--peer $(PEERS)/$${pair#*:}) --output $(TAKE)/step.jsonl; done; \
+	      $(if $(PEERS),--peer $(PEERS)/$${pair#*:}) --output $(TAKE)/step.new; done; \
 	  $(BIN)/python benchmarks/step.py --method trades --backbone resnet18 --batch-size 32 --mixed-precision $$precision \
-	    $(if $(PEERS),--peer $(PEERS)/TRADES) --output $(TAKE)/step.jsonl; done
+	    $(if $(PEERS),--peer $(PEERS)/TRADES) --output $(TAKE)/step.new; done
+	mv $(TAKE)/step.new $(TAKE)/step.jsonl
 	$(BIN)/python benchmarks/methods.py --output $(TAKE)/methods.json
 	$(BIN)/python benchmarks/scaling.py --output $(TAKE)/scaling.json
 	$(BIN)/python benchmarks/costs.py --output $(TAKE)/costs.json

@@ -2,7 +2,8 @@
 
 FLOPs of one update by torch's own formulas (products and convolutions), and the bytes that autograd keeps for backward, both
 of real updates at small batches: they grow linearly with the batch, so the difference of two batches is an image's share.
-Memory is that of the whole update: weights, gradient, momentum, PIAT's previous weights, the attack's twin, and activations.
+Memory is that of a run: weights, gradient, momentum, PIAT's previous weights, the copy that is checked each epoch, the attack's
+twin, and activations.
 """
 
 import argparse
@@ -96,11 +97,10 @@ def main():
                     row |= {"gflop": each[0] / 1e9, "mib": each[1] / 2**20, "weights_mib": small[2] / 2**20}
                 else:
                     row |= {"mib_checkpointed": each[1] / 2**20, "gflop_checkpointed": each[0] / 1e9}
-            # fp32 weights, gradient, momentum, PIAT's previous weights; the twin's in the precision of the attack
-            copies = 4 + (0.5 if args.mixed_precision != "no" else 1)
-            for batch in (128, 512):
-                for kind in ("mib", "mib_checkpointed"):
-                    row[f"gib_{batch}{kind[3:]}"] = (copies * row["weights_mib"] + batch * row[kind]) / 1024
+            # fp32 weights, gradient, momentum, PIAT's previous weights, the copy that is checked; the twin's in the attack's
+            copies = 5 + (0.5 if args.mixed_precision != "no" else 1)
+            for kind in ("mib", "mib_checkpointed"):
+                row[f"gib_128{kind[3:]}"] = (copies * row["weights_mib"] + 128 * row[kind]) / 1024
             rows.append(row)
             print({k: v if isinstance(v, str) else round(v, 3) for k, v in row.items()}, flush=True)
     facts = {"precision": args.mixed_precision, "steps": args.steps, "torch": torch.__version__}

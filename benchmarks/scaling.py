@@ -1,7 +1,7 @@
 """Training's images per second over processes: `python benchmarks/scaling.py --processes 1 2 [--output FILE]`.
 
 Each count is launched by torchrun and makes the engine's updates on one global batch, divided as a run divides it. On a
-CPU each process has one thread, unless --threads gives the only process more; on GPUs each process has its own.
+CPU each process has its share of the cores as threads; on GPUs each process has its own.
 """
 
 import argparse

@@ -190,15 +190,20 @@ def spread(values):
 
 
 def step():
-    """Every line of benchmarks/step.py that has a peer."""
+    """Every line of benchmarks/step.py; what needs a peer is a dash without one."""
     every = [json.loads(line) for line in (BENCHMARKS / "step.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = []
     for facts in every:
         rate, peak = facts["images_per_second"], facts["peak"]["convolution"]
         cells = [facts["method"], facts["backbone"].removeprefix("cifar_"), facts["batch_size"]]
         cells += [{"no": "fp32"}.get(facts["precision"], facts["precision"])]
-        cells += [f"{rate['ours']:.1f}", f"{rate['theirs']:.1f}", spread(facts["ratio"])]
-        cells += [f"{facts['loss']['ours']:.4f} / {facts['loss']['theirs']:.4f}", f"{facts['gradient_deviation']:.1e}"]
+        cells += [f"{rate['ours']:.1f}"]
+        if "ratio" in facts:
+            cells += [f"{rate['theirs']:.1f}", spread(facts["ratio"])]
+            losses = f"{facts['loss']['ours']:.4f} / {facts['loss']['theirs']:.4f}"
+            cells += [losses, f"{facts['gradient_deviation']:.1e}"]
+        else:
+            cells += ["-"] * 4
         lines.append([*map(str, cells), f"{facts['gflops']:.0f}", f"{facts['gflops'] / peak:.0%}"])
     headers = ["method", "backbone", "batch", "precision", "images/s", "authors'", "ratio (least to most)"]
     headers += ["loss, ours / theirs", "gradient", "GFLOP/s", "of convolution peak"]
@@ -213,8 +218,16 @@ def speed():
     lines, rows = [], {}
     for facts in every:
         key = f"{facts['method']}, {facts['backbone'].removeprefix('cifar_')}, batch {facts['batch_size']}"
-        rows.setdefault(key, {})[facts["precision"]] = spread(facts["ratio"])
-    lines += [[f"training, {name}", "authors' code", row["no"], row["bf16"]] for name, row in rows.items()]
+        rows.setdefault(key, {})[facts["precision"]] = spread(facts["ratio"]) if "ratio" in facts else "-"
+    lines += [
+        [
+            f"training, {name}",
+            "GAIRAT's code" if name.startswith("pgd_at") else "its authors' code",
+            row["no"],
+            row["bf16"],
+        ]
+        for name, row in rows.items()
+    ]
     for kind, name in (("torchattacks", "PGD-20"), ("autoattack", "AutoAttack")):
         facts = measured(f"evaluate-{kind}")
         peer = {"autoattack": "pyautoattack"}.get(kind, kind)

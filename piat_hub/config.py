@@ -335,7 +335,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how a run happens; decides nothing about what it learns (threads excepted: they order sums)."""
+    """Where and how a run happens; decides nothing about what it learns but by rounding (threads and compile order sums)."""
 
     output: str | None = option(None, "the run directory (default: runs/RECIPE)")
     resume: bool = option(False, "go on from the state in the run directory")

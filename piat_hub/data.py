@@ -138,20 +138,25 @@ class Split:
         settings["generator"] = torch.Generator()  # else it draws from the global one
         loader = DataLoader(_Decoder(self.images), batch_sampler=rows, collate_fn=_as_they_are, **settings)  # type: ignore[arg-type]
         for images, index in zip(loader, indices, strict=True):
+            if isinstance(images, InputError):
+                raise images
             yield images.to(self.labels.device, non_blocking=True), self.labels[index]
 
 
-class _Decoder(Dataset[Tensor]):
+class _Decoder(Dataset[Any]):
     """Encoded images as a DataLoader's worker takes them, a batch of rows at a time."""
 
     def __init__(self, images: Encoded) -> None:
         self.images = images
 
-    def __getitems__(self, rows: list[int]) -> Tensor:
-        return self.images.decode(rows)
+    def __getitems__(self, rows: list[int]) -> Tensor | InputError:
+        try:
+            return self.images.decode(rows)
+        except InputError as error:  # raised here, it would come back inside a worker's traceback
+            return error
 
 
-def _as_they_are(batch: Tensor) -> Tensor:
+def _as_they_are(batch: Tensor | InputError) -> Tensor | InputError:
     return batch
 
 

@@ -65,8 +65,8 @@ def train(
 
     Examples are crafted on the twin, or on the bare module; losses go through the wrapped one. All randomness of a step
     is drawn from a seed derived from (seed, epoch, step, rank), so a run can go on from any epoch with no generator
-    state. Nothing here waits for the device, but for the loss of one update earlier. Raises Diverged if a loss is not
-    finite: on a CPU before it touches the weights, on a GPU one update later.
+    state. Nothing here waits for the device, but for the loss of one update earlier, and for overflows under fp16.
+    Raises Diverged if a loss is not finite: on a CPU before it touches the weights, on a GPU one update later.
     """
     bare, standard = unwrap(model, accelerator), methods.get("standard")()
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -95,9 +95,9 @@ def train(
                             if ema:
                                 ema.step()
             yield Step(epoch, step, steps, len(order[step - 1]), losses.latest(len(share) * replays))
-        lam = interpolation.step(to_unit(split.images[index]) for index in order) if interpolation else 0.0
+        lam = interpolation.step(to_unit(x) for x, _ in split.feed(order)) if interpolation else 0.0
         if swa:
-            swa.step(to_unit(split.images[index]) for index in order)
+            swa.step(to_unit(x) for x, _ in split.feed(order))
         yield Epoch(epoch, lam, lr, losses.mean())
 
 

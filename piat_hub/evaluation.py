@@ -171,7 +171,7 @@ def measure(
 
     Verdicts are fp32 with TF32 off and the model's own; the attacks run on its twin. A batch's randomness is derived
     from (seed, attack, stage, batch), so an evaluation that goes on from a saved state, or runs in any number of
-    processes, ends with the same verdicts.
+    processes, ends with the same verdicts, as long as the device's memory takes whole batches (halves start elsewhere).
     """
     device = device_of(model)
     images, labels = split.images.to(device), split.labels.to(device)
@@ -230,6 +230,18 @@ def twin_of(model: nn.Module, x: Tensor) -> nn.Module:
     return twin if twin.folded else model
 
 
+def stands(model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Tensor) -> Tensor:
+    """(B,) bool: the model's class is still y after the stage on `attacked`.
+
+    Where that one is misled and by a rounding the model is not, the stage is run again, on the model itself.
+    """
+    x_adv = stage(attacked, x, y)
+    standing = correct(model, x_adv, y)
+    if attacked is not model and (again := standing & ~correct(attacked, x_adv, y)).any():
+        standing[again] = correct(model, stage(model, x[again], y[again]), y[again])
+    return standing
+
+
 def survives(
     model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Tensor, most: int, seed: int
 ) -> tuple[Tensor, int]:
@@ -241,7 +253,7 @@ def survives(
         torch.manual_seed(seed)
         try:
             parts = zip(x.split(most), y.split(most), strict=True)
-            return torch.cat([correct(model, stage(attacked, *part), part[1]) for part in parts]), most
+            return torch.cat([stands(model, attacked, stage, *part) for part in parts]), most
         except torch.OutOfMemoryError:
             if (most := min(most, len(x)) // 2) < 1:
                 raise

@@ -121,7 +121,7 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[No
     if options.tracker != "none":
         accelerator.init_trackers("piat_hub", flat(to_dict(config)))
 
-    yield Notice(describe(train_split, accelerator.device, options, compiled))
+    yield Notice(describe(train_split, whole, accelerator.device, options, compiled))
     threat, crafting = config.threat_model, config.attack
     budget: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm}
     attack = partial(pgd, **budget, step_size=crafting.step_size, steps=crafting.steps)
@@ -179,13 +179,14 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[No
         accelerator.end_training()
 
 
-def describe(split: data.Split, device: torch.device, options: RunOptions, compiled: bool) -> str:
+def describe(split: data.Split, whole: data.Split, device: torch.device, options: RunOptions, compiled: bool) -> str:
     """Where the training images are and what is compiled, in one line."""
-    mib = f"{math.prod(split.images.shape) / 2**20:,.1f} MiB decoded"
+    mib, limit = 2**20, f"{options.device_data_limit:g} GiB"
     if isinstance(split.images, data.Encoded):
-        line = f"data: {len(split):,} images are streamed: {mib}, --device-data-limit {options.device_data_limit:g} GiB"
+        size = f"{math.prod(whole.images.shape) / mib:,.1f} MiB"
+        line = f"data: {len(split):,} images are streamed; decoded, {whole.name} takes {size}, the limit is {limit}"
     else:
-        line = f"data: {len(split):,} images on {device}, {mib}"
+        line = f"data: {len(split):,} images on {device}, {math.prod(split.images.shape) / mib:,.1f} MiB decoded"
     if options.compile:
         line += "; attack and update are compiled" if compiled else "; not compiled: on a CPU it does not pay"
     return line
@@ -275,7 +276,7 @@ def set_threads(threads: int | None) -> int:
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-3, 2**30) or libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, and the most that an older glibc takes
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return torch.get_num_threads()

@@ -281,5 +281,6 @@ def test_a_stream_names_the_row_that_is_wrong(tmp_path):
         split = data.load(folder, "train", limit=0)
         with pytest.raises(InputError, match=message):
             split.images[torch.arange(5)]
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=message) as caught:
             list(split.feed([torch.arange(5)]))
+        assert "\n" not in str(caught.value) and "worker" not in str(caught.value)

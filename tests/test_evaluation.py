@@ -408,3 +408,17 @@ def test_what_cannot_be_copied_is_attacked_as_it_is():
     model = Locked()
     assert evaluation.twin_of(model, torch.rand(2, 3, 2, 2)) is model
     assert evaluate(model, bright(), ["pgd20"]).verdicts["pgd20"].tolist() == standing(8 / 255)
+
+
+def test_where_only_the_twin_is_misled_the_model_itself_is_attacked():
+    """A twin that calls everything wrong lets all images leave at once, unharmed: the stage goes on with the model."""
+    split = bright()
+    attack = functools.partial(ATTACKS["pgd"], eps=8 / 255, step_size=2 / 255, steps=20, leave=True)
+
+    class Opposite(Threshold):
+        def forward(self, x):
+            return -super().forward(x)
+
+    x, y = to_unit(split.images), split.labels
+    found = evaluation.stands(Threshold(), Opposite(), attack, x, y)
+    assert found.tolist() == standing(8 / 255)

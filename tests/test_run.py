@@ -457,7 +457,7 @@ def test_a_streamed_run_is_the_run_from_memory(small_digits, tmp_path):
         said[name] = events[0].text
     assert bytes_of(Path("whole")) == bytes_of(Path("streamed"))
     assert said["whole"] == "data: 128 images on cpu, 0.0 MiB decoded"
-    assert said["streamed"] == "data: 128 images are streamed: 0.0 MiB decoded, --device-data-limit 0 GiB"
+    assert said["streamed"] == "data: 128 images are streamed; decoded, d takes 0.0 MiB, the limit is 0 GiB"
 
 
 def test_checkpointed_gradients_and_compile_on_a_cpu_change_nothing(small_digits, tmp_path):

@@ -49,13 +49,14 @@ def same(model, twin, x):
 def test_logits_and_gradients_are_the_models(name):
     model, x = small(name), torch.rand(2, 3, 32, 32, dtype=torch.float64)
     before = copy.deepcopy(model.state_dict())
-    modes = [m.training for m in model.modules()]
+    modes = [m.training for m in model.train().modules()]
     twin = Twin(model, x)
     norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in twin.modules())
     assert norms == NORMS_THAT_STAY[name] and twin.folded
-    assert same(model.eval(), twin, x)
+    assert [m.training for m in model.modules()] == modes and all(modes)
+    assert same(model, twin, x)
     assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
-    assert not any(p.requires_grad for p in twin.parameters()) and all(modes)
+    assert not any(p.requires_grad for p in twin.parameters())
 
 
 def test_refresh_follows_an_optimizer_in_place():
@@ -130,5 +131,33 @@ def test_bf16_is_close_and_keeps_norms_in_fp32():
 def test_a_model_without_batchnorm_is_copied():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 5))
     x = torch.rand(2, 3, 8, 8)
+    twin = Twin(model, x)
+    assert not twin.folded and torch.equal(twin(x), model.eval()(x))
+
+
+class Gated(nn.Module):
+    """What a layer gives goes on beside its norm too, through a gate that is closed at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.gate = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Parameter(torch.zeros(1))
+        self.more = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        z = self.conv(x)
+        return self.more(self.norm(z) + self.gate * z).mean((2, 3))
+
+
+def test_a_gate_that_is_closed_at_first_is_seen_and_the_other_pair_folds():
+    model, x = Gated(), torch.rand(2, 3, 8, 8)
+    assert followers(model, x) == [("conv", "norm"), ("more.0", "more.1")]
+    twin = Twin(model, x)
+    with torch.no_grad():
+        model.gate.fill_(1.0)
+    assert len(twin.folded) == 1 and torch.allclose(twin.refresh()(x), model.eval()(x), atol=1e-6)
+
+
+def test_a_norm_over_another_axis_than_the_layers_stays():
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(3), nn.Flatten()), torch.rand(2, 3, 4)
     twin = Twin(model, x)
     assert not twin.folded and torch.equal(twin(x), model.eval()(x))
