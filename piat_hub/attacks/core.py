@@ -97,6 +97,8 @@ def ascend(
             noisy = x_adv + noise * torch.randn_like(x) if noise else x_adv
             moved = climb(noisy, gradient, x, eps, step_size, norm).clamp(0, 1)
             x_adv = moved if moving is None else torch.where(_per_image(moving, x), moved, x_adv)
+    if not leave:
+        return x_adv.detach()
     final[place] = x_adv.detach()
     return final
 

@@ -104,10 +104,8 @@ class Twin(nn.Module):
 def followers(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     """(layer, BatchNorm) by name wherever the norm takes just what the layer gave, and both are called once for `x`."""
     model = copy.deepcopy(model).eval()
-    given: dict[
-        str, list[tuple[int, int]]
-    ] = {}  # what each layer gave, and each norm took: (a tensor's id, its version)
-    taken: dict[str, list[tuple[int, int]]] = {}
+    given: dict[str, list[tuple[int, int]]] = {}  # what each layer gave: (the tensor's id, its version)
+    taken: dict[str, list[tuple[int, int]]] = {}  # what each norm took
     keep = []
 
     def see(calls: dict[str, list[tuple[int, int]]], name: str, tensor: Tensor) -> None:
