@@ -212,6 +212,15 @@ def step():
     return f"{text}\n\nPIAT's interpolation of a ResNet-18 takes {share:.5%} of an epoch of 50,000 such images."
 
 
+def compiled():
+    """The same update, plain and compiled."""
+    lines = []
+    for facts in map(json.loads, (BENCHMARKS / "compile.jsonl").read_text(encoding="utf-8").splitlines()):
+        rate = facts["images_per_second"]["ours"]
+        lines.append([facts["compile"] or "no", f"{rate:.1f}", f"{facts['gflops']:.0f}", machine(facts)])
+    return markdown(lines, ["compile", "images/s", "GFLOP/s", "machine"])
+
+
 def speed():
     """README's short table."""
     every = [json.loads(line) for line in (BENCHMARKS / "step.jsonl").read_text(encoding="utf-8").splitlines()]
