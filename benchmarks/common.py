@@ -1,5 +1,6 @@
 """What the benchmarks share: a clock, a count of floating-point operations, the device's peak."""
 
+import statistics
 import time
 
 import torch
@@ -16,6 +17,16 @@ def seconds(work):
     work()
     wait()
     return time.perf_counter() - start
+
+
+def beside(times, base):
+    """{name: median seconds, and the median, least and most of its ratio to `base` within a round}."""
+    figures = {}
+    for name, each in times.items():
+        ratios = [a / b for a, b in zip(each, times[base], strict=True)]
+        row = {"seconds": statistics.median(each), "ratio": statistics.median(ratios)}
+        figures[name] = row | {"lowest": min(ratios), "highest": max(ratios)}
+    return figures
 
 
 class Flops(TorchDispatchMode):

@@ -8,13 +8,12 @@ and streamed as a data set that does not fit is. The sides take turns.
 
 import argparse
 import json
-import statistics
 from datetime import date
 from pathlib import Path
 
 import datasets
 import torch
-from common import seconds
+from common import beside, seconds
 from tabulate import tabulate
 from torchvision import transforms
 
@@ -59,11 +58,7 @@ def main():
             took = seconds(one)
             if number:  # the first round warms up
                 times[name].append(took)
-    rows = []
-    for name, each in times.items():
-        ratios = [t / base for t, base in zip(each, times["ours, from memory"], strict=True)]
-        row = {"pass": name, "seconds": statistics.median(each), "ratio": statistics.median(ratios)}
-        rows.append(row | {"lowest": min(ratios), "highest": max(ratios)})
+    rows = [{"pass": name} | row for name, row in beside(times, "ours, from memory").items()]
     facts = {"dataset": whole.name, "images": args.images, "rounds": args.rounds, "rows": rows}
     facts |= {"device": device_name(torch.device("cpu")), "torch": torch.__version__, "date": date.today().isoformat()}
     print(f"{args.images} images of {whole.name}, {args.rounds} rounds, {facts['device']}")

@@ -6,14 +6,13 @@ that a machine that is busy for a while slows both sides. Free-AT's update is on
 
 import argparse
 import json
-import statistics
 from datetime import date
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from common import seconds
+from common import beside, seconds
 from tabulate import tabulate
 
 from piat_hub import create_model, engine, methods
@@ -73,11 +72,7 @@ def main():
             if number:  # the first round warms up
                 times[name].append(took)
 
-    rows = []
-    for name, each in times.items():
-        ratios = [a / b for a, b in zip(each, times["pgd_at"], strict=True)]
-        row = {"name": name, "seconds": statistics.median(each), "ratio": statistics.median(ratios)}
-        rows.append(row | {"lowest": min(ratios), "highest": max(ratios)})
+    rows = [{"name": name} | row for name, row in beside(times, "pgd_at").items()]
     facts = {"backbone": args.backbone, "batch_size": args.batch_size, "steps": args.steps, "rounds": args.rounds}
     facts |= {"device": device_name(accelerator.device), "torch": torch.__version__}
     facts |= {"date": date.today().isoformat(), "rows": rows}

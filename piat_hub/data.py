@@ -162,8 +162,13 @@ def _as_they_are(batch: Tensor | InputError) -> Tensor | InputError:
 
 def workers() -> int:
     """Threads or processes that decode for this process: its share of the cores, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return min(8, cores())
+
+
+def cores() -> int:
+    """This process's share of the machine's cores, at least 1."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def load(

@@ -77,9 +77,9 @@ def train(
         objective, gamma = (standard, None) if clean else (method, config.awp)
         replays = getattr(objective, "replays", 1)
         order = list(batches(len(split), config.batch_size, config.seed, epoch))
-        shares = [shards(index, world, config.accumulation)[:, rank] for index in order]
+        shares = [shards(each, world, config.accumulation)[:, rank] for each in order]
         feed = split.feed([micro for share in shares for micro in share])
-        for step, share in enumerate(shares, 1):
+        for step, (index, share) in enumerate(zip(order, shares, strict=True), 1):
             torch.manual_seed(derived_seed(config.seed, epoch, step, rank))
             lr = set_lr(optimizer, config.lr_at((epoch - 1 + step / steps) / config.epochs))
             for images, y in itertools.islice(feed, len(share)):
@@ -94,7 +94,7 @@ def train(
                             average_buffers(bare, accelerator)
                             if ema:
                                 ema.step()
-            yield Step(epoch, step, steps, len(order[step - 1]), losses.latest(len(share) * replays))
+            yield Step(epoch, step, steps, len(index), losses.latest(len(share) * replays))
         lam = interpolation.step(to_unit(x) for x, _ in split.feed(order)) if interpolation else 0.0
         if swa:
             swa.step(to_unit(x) for x, _ in split.feed(order))

@@ -179,6 +179,7 @@ def measure(
         classes = class_count(exact, split)
         request = (results.threat_model, classes, step_size, results.seed, restarts)
         todo = {a: suite(a, *request) for a in ("clean", *attacks)}
+        attacked: nn.Module | None = None
         for name, attack in todo.items():
             if name in results.verdicts:
                 differs = [k for k, v in attack.facts.items() if results.attacks[name].get(k) != v]
@@ -198,7 +199,7 @@ def measure(
             else:
                 results.running = _take_up(name, attack, batch_size, results)
                 now = results.running
-                attacked = twin_of(exact, to_unit(images[:2]))
+                attacked = attacked or twin_of(exact, to_unit(images[:2]))
                 asked = (images, labels, attack, now, results.seed, lambda: save(results), processes)
                 yield from _attack(exact, attacked, *asked)
                 now, results.running = results.running, None

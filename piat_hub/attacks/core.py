@@ -76,7 +76,8 @@ def ascend(
     x, velocity = x.detach(), torch.zeros_like(x)
     x_adv = x + uniform(x, eps) if start == "uniform" else x + float(start) * torch.randn_like(x)
     x_adv = project(x_adv, x, eps).clamp(0, 1)
-    final, place = x_adv.clone(), torch.arange(len(x), device=x.device)  # place: where each image stands in the batch
+    final = x_adv.clone() if leave else x_adv
+    place = torch.arange(len(x), device=x.device)  # where each image stands in the batch
     with attack_mode(model) as frozen, torch.enable_grad():
         for k in range(steps):
             x_adv.requires_grad_()

@@ -1,7 +1,7 @@
 """The model that an attack sees: a frozen copy in eval mode, BatchNorm folded into the layers before it.
 
 In eval mode a BatchNorm is a fixed affine map of each channel, so the layer before it can take it over: the function
-stays the same to rounding, and a good part of a small network's memory traffic is gone.
+stays the same to rounding, and its pass over every activation is saved.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Twin(nn.Module):
         super().__init__()
         self.dtype: torch.dtype | None = None
         pairs = followers(model, x)
-        if not self._exact(model, pairs, x):  # something else uses what a layer gives
+        if pairs and not self._exact(model, pairs, x):  # something else uses what a layer gives
             pairs = [pair for pair in pairs if self._exact(model, [pair], x)]
         self.dtype = dtype
         self._build(model, pairs)
