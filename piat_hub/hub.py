@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -12,12 +11,11 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
 import piat_hub.backbones  # noqa: F401  registers our architectures with timm
+from piat_hub import tensors
 from piat_hub.config import WEIGHTS, InputError, TrainConfig, nearest, to_dict, whole_file
 from piat_hub.small_image import Normalize
 
@@ -66,8 +64,7 @@ def save_config(
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the model's parameters and buffers as safetensors; the file appears whole or not at all."""
-    with whole_file(path) as scratch:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, scratch)
+    tensors.save(model.state_dict(), path)
 
 
 def from_pretrained(
@@ -108,7 +105,7 @@ def from_pretrained(
     config = read_config(config_file)
     model = _build(config, str(config_file))
     load_weights(model, weights_file)
-    model.weights_sha256 = hashlib.sha256(weights_file.read_bytes()).hexdigest()
+    model.weights_sha256 = tensors.file_digest(weights_file)
     model.label_names = tuple(config.get("label_names") or ())
     model.piat = config.get("piat") or {}
     return model.to(device).eval()
@@ -197,19 +194,13 @@ def _build(config: Mapping[str, Any], source: str) -> Any:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors file into the model: the same names and shapes exactly, or InputError."""
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-            raise InputError(f"{path} is a pickle, not safetensors; pickles can run code and are never read") from error
-        raise InputError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from error
-    expected = model.state_dict()
-    for what, names in (("lacks", set(expected) - set(tensors)), ("has the extra", set(tensors) - set(expected))):
+    """Load a safetensors file into the model: whole, the same names and shapes exactly, or InputError."""
+    weights, expected = tensors.load(path)[0], model.state_dict()
+    for what, names in (("lacks", set(expected) - set(weights)), ("has the extra", set(weights) - set(expected))):
         if names:
             raise InputError(f"{path} {what} tensor {sorted(names)[0]!r}: it does not belong to this architecture")
-    for name, tensor in tensors.items():
+    for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             shapes = f"{list(tensor.shape)}, the architecture wants {list(expected[name].shape)}"
             raise InputError(f"{path}: {name!r} has shape {shapes}; config.json and weights do not belong together")
-    model.load_state_dict(tensors)
+    model.load_state_dict(weights)

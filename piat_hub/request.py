@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import math
 import re
@@ -17,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from piat_hub import card, checks, data, evaluation, hub
+from piat_hub import card, checks, data, evaluation, hub, tensors
 from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number, pixels
 from piat_hub.results import Results
 from piat_hub.run import check_output, set_threads
@@ -157,14 +156,8 @@ def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) 
 
 
 def weights_digest(model: nn.Module) -> str:
-    """The sha256 of the weights file the model was loaded from; for a model from code, of its tensors in order."""
-    if known := getattr(model, "weights_sha256", None):
-        return str(known)
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """The sha256 of the weights file the model was loaded from; for a model from code, of its tensors."""
+    return str(getattr(model, "weights_sha256", None) or tensors.digest(model.state_dict()))
 
 
 def load_model(spec: str, config: EvalConfig | None = None) -> tuple[nn.Module, str, Path | None]:

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from piat_hub import hub, methods
-from piat_hub.config import WEIGHTS, InputError, TrainConfig, to_dict, whole_file
+from piat_hub import hub, methods, tensors
+from piat_hub.config import WEIGHTS, InputError, TrainConfig, to_dict
 
 
 class PerProcess:
@@ -53,13 +51,11 @@ class State:
 
     def save(self, epoch: int, best: dict[str, Any] | None, collected: dict[str, Any]) -> None:
         """Write what was collected after `epoch`."""
-        tensors: dict[str, Tensor] = {}
-        facts = {"schema": 2, "epoch": epoch, "best": best, "config": to_dict(self.config)}
-        facts["parts"] = without_tensors(collected, tensors)
+        found: dict[str, Tensor] = {}
+        facts = {"schema": 3, "epoch": epoch, "best": best, "config": to_dict(self.config)}
+        facts["parts"] = without_tensors(collected, found)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        with whole_file(self.path) as scratch:
-            save_file(whole, scratch, metadata={"piat": json.dumps(facts)})
+        tensors.save(found, self.path, json.dumps(facts))
 
     def load(self) -> tuple[int, dict[str, Any] | None]:
         """Restore everything; returns (epochs done, best metrics), (0, None) for a run killed in its first epoch.
@@ -77,14 +73,13 @@ class State:
             self._same_config(hub.read_config(self.directory / "config.json").get("piat") or {})
             return 0, None
         try:
-            with safe_open(self.path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["piat"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if facts["schema"] != 2:
-                raise KeyError(f"schema {facts['schema']}, this version writes 2")
-            saved = with_tensors(facts["parts"], tensors)
+            found, text = tensors.load(self.path)
+            facts = json.loads(text)
+            if facts["schema"] != 3:
+                raise KeyError(f"schema {facts['schema']}, this version writes 3")
+            saved = with_tensors(facts["parts"], found)
             epoch, best, config = facts["epoch"], facts["best"], facts["config"]
-        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (InputError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(
                 f"{self.path} is not a whole state of a run ({error}); move it away to start again"
             ) from error
@@ -103,25 +98,25 @@ class State:
                 )
 
 
-def without_tensors(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """A state_dict as JSON can hold it: each tensor goes to `tensors` under its path, {"tensor": path} in its place."""
+def without_tensors(value: Any, found: dict[str, Tensor], path: str = "") -> Any:
+    """A state_dict as JSON can hold it: each tensor goes to `found` under its path, {"tensor": path} in its place."""
     if isinstance(value, Tensor):
-        tensors[path] = value
+        found[path] = value
         return {"tensor": path}
     if isinstance(value, Mapping):
-        return {str(k): without_tensors(v, tensors, f"{path}/{k}" if path else str(k)) for k, v in value.items()}
+        return {str(k): without_tensors(v, found, f"{path}/{k}" if path else str(k)) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [without_tensors(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]
+        return [without_tensors(v, found, f"{path}/{i}") for i, v in enumerate(value)]
     return value
 
 
-def with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def with_tensors(value: Any, found: Mapping[str, Tensor]) -> Any:
     """The inverse of `without_tensors`; an optimizer's keys are numbers again."""
     if isinstance(value, dict) and set(value) == {"tensor"}:
-        return tensors[value["tensor"]]
+        return found[value["tensor"]]
     if isinstance(value, dict):
-        return {int(k) if k.isdigit() else k: with_tensors(v, tensors) for k, v in value.items()}
-    return [with_tensors(v, tensors) for v in value] if isinstance(value, list) else value
+        return {int(k) if k.isdigit() else k: with_tensors(v, found) for k, v in value.items()}
+    return [with_tensors(v, found) for v in value] if isinstance(value, list) else value
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "attacks": {"config"},
     "interpolation": {"config"},
     "awp": set(),
+    "tensors": {"config"},
     "data": {"config"},
     "small_image": {"config"},
     "backbones": {"config", "small_image"},
@@ -23,14 +24,14 @@ MAY_IMPORT = {
     "evaluation": {"config", "attacks", "data", "results"},
     "checks": {"config", "attacks", "data", "evaluation"},
     "card": {"config", "recipes"},
-    "hub": {"config", "small_image", "backbones", "card"},
+    "hub": {"config", "tensors", "small_image", "backbones", "card"},
     "figures": {"config", "attacks", "data", "results", "evaluation", "card"},
-    "state": {"config", "methods", "hub"},
+    "state": {"config", "tensors", "methods", "hub"},
     "run": {
         *("config", "attacks", "interpolation", "data", "backbones", "methods"),
         *("engine", "evaluation", "hub", "state"),
     },
-    "request": {"config", "data", "small_image", "evaluation", "results", "checks", "card", "hub", "run"},
+    "request": {"config", "data", "small_image", "evaluation", "results", "checks", "card", "hub", "run", "tensors"},
 }
 ANYTHING = {"cli", "__init__", "__main__"}
 

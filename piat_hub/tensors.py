@@ -1,0 +1,66 @@
+"""Tensors on disk: safetensors files whose header carries a checksum of what follows it. No pickle is read or written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from piat_hub.config import InputError, whole_file
+
+
+def save(tensors: Mapping[str, Tensor], path: Path, facts: str = "") -> None:
+    """Write named tensors, and a text about them; the file appears whole or not at all."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = json.dumps({"sha256": digest(whole, facts), "facts": facts})
+    with whole_file(path) as scratch:
+        save_file(whole, scratch, metadata={"piat": header})  # safetensors writes several entries in random order
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], str]:
+    """(tensors by name, the text saved with them, or ""), on the CPU.
+
+    InputError unless the file is whole: what it holds must be what its checksum says, where it has one (others' files
+    have none).
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("piat")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+            raise InputError(f"{path} is a pickle, not safetensors; pickles can run code and are never read") from error
+        raise InputError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from error
+    if header is None:
+        return tensors, ""
+    try:
+        known = json.loads(header)
+        if known["sha256"] != digest(tensors, known["facts"]):
+            raise ValueError("its content is not what its checksum says")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}); fetch or write it again") from error
+    return tensors, known["facts"]
+
+
+def digest(tensors: Mapping[str, Tensor], facts: str = "") -> str:
+    """The sha256 of names, types, shapes and bytes in the order of the names, then of `facts`."""
+    summed = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        summed.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        content = tensor.detach().cpu().contiguous()
+        flat = content.as_strided((content.numel(),), (1,))  # one element may have any stride, and then no view
+        summed.update(flat.view(torch.uint8).numpy().data)
+    summed.update(facts.encode())
+    return summed.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file as it lies there, which is also what the Hub shows for it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
