@@ -13,6 +13,7 @@ os.environ |= {
     "MPLBACKEND": "agg",
     "OMP_NUM_THREADS": "1",
 }
+os.environ.pop("HF_TOKEN", None)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
