@@ -14,7 +14,8 @@ from typing import Any
 import timm
 import torch
 from timm.models import generate_default_cfgs, is_model_in_modules, load_pretrained, register_model
-from timm.models._builder import resolve_pretrained_cfg
+from timm.models._builder import pretrained_cfg_for_features, resolve_pretrained_cfg
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from piat_hub.config import InputError
@@ -43,26 +44,26 @@ def stem_patches(size: int) -> dict[str, Any]:
 
 
 def at(*prefixes: str) -> Callable[[nn.Module], None]:
-    """A rule that takes out every stride below these submodules."""
+    """A rule that takes out every stride below these submodules, a factor of 4 in all."""
 
     def rule(model: nn.Module) -> None:
         for prefix in prefixes:
             take_out_strides(model, prefix)
+        divide_reductions(model)
 
     return rule
 
 
 def mobile(model: nn.Module) -> None:
     """EfficientNet, MobileNet and their kin: the stem, and the first block that halves."""
-    take_out_strides(model, "conv_stem")
     strided = [n for n, m in model.named_modules() if n.startswith("blocks.") and steps(m)]
-    take_out_strides(model, ".".join(strided[0].split(".")[:3]))
+    at("conv_stem", ".".join(strided[0].split(".")[:3]))(model)
 
 
 def overlapping(model: nn.Module) -> None:
     """ConvNeXt's overlapping stems, which take no patch size."""
     if not unpadded(model):
-        take_out_strides(model, "stem")
+        at("stem")(model)
 
 
 def vgg(model: nn.Module) -> None:
@@ -122,6 +123,12 @@ def take_out_strides(model: nn.Module, prefix: str) -> None:
             model.set_submodule(path, nn.Identity())
 
 
+def divide_reductions(model: Any) -> None:
+    """What timm records of its features, once the image keeps the resolution that timm quarters first."""
+    for info in model.feature_info:
+        info["reduction"] = max(1, info["reduction"] // 4)
+
+
 class Normalize(nn.Module):
     """(x - mean) / std of images (B, C, H, W) in [0, 1], before the stem's convolution."""
 
@@ -135,6 +142,11 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+def normalized(conv: nn.Module, mean: Tensor, std: Tensor) -> nn.Sequential:
+    """A convolution that takes images in [0, 1] and pads them, where it does, after their normalisation."""
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), conv=conv))
 
 
 def build(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -220,8 +232,7 @@ def normalize_before(model: Any) -> None:
     """A `Normalize` before each first convolution; exact also where that pads."""
     paths = first_convolutions(model)
     for path in paths:
-        layers = OrderedDict(normalize=Normalize(*statistics(model)), conv=model.get_submodule(path))
-        model.set_submodule(path, nn.Sequential(layers))
+        model.set_submodule(path, normalized(model.get_submodule(path), *statistics(model)))
     first = tuple(f"{path}.conv" for path in paths)
     model.pretrained_cfg["first_conv"] = model._traits["first_conv"] = first[0] if len(first) == 1 else first
 
@@ -234,6 +245,25 @@ def fold_normalization(model: Any) -> None:
         conv = model.get_submodule(path)
         conv.weight.div_(std)
         conv.bias.sub_((conv.weight * mean).sum((1, 2, 3)))
+
+
+def features(model: Any, out_indices: int | Sequence[int] | None = None) -> nn.Module:
+    """timm's FeatureGetterNet over an adapted model, which it prunes: images to a list of features (B, C, H, W).
+
+    out_indices: which of the model's `feature_info`, or the last so many; None as in timm, every stage, but the last
+    three blocks of a transformer that has no stages. InputError for those that there are not.
+    """
+    known = len(model.feature_info)
+    if out_indices is None:
+        staged = len({info["reduction"] for info in model.feature_info}) > 1
+        out_indices = known if staged else min(3, known)
+    try:
+        net: Any = FeatureGetterNet(model, out_indices)
+    except (AssertionError, IndexError) as error:
+        raise InputError(f"out_indices {out_indices} are not among its {known} features; count them from 0") from error
+    net.pretrained_cfg = net.default_cfg = pretrained_cfg_for_features(model.pretrained_cfg)
+    net.in_chans, net._traits = model.in_chans, model._traits
+    return net
 
 
 default_cfgs = generate_default_cfgs({"small_image.untrained": {"input_size": (3, 32, 32), "pool_size": None}})
@@ -250,8 +280,8 @@ def small_image(
     **kwargs: Any,
 ) -> nn.Module:
     """`build` as a timm model, so that config.json rebuilds it: timm.create_model("small_image", base=…, img_size=…)."""
-    if kwargs.pop("features_only", False):
-        raise InputError("small_image has no features_only; use the model's forward_intermediates")
+    features_only = kwargs.pop("features_only", False)
+    out_indices = kwargs.pop("out_indices", None) if features_only else None
     kwargs.pop("pretrained_model_args", None)
     if pretrained and not pretrained_cfg:
         source = {"pretrained_cfg_overlay": pretrained_cfg_overlay, "cache_dir": cache_dir}
@@ -265,4 +295,4 @@ def small_image(
         if pretrained:
             shape = {"num_classes": model.num_classes, "in_chans": model.in_chans}
             load_pretrained(model, pretrained_cfg=model.pretrained_cfg, cache_dir=cache_dir, **shape)
-    return model
+    return features(model, out_indices) if features_only else model

@@ -1,4 +1,4 @@
-"""backbones.py: parameter counts of the literature, the small-image stem, other channels and classes, timm's registry."""
+"""backbones.py: parameter counts of the literature, the small-image stem, features, normalisation inside, timm's registry."""
 
 import copy
 
@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 import piat_hub
-from piat_hub import backbones, create_model
+from piat_hub import backbones, create_model, hub
 from piat_hub.config import InputError
 
 COUNTS = {
     "cifar_resnet18": 11_173_962,
+    "cifar_preact_resnet18": 11_172_170,
+    "cifar_wrn_28_10": 36_479_194,
     "cifar_wrn_32_10": 46_160_474,
     "cifar_resnet20": 272_474,
     "cifar_resnet8": 78_042,
@@ -30,7 +32,20 @@ def test_resnet20_is_the_papers_270_thousand_plus_projections():
     assert 272_474 - (16 * 32 + 2 * 32 + 32 * 64 + 2 * 64) == 269_722  # He et al. 2016, Table 6: 0.27 M
 
 
-@pytest.mark.parametrize(("name", "stride"), [("cifar_resnet18", 8), ("cifar_resnet20", 4), ("cifar_wrn_32_10", 4)])
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "count"),
+    [("cifar_wrn_28_10", 5, 320, 184_531_674), ("cifar_wrn_28_10", 11, 256, 266_796_506)],
+)
+def test_other_depths_and_widths(name, layers, width, count):
+    with torch.device("meta"):  # WRN-34-20 and WRN-70-16
+        model = timm.create_model(name, layers=[layers] * 3, channels=[width, 2 * width, 4 * width])
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+STRIDES = {"cifar_resnet18": 8, "cifar_resnet20": 4, "cifar_preact_resnet18": 8, "cifar_wrn_32_10": 4}
+
+
+@pytest.mark.parametrize(("name", "stride"), STRIDES.items())
 def test_total_stride_and_stem(name, stride):
     with torch.device("meta"):
         model = piat_hub.create_model(name).eval()
@@ -50,7 +65,7 @@ def test_input_channels_classes_and_gradient():
     assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", [n for n in COUNTS if n != "cifar_wrn_32_10"])
+@pytest.mark.parametrize("name", [n for n in COUNTS if "wrn" not in n])
 def test_registered_with_timm(name):
     assert name in timm.list_models("cifar_*")
     a = timm.create_model(name, num_classes=5).eval()
@@ -59,9 +74,96 @@ def test_registered_with_timm(name):
     assert a(torch.rand(1, 3, 32, 32)).shape == (1, 5)
 
 
-def test_features_only():
-    model = timm.create_model("cifar_resnet20", features_only=True, out_indices=(1, 2, 3))
-    assert [f.shape[1:] for f in model(torch.rand(1, 3, 32, 32))] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+NORMALISED = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
+SMALL = {  # every architecture, cut down
+    "cifar_resnet8": {},
+    "cifar_resnet20": {"layers": [1, 1, 1]},
+    "cifar_resnet18": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_chs": 8},
+    "cifar_preact_resnet18": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_chs": 8},
+    "cifar_wrn_28_10": {"layers": [1, 1, 1], "channels": [16, 32, 64]},
+    "cifar_wrn_32_10": {"layers": [1, 1, 1], "channels": [8, 16, 32]},
+}
+
+
+def small(name, **kwargs):
+    """An architecture, cut down, with BatchNorm statistics as training leaves them, in eval mode."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, **SMALL[name], **kwargs)
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        for tensor, low in ((norm.weight, 0.5), (norm.bias, -0.5), (norm.running_mean, -0.5), (norm.running_var, 0.5)):
+            nn.init.uniform_(tensor, low, low + 1)
+    return model.eval()
+
+
+def test_the_small_ones_are_all():
+    assert set(SMALL) == set(COUNTS)
+
+
+@pytest.mark.parametrize("kwargs", [{}, NORMALISED], ids=["", "normalised"])
+@pytest.mark.parametrize("name", SMALL)
+def test_features_have_the_sizes_they_say(name, kwargs, tmp_path):
+    model, x = small(name, **kwargs), torch.rand(2, 3, 32, 32)
+    hub.save_pretrained(model, tmp_path, input_size=(3, 32, 32))
+    net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True).eval()
+    with torch.no_grad():
+        features, own = net(x), model.forward_intermediates(x, intermediates_only=True)
+    assert len(features) == len(model.feature_info) == len(SMALL[name].get("layers", [1, 1, 1])) + 1
+    assert net.feature_info.channels() == [f.shape[1] for f in features]
+    assert net.feature_info.reduction() == [32 // f.shape[-1] for f in features] == [1, 1, 2, 4, 8][: len(features)]
+    assert all(torch.equal(f, i) for f, i in zip(features, own[: len(features)], strict=True))
+    some = timm.create_model(name, features_only=True, out_indices=(1, -1), **SMALL[name])
+    assert some.feature_info.reduction() == [1, net.feature_info.reduction()[-1]]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_saved_model_is_rebuilt_and_gets_a_new_head(name, tmp_path):
+    model, x = small(name, num_classes=4, **NORMALISED), torch.rand(2, 3, 32, 32)
+    hub.save_pretrained(model, tmp_path, input_size=(3, 32, 32))
+    with torch.no_grad():
+        assert torch.equal(piat_hub.from_pretrained(tmp_path)(x), model(x))
+        assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
+        other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=7).eval()
+        assert other(x).shape == (2, 7)
+        assert torch.equal(other.forward_features(x), model.forward_features(x))
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet18", "cifar_preact_resnet18"])
+def test_normalisation_inside(name, tmp_path):
+    model, plain = small(name, **NORMALISED), small(name)
+    first = model.pretrained_cfg["first_conv"]
+    weights = {key.replace(f"{first}.conv.", f"{first}."): tensor for key, tensor in model.state_dict().items()}
+    plain.load_state_dict(weights)
+    x = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(NORMALISED[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    assert torch.equal(model(x), plain((x - mean) / std)) and not torch.equal(model(x), plain(x))
+    hub.save_pretrained(model, tmp_path, input_size=(3, 32, 32))
+    with pytest.raises(InputError, match="must be 1 numbers each, std above 0; give one per channel"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1)
+    grey = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1, mean=[0.4], std=[0.25]).eval()
+    assert grey(x[:, :1]).shape == (2, 10)
+    assert torch.equal(grey.get_submodule(first).conv.weight, model.get_submodule(first).conv.weight.sum(1, True))
+    for wrong in ({"mean": (0.5, 0.5, 0.5)}, {"mean": (0.5,) * 3, "std": (0.2, 0.2, -0.2)}):
+        with pytest.raises(InputError, match="must be 3 numbers each"):
+            timm.create_model(name, **wrong)
+
+
+def test_preact_variants_spelled_out(tmp_path):
+    """raw_shortcut and final_norm against the sums of He et al. 2016, and through config.json."""
+    x = torch.rand(2, 3, 32, 32)
+    for raw in (False, True):
+        for final in (False, True):
+            model = small("cifar_preact_resnet18", raw_shortcut=raw, final_norm=final)
+            h = model.stem(x)
+            for block in (stage.blocks[0] for stage in model.stages):
+                y = block.norm1(h)
+                shortcut = h if block.downsample is None else block.downsample(h if raw else y)
+                h = block.conv2(block.norm2(block.conv1(y))) + shortcut
+            pooled = (model.norm(h) if final else h).mean((2, 3))
+            logits = pooled @ model.head.fc.weight.flatten(1).T + model.head.fc.bias
+            assert torch.allclose(model(x), logits, atol=1e-5)
+            assert ("norm.weight" in model.state_dict()) == final
+            hub.save_pretrained(model, tmp_path, input_size=(3, 32, 32))
+            assert torch.equal(piat_hub.from_pretrained(tmp_path)(x), model(x))
 
 
 def test_nothing_shadows_timm():
@@ -79,10 +181,12 @@ def test_any_timm_model_and_unknown_names():
         piat_hub.create_model("cifar_resnet-18")
 
 
-@pytest.mark.parametrize("name", ["cifar_resnet8", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["cifar_resnet8", "cifar_preact_resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
+)
 def test_checkpointed_gradients_and_statistics_are_the_same(name):
     torch.manual_seed(0)
-    size = {} if name.startswith("cifar") else {"img_size": 32}
+    size = SMALL.get(name, {"img_size": 32})
     plain = create_model(name, num_classes=3, **size).double()
     checkpointed = copy.deepcopy(plain)
     backbones.checkpoint_gradients(checkpointed)

@@ -106,8 +106,42 @@ def test_errors_name_the_rule():
         piat_hub.create_model("xcit_nano_12_p8_224", img_size=32)
     with pytest.raises(InputError, match="swin_tiny_patch4_window7_224 cannot be built for 30x30 images"):
         timm.create_model("small_image", base="swin_tiny_patch4_window7_224", img_size=30, window_size="no")
-    with pytest.raises(InputError, match="small_image has no features_only"):
-        timm.create_model("small_image", base="resnet18", features_only=True)
+    with pytest.raises(InputError, match=r"out_indices \(0, 7\) are not among its 5 features; count them from 0"):
+        timm.create_model("small_image", base="resnet18", features_only=True, out_indices=(0, 7))
+
+
+@pytest.mark.parametrize("base", FAMILIES)
+def test_features_have_the_sizes_they_say(base):
+    net = make(base, features_only=True).eval()
+    with torch.no_grad():
+        features = net(torch.rand(1, 3, 32, 32))
+    assert net.feature_info.channels() == [f.shape[1] for f in features]
+    assert (
+        net.feature_info.reduction() == [32 // f.shape[-1] for f in features] == [32 // f.shape[-2] for f in features]
+    )
+    kind = small_image.family(base)
+    assert len(features) >= 4 or kind in TOKENS
+    assert net.feature_info.reduction()[-1] == (4 if kind in TOKENS else 16 if kind in GRIDS else 8)
+
+
+@pytest.mark.parametrize(("base", "size"), [("resnet18", 96), ("resnet18", 64), ("convnext_atto", 96)])
+def test_features_of_larger_images(base, size):
+    net = make(base, size, features_only=True, out_indices=(1, 3)).eval()
+    with torch.no_grad():
+        features = net(torch.rand(1, 3, size, size))
+    assert net.feature_info.reduction() == [size // f.shape[-1] for f in features]
+
+
+@pytest.mark.parametrize("base", ["resnet18", "vit_tiny_patch16_224", "efficientnet_b0"])
+def test_features_of_a_saved_model_are_its_own(base, tmp_path):
+    model = make(base).eval()
+    hub.save_pretrained(model, tmp_path, input_size=(3, 32, 32))
+    x = torch.rand(1, 3, 32, 32)
+    net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True, out_indices=(0, 1)).eval()
+    with torch.no_grad():
+        own = model.forward_intermediates(x, indices=[0, 1], intermediates_only=True)
+        assert all(torch.equal(f, i) for f, i in zip(net(x), own, strict=True))
+    assert net.feature_info.reduction() == [32 // f.shape[-1] for f in own]
 
 
 @pytest.mark.parametrize("base", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto", "resnet18"])
