@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,20 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
-from piat_hub import recipes
-from piat_hub.config import DATASETS, RESULTS, WEIGHTS, InputError, TrainConfig, flags, from_dict, pixels, whole_file
+from piat_hub import plain_timm, recipes
+from piat_hub.config import (
+    DATASETS,
+    RESULTS,
+    WEIGHTS,
+    InputError,
+    TrainConfig,
+    file_digest,
+    flags,
+    from_dict,
+    pixels,
+    to_dict,
+    whole_file,
+)
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT"}
@@ -66,17 +77,25 @@ HEADERS = ("attack", "accuracy", "95 % interval (Wilson)", "correct")
 
 def write(directory: Path) -> Path:
     """Write README.md of a run directory, from what is measured there so far. InputError if it is no run directory."""
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        trained = from_dict(TrainConfig, config["piat"])
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{directory} is no run directory: no {path.name} with a piat block ({error}); train one"
-        ) from error
-    measured = _measured(directory)
+    text = render(directory)
+    with whole_file(directory / "README.md") as scratch:
+        scratch.write_text(text, encoding="utf-8")
+    return directory / "README.md"
+
+
+def render(directory: Path, repo_id: str | None = None) -> str:
+    """The card of a run directory as text; its examples load `repo_id` from the Hub, else the directory.
+
+    Raises InputError if it is no run directory.
+    """
+    config, trained = read(directory)
+    found = measured(directory)
+    name = repo_id or (directory.name if directory.is_absolute() else str(directory))
+    weights = f'hf_hub_download("{name}", "{WEIGHTS["last"]}")' if repo_id else f'"{name}/{WEIGHTS["last"]}"'
+    own = config["architecture"] == "small_image" or config["architecture"].startswith("cifar_")
+    files = {c: (f, file_digest(directory / f)) for c, f in WEIGHTS.items() if (directory / f).exists()}
     card = ModelCard.from_template(
-        _metadata(directory, trained, measured),
+        _metadata(repo_id or directory.resolve().name, trained, found),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=title(trained),
         config=trained,
@@ -84,32 +103,92 @@ def write(directory: Path) -> Path:
         eps=pixels(trained.threat_model.eps),
         step_size=pixels(trained.attack.step_size),
         architecture=config["architecture"],
+        registered=own,
+        classes=config["num_classes"],
         label_names=config.get("label_names", []),
         input_size=config["pretrained_cfg"]["input_size"],
-        tables={c: tabulate(rows(r), HEADERS, tablefmt="github", disable_numparse=True) for c, r in measured.items()},
-        measured=measured,
-        notes=[f["changed"] for r in measured.values() for f in r["attacks"].values() if "changed" in f],
-        checks={c: r["checks"] for c, r in measured.items() if r.get("checks")},
+        shape=tuple(config["pretrained_cfg"]["input_size"]),
+        tables={c: tabulate(rows(r), HEADERS, tablefmt="github", disable_numparse=True) for c, r in found.items()},
+        measured=found,
+        notes=[f["changed"] for r in found.values() for f in r["attacks"].values() if "changed" in f],
+        checks={c: r["checks"] for c, r in found.items() if r.get("checks")},
         curves=(directory / "curves.png").exists(),
-        directory=directory.name if directory.is_absolute() else str(directory),
+        name=name,
+        timm_name=f"hf-hub:{name}" if repo_id else f"local-dir:{name}",
+        plain=plain_timm.lines(config, weights) if own else None,
+        files=files,
+        training=_training(directory),
         command=command(trained),
     )
-    with whole_file(directory / "README.md") as scratch:
-        scratch.write_text(str(card), encoding="utf-8")
-    return directory / "README.md"
+    return str(card)
+
+
+def read(directory: Path) -> tuple[dict[str, Any], TrainConfig]:
+    """(config.json as it may be shown to strangers, the training configuration in it). InputError if there is none."""
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        trained = from_dict(TrainConfig, config["piat"])
+        shown = dataclasses.replace(trained, dataset=_public(trained.dataset), init_from=_public(trained.init_from))
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"{directory} is no run directory: no {path.name} with a piat block ({error}); train one"
+        ) from error
+    return config | {"piat": to_dict(shown)}, shown
+
+
+def _public(name: Any) -> Any:
+    """A data set's or a model's name; a path on this machine is cut to its last part."""
+    path = Path(name or "")
+    local = path.is_absolute() or path.is_dir() or name.startswith((".", "~")) or len(path.parts) > 2 if name else False
+    return path.resolve().name if local else name
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    """What a list of models says of a run directory: what it is, and its last checkpoint's accuracies as far as measured."""
+    config, trained = read(directory)
+    found = measured(directory).get("last", {})
+    attacks = found.get("attacks", {})
+    return {
+        "model": str(directory),
+        "architecture": config["architecture"],
+        "input_size": config["pretrained_cfg"]["input_size"],
+        "num_classes": config["num_classes"],
+        "dataset": Path(trained.dataset).name,
+        "method": method_name(trained),
+        "threat_model": found.get("threat_model"),
+        **{f"{attack}_acc": figures["accuracy"] for attack, figures in attacks.items()},
+        "n": {attack: figures["n"] for attack, figures in attacks.items()},
+        "weights_sha256": {c: file_digest(directory / f) for c, f in WEIGHTS.items() if (directory / f).exists()},
+    }
 
 
 def command(config: TrainConfig) -> str:
-    """The command that trains this: its recipe and what differs from it; a local data set by its folder's name."""
+    """The command that trains this: its recipe and what differs from it; local paths by their last part."""
     base = recipes.get(config.recipe) if config.recipe in recipes.RECIPES else TrainConfig()
-    dataset = Path(config.dataset).name if Path(config.dataset).is_dir() else config.dataset
+    shown = dataclasses.replace(config, dataset=_public(config.dataset), init_from=_public(config.init_from))
     words = ["accelerate launch train.py", config.recipe] if config.recipe else ["accelerate launch train.py"]
-    words += flags(dataclasses.replace(config, dataset=dataset), base)
+    words += flags(shown, base)
     return " ".join([*words, *(f"--method.{name} {value}" for name, value in config.method_args.items())])
 
 
-def _measured(directory: Path) -> dict[str, dict[str, Any]]:
-    """Results by checkpoint, as far as they were measured on the weights that lie there now."""
+def _training(directory: Path) -> dict[str, str] | None:
+    """How long training took and on what, from timing.jsonl; None where it was not recorded."""
+    path = directory / "timing.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if not lines:
+        return None
+    epochs = [json.loads(line) for line in lines]
+    minutes = round(sum(e["train_seconds"] + e["check_seconds"] for e in epochs) / 60)
+    hardware = [e["device"] if e["processes"] == 1 else f"{e['processes']} x {e['device']}" for e in epochs]
+    time = (
+        f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under a minute"
+    )
+    return {"time": time, "hardware": " and ".join(dict.fromkeys(hardware))}
+
+
+def measured(directory: Path) -> dict[str, dict[str, Any]]:
+    """Results by checkpoint, as far as they were measured on the weights that lie there now. InputError for a damaged file."""
     found = {}
     for checkpoint, name in RESULTS.items():
         results, weights = directory / name, directory / WEIGHTS[checkpoint]
@@ -117,14 +196,14 @@ def _measured(directory: Path) -> dict[str, dict[str, Any]]:
             continue
         try:
             known = json.loads(results.read_text(encoding="utf-8"))
-            if known["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest():
+            if known["weights_sha256"] == file_digest(weights):
                 found[checkpoint] = known
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{results} is damaged ({error!r}); move it away and evaluate again") from error
     return found
 
 
-def _metadata(directory: Path, config: TrainConfig, measured: dict[str, dict[str, Any]]) -> ModelCardData:
+def _metadata(name: str, config: TrainConfig, found: dict[str, dict[str, Any]]) -> ModelCardData:
     """The YAML head: one model-index entry per checkpoint and attack."""
     entries = [
         EvalResult(
@@ -138,7 +217,7 @@ def _metadata(directory: Path, config: TrainConfig, measured: dict[str, dict[str
             metric_value=figures["accuracy"],
             metric_args={"attack": attack, **results["threat_model"], "steps": figures.get("steps"), "n": figures["n"]},
         )
-        for checkpoint, results in measured.items()
+        for checkpoint, results in found.items()
         for attack, figures in results["attacks"].items()
     ]
     training_tags = ["adversarial-training"] if config.method != "standard" else []
@@ -149,6 +228,6 @@ def _metadata(directory: Path, config: TrainConfig, measured: dict[str, dict[str
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "adversarial-robustness", *training_tags],
         datasets=[DATASETS[config.dataset][0]] if config.dataset in DATASETS else None,
-        model_name=directory.resolve().name,
+        model_name=name.rpartition("/")[2],
         eval_results=entries or None,
     )

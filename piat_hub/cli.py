@@ -22,6 +22,7 @@ from piat_hub.config import (
     Diverged,
     EvalConfig,
     InputError,
+    PushOptions,
     RunOptions,
     TrainConfig,
     choices,
@@ -135,11 +136,13 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     """Train with a progress bar and a line per epoch; both on rank 0 only."""
     from tqdm import tqdm
 
-    from piat_hub import card, engine, figures, run
+    from piat_hub import card, engine, figures, hub, run
     from piat_hub.card import percent
 
     main = os.environ.get("RANK", "0") == "0"
     directory = run.output_directory(config, options)
+    if options.push_to_hub:
+        hub.check_push(options.push_to_hub)
     bar: tqdm[NoReturn] = tqdm(unit="image", unit_scale=True, disable=None if main else True, desc=card.title(config))
     shown: dict[str, str] = {}
     event = None
@@ -172,6 +175,18 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
         print(
             f"weights {directory / WEIGHTS['last']}\ncurves  {directory / 'curves.png'}\ncard    {card.write(directory)}"
         )
+        if options.push_to_hub:
+            _push(directory, options.push_to_hub, options.push)
+
+
+def _push(run: Path, repo_id: str, options: PushOptions) -> None:
+    from piat_hub import hub
+
+    try:
+        pushed = hub.push_to_hub(run, repo_id, **dataclasses.asdict(options))
+    except InputError as error:
+        raise InputError(f"{error} (the run is whole in {run}; to push it: piat push {run} {repo_id})") from error
+    print(f"{'pushed ' if pushed.changed else 'nothing new at'} {pushed.url}")
 
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
@@ -330,15 +345,81 @@ def card(argv: Sequence[str], prog: str) -> None:
     print(cards.write(Path(parser.parse_all(argv).run)))
 
 
-def list_recipes(argv: Sequence[str], prog: str) -> None:
-    """`piat list`: recipes, methods and backbones."""
-    Parser(prog=prog, allow_abbrev=False, description="List recipes, methods and backbones.").parse_all(argv)
+def push(argv: Sequence[str], prog: str) -> None:
+    """`piat push RUN ORG/NAME`: publish a run on the Hub, in one commit."""
+    parser = Parser(prog=prog, allow_abbrev=False, description="Publish weights, card and results on the Hub.")
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("name", metavar="ORG/NAME", help="a model repository, made if there is none")
+    add_fields(parser, PushOptions())
+    given = vars(parser.parse_all(argv))
+    _push(Path(given["run"]), given["name"], with_flags(PushOptions(), given))
+
+
+def export(argv: Sequence[str], prog: str) -> None:
+    """`piat export MODEL`: model.pt2 for torch alone, model.onnx."""
+    description = "Write the model for where there is no piat_hub: model.pt2 (torch.export) and model.onnx."
+    parser = Parser(prog=prog, allow_abbrev=False, description=description)
+    parser.add_argument("model", metavar="MODEL", help="a run or model directory, or a Hub id")
+    parser.add_argument("--formats", nargs="+", choices=("pt2", "onnx"), default=["pt2", "onnx"])
+    parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
+    parser.add_argument("--output", help="the directory to write to (default: MODEL, where that is one)")
+    given = parser.parse_all(argv)
+
+    from piat_hub import export as exports
+    from piat_hub import hub
+
+    directory = given.output or (given.model if Path(given.model).is_dir() else given.model.replace("/", "-"))
+    model = hub.from_pretrained(given.model, checkpoint=given.checkpoint)
+    for path in exports.export(model, Path(directory), given.formats):
+        print(path)
+
+
+def import_checkpoint(argv: Sequence[str], prog: str) -> None:
+    """`piat import FILE --layout LAYOUT`: another project's checkpoint as a run directory."""
+    description = "Convert a checkpoint of RobustBench's zoo to config.json and safetensors; only tensors are read."
+    parser = Parser(prog=prog, allow_abbrev=False, description=description)
+    parser.add_argument("file", metavar="FILE", help="the checkpoint")
+    parser.add_argument(
+        "--layout", required=True, help="whose model it is: robustbench-wrn, …; an unknown name lists them"
+    )
+    numbers: dict[str, Any] = {"nargs": "+", "type": fraction, "default": (), "metavar": "FLOAT"}
+    parser.add_argument("--mean", help="of the normalisation that belongs to it, where the file lacks it", **numbers)
+    parser.add_argument("--std", help="the same, one number per channel", **numbers)
+    parser.add_argument("--output", help="the directory to write (default: runs/FILE's name)")
+    given = parser.parse_all(argv)
+
+    from piat_hub import layouts
+
+    output = Path(given.output or Path("runs") / Path(given.file).stem)
+    print(layouts.import_checkpoint(given.file, given.layout, output, mean=tuple(given.mean), std=tuple(given.std)))
+
+
+def list_known(argv: Sequence[str], prog: str) -> None:
+    """`piat list`: models with their robust accuracy, recipes, methods and backbones."""
+    description = "List trained models (published, and those in model_cards/), recipes, methods and backbones."
+    Parser(prog=prog, allow_abbrev=False, description=description).parse_all(argv)
 
     import timm
+    from tabulate import tabulate
 
-    from piat_hub import methods
+    from piat_hub import hub, methods
+    from piat_hub.card import percent
 
-    print(_recipe_help())
+    models = hub.list_pretrained()
+    accuracies = ("clean_acc", "pgd20_acc", "aa_acc")
+    table = [
+        [m["model"], m["architecture"], m["dataset"], m["method"]]
+        + ["{norm} {eps}".format(**m["threat_model"]) if m["threat_model"] else "not measured"]
+        + [f"{percent(m[a])} of {m['n'][a.removesuffix('_acc')]}" if a in m else "" for a in accuracies]
+        for m in models
+    ]
+    headers = ("model", "architecture", "data", "method", "threat model", "clean", "PGD-20", "AutoAttack")
+    print(
+        tabulate(table, headers, disable_numparse=True)
+        if table
+        else "no model is published yet, and none lies in model_cards/"
+    )
+    print(f"\n{_recipe_help()}")
     print(
         f"\nmethods: {', '.join(methods.names())}\nbackbones: {', '.join(timm.list_models('cifar_*'))}, and timm's own"
     )
@@ -395,7 +476,10 @@ COMMANDS = {
     "compare": compare,
     "predict": predict,
     "card": card,
-    "list": list_recipes,
+    "push": push,
+    "export": export,
+    "import": import_checkpoint,
+    "list": list_known,
 }
 
 
@@ -437,11 +521,13 @@ def _recipe_help() -> str:
 @contextlib.contextmanager
 def _quiet_dependencies() -> Iterator[None]:
     """Keep the libraries' notices off the user's screen; errors still come through."""
+    import huggingface_hub
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ("datasets", "huggingface_hub", "accelerate", "timm"):
             logging.getLogger(name).setLevel(logging.ERROR)
         if not sys.stderr.isatty():
             os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            huggingface_hub.utils.disable_progress_bars()
         yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import math
 import os
 import re
@@ -24,6 +25,7 @@ T = TypeVar("T")
 
 WEIGHTS = {"last": "model.safetensors", "best": "model_best.safetensors"}  # a run's weights, by checkpoint
 RESULTS = {"last": "results.json", "best": "results_best.json"}
+VERDICTS = {"last": "verdicts.npz", "best": "verdicts_best.npz"}
 DATASETS = {  # alias -> (Hub id, configuration, image column, label column)
     "cifar10": ("uoft-cs/cifar10", None, "img", "label"),
     "cifar100": ("uoft-cs/cifar100", None, "img", "fine_label"),
@@ -50,6 +52,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file as it lies there, which is also what the Hub shows for it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
@@ -334,6 +342,22 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class PushOptions:
+    """How a run is published."""
+
+    private: bool = option(False, "a new repository is private")
+    revision: str | None = option(None, "push to this branch, made if there is none (default: main)")
+    create_pr: bool = option(False, "open a pull request instead of writing to main")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.revision and self.create_pr:
+            raise InputError(
+                f"a pull request is made against main, not {self.revision!r}; leave out --revision or --create-pr"
+            )
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """Where and how a run happens; decides nothing about what it learns but by rounding (threads and compile order sums)."""
 
@@ -350,6 +374,8 @@ class RunOptions:
     tracker: Literal["none", "tensorboard", "trackio"] = option(
         "none", "also log to an experiment tracker (its own extra)"
     )
+    push_to_hub: str | None = option(None, "after the last epoch, publish the run as ORG/NAME")
+    push: PushOptions = field(default_factory=PushOptions, metadata={"prefix": ""})
 
     def __post_init__(self) -> None:
         check(self)

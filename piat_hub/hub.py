@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
 import piat_hub.backbones  # noqa: F401  registers our architectures with timm
-from piat_hub import tensors
-from piat_hub.config import WEIGHTS, InputError, TrainConfig, nearest, to_dict, whole_file
+from piat_hub import card, tensors
+from piat_hub.config import (
+    RESULTS,
+    VERDICTS,
+    WEIGHTS,
+    InputError,
+    PushOptions,
+    TrainConfig,
+    file_digest,
+    nearest,
+    to_dict,
+    whole_file,
+)
+from piat_hub.published import PUBLISHED
 from piat_hub.small_image import Normalize
+
+RECORDS = (  # what a push may send; an earlier push's that the run has no more are deleted
+    *("config.json", "README.md", *WEIGHTS.values(), *RESULTS.values(), *VERDICTS.values()),
+    *("curves.png", "sweep.png", "metrics.jsonl", "timing.jsonl"),
+)
 
 
 def save_pretrained(
@@ -81,7 +101,7 @@ def from_pretrained(
 
     Args:
         model_id: a run directory or any directory with config.json and model.safetensors, or a Hub id
-            ("ORG/NAME", also "ORG/NAME@revision").
+            ("ORG/NAME", also "ORG/NAME@revision"); a model of `list_pretrained()` is had at its pinned revision.
         checkpoint: "last", or "best" for the epoch chosen on held-out images.
         revision, cache_dir, token, local_files_only: as in huggingface_hub.
         device: where the model goes.
@@ -97,18 +117,154 @@ def from_pretrained(
         for file in (config_file, weights_file):
             if not file.is_file():
                 raise InputError(f"{model_id} is no model: it has no {file.name}; train one, or give another MODEL")
+        known: dict[str, Any] = {}
     else:
         name, _, pinned = str(model_id).partition("@")
-        where: dict[str, Any] = {"revision": revision or pinned or None, "cache_dir": cache_dir, "token": token}
-        where["local_files_only"] = local_files_only
-        config_file, weights_file = (_download(name, file, where) for file in names)
+        known = PUBLISHED.get(name, {})
+        where: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        where["revision"] = revision or pinned or known.get("revision")
+        config_file = _download(name, names[0], where)
+        if re.fullmatch("[0-9a-f]{40}", commit := config_file.parent.name):  # both files of one commit
+            where["revision"] = commit
+        weights_file = _download(name, names[1], where)
     config = read_config(config_file)
     model = _build(config, str(config_file))
     load_weights(model, weights_file)
-    model.weights_sha256 = tensors.file_digest(weights_file)
+    model.weights_sha256 = file_digest(weights_file)
+    if known and where["revision"] == known["revision"] and model.weights_sha256 != known["weights_sha256"][checkpoint]:
+        raise InputError(f"{weights_file} is not what we published as {name}: another sha256; delete it and load again")
     model.label_names = tuple(config.get("label_names") or ())
     model.piat = config.get("piat") or {}
     return model.to(device).eval()
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where a push went: the `url` of its commit or pull request, the commit, and whether anything was new."""
+
+    url: str
+    revision: str
+    changed: bool
+
+
+def push_to_hub(
+    run: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+) -> Pushed:
+    """Publish a run directory as one commit to a model repository, made if there is none.
+
+    Args:
+        run: its config.json, weights, card, records and what was measured on these weights go (see `publication`);
+            what an earlier push left and the run no longer has is deleted in the same commit.
+        repo_id: "ORG/NAME"; private: a new repository is; revision: a branch, made if there is none; create_pr: open a
+            pull request instead of writing to main; token: by default the one that `hf auth login` or HF_TOKEN gave.
+    Raises: InputError if the run is not whole or the Hub refuses. Nothing is then half-published, and the same call
+    again sends only what has not arrived; with nothing new, it sends nothing.
+    """
+    options = PushOptions(private, revision, create_pr)
+    _check_id(repo_id)
+    files = publication(Path(run), repo_id)
+    api = HfApi(token=token)
+    pauses = (
+        [] if create_pr else [1.0, 4.0, 16.0]
+    )  # where a reply is lost, a second request would be a second pull request
+    while True:
+        try:
+            return _push(api, files, repo_id, options)
+        except InputError:
+            raise
+        except (HTTPError, OSError, ValueError, RuntimeError) as found:
+            error = found.__cause__ if type(found) is RuntimeError and found.__cause__ else found  # a failed upload
+            response = getattr(error, "response", None)
+            passing = response is None and isinstance(error, HTTPError)
+            if not pauses or not (passing or getattr(response, "status_code", 0) in (429, 500, 502, 503, 504)):
+                raise InputError(f"{repo_id} was not pushed: {_advice(error, repo_id)}") from error
+            time.sleep(_seconds(response) or pauses[0])
+            pauses.pop(0)
+
+
+def _push(api: HfApi, files: Mapping[str, Any], repo_id: str, options: PushOptions) -> Pushed:
+    api.create_repo(repo_id, private=options.private, exist_ok=True)
+    if (branch := options.revision or "main") != "main":
+        api.create_branch(repo_id, branch=branch, exist_ok=True)
+    head = api.model_info(repo_id, revision=branch)
+    there = {sibling.rfilename for sibling in head.siblings or ()}
+    if options.private and not head.private:
+        raise InputError(f"{repo_id} is public already; make it private in its settings first, or name another")
+    if there - {".gitattributes", ".gitignore", "README.md", "LICENSE"}:
+        theirs = api.hf_hub_download(repo_id, "config.json", revision=head.sha) if "config.json" in there else None
+        if theirs is None or "piat" not in read_config(Path(theirs)):
+            raise InputError(f"{repo_id} holds something that piat_hub did not push; choose another name")
+    operations: list[Any] = [CommitOperationAdd(path, content) for path, content in files.items()]
+    operations += [CommitOperationDelete(path) for path in sorted(there & set(RECORDS) - set(files))]
+    message = f"{'Update' if there & set(RECORDS) else 'Add'} {repo_id.rpartition('/')[2]}"
+    where: dict[str, Any] = {"revision": branch, "create_pr": options.create_pr, "parent_commit": head.sha}
+    done = api.create_commit(repo_id, operations, commit_message=message, **where)
+    return Pushed(str(done.pr_url or done.commit_url), str(done.oid), done.oid != head.sha)
+
+
+def publication(run: Path, repo_id: str) -> dict[str, bytes | str]:
+    """What a push sends: path in the repository -> content, or the file it lies in. InputError if the run is not whole.
+
+    config.json without paths of this machine, the card for `repo_id`, weights, curves, metrics, and results with
+    their verdicts where they are of these weights.
+    """
+    config, _ = card.read(run)
+    for checkpoint, file in WEIGHTS.items():
+        if checkpoint == "last" or (run / file).exists():
+            from_pretrained(run, checkpoint=checkpoint)
+    files: dict[str, bytes | str] = {
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        "README.md": card.render(run, repo_id).encode(),
+    }
+    kept = {name for checkpoint in card.measured(run) for name in (RESULTS[checkpoint], VERDICTS[checkpoint])}
+    skipped = {*files, *({*RESULTS.values(), *VERDICTS.values()} - kept)}
+    return files | {name: str(run / name) for name in RECORDS if name not in skipped and (run / name).exists()}
+
+
+def check_push(repo_id: str, token: str | None = None) -> None:
+    """InputError unless the Hub can be reached and the token's owner may write to ORG: what a training asks first."""
+    _check_id(repo_id)
+    try:
+        who = HfApi(token=token).whoami()
+    except (HTTPError, OSError, ValueError) as error:
+        raise InputError(f"{repo_id} cannot be pushed to: {_advice(error, repo_id)}") from error
+    names = [who["name"], *(org["name"] for org in who.get("orgs", ()))]
+    if repo_id.partition("/")[0] not in names:
+        raise InputError(f"{repo_id} cannot be pushed to: this token writes to {', '.join(names)}; choose one of these")
+
+
+def _advice(error: BaseException, repo_id: str) -> str:
+    """What went wrong between us and the Hub, and what to do, in one line."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    known = {
+        401: "the Hub knows no such token; run `hf auth login` or set HF_TOKEN",
+        403: f"the token may not write to {repo_id}; ask its owners, or use another token or name",
+        404: f"there is no {repo_id}, or the token may not see it; check the name",
+        409: f"the Hub reports a conflict over {repo_id}; choose another name, or wait and push again",
+        412: f"{repo_id} was changed by somebody else meanwhile; push again",
+        429: "the Hub asks for a pause; push again later",
+    }
+    if isinstance(error, LocalTokenNotFoundError):
+        return known[401]
+    if status in known:
+        return known[status]
+    again = "push again: what has arrived is not sent twice"
+    if status:
+        return f"the Hub answers with {status}; {again}"
+    return f"{_first_line(error)}; {'check the network and ' if isinstance(error, OSError) else ''}{again}"
+
+
+def _seconds(response: Any) -> float:
+    """How long a Retry-After header asks to wait, at most a minute; 0 without one."""
+    text = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(60.0, float(text)) if text.isdigit() else 0.0
 
 
 def start_from(model: Any, source: str) -> None:
@@ -148,14 +304,18 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def list_pretrained() -> list[str]:
-    """Published weights of our backbones, as "architecture.tag"; none is published yet."""
-    return timm.list_pretrained("cifar_*")
+def list_pretrained(directory: str | Path = "model_cards") -> list[dict[str, Any]]:
+    """The models that `from_pretrained` gives, best known first: those published on the Hub, then those in `directory`.
+
+    Each is a dict: "model" (what to load it by), "architecture", "dataset", "method", "threat_model", and, as far as
+    measured, "clean_acc", "pgd20_acc", "aa_acc" (fractions) with "n" (images, by attack).
+    """
+    local = sorted(path.parent for path in Path(directory).glob("*/config.json"))
+    return [row | {"model": name} for name, row in PUBLISHED.items()] + [card.summary(path) for path in local]
 
 
 def _download(repo_id: str, filename: str, where: Mapping[str, Any]) -> Path:
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repo_id):
-        raise InputError(f"no model {repo_id!r}: it is no directory here and no Hub id ORG/NAME; check the path")
+    _check_id(repo_id, "there is no such directory, and ")
     try:
         return Path(hf_hub_download(repo_id, filename, **where))
     except Exception as error:  # httpx errors have no common base with the Hub's own
@@ -163,6 +323,11 @@ def _download(repo_id: str, filename: str, where: Mapping[str, Any]) -> Path:
             f"no {filename} for {repo_id!r}: no such directory, and the Hub says: {_first_line(error)}; "
             "check the name or the network"
         ) from error
+
+
+def _check_id(repo_id: str, what: str = "") -> None:
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repo_id):
+        raise InputError(f"{what}{repo_id!r} is no Hub id; it must be ORG/NAME")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from piat_hub.config import RESULTS, InputError, ThreatModel, pixels, whole_file
+from piat_hub.config import RESULTS, VERDICTS, InputError, ThreatModel, pixels, whole_file
 from piat_hub.data import Split
 
 Z95 = 1.959963984540054  # a standard normal lies within this of 0 with probability 95 %
@@ -181,8 +181,7 @@ def class_accuracy(verdicts: np.ndarray, labels: np.ndarray, classes: int) -> li
 
 def result_files(directory: Path, checkpoint: str) -> tuple[Path, Path]:
     """(results, verdicts) of a checkpoint in a directory."""
-    results = directory / RESULTS[checkpoint]
-    return results, results.with_name(results.name.replace("results", "verdicts").replace(".json", ".npz"))
+    return directory / RESULTS[checkpoint], directory / VERDICTS[checkpoint]
 
 
 def _words(value: Any) -> str:

@@ -25,7 +25,6 @@ from torch import nn
 from piat_hub import backbones, data, engine, evaluation, hub, methods
 from piat_hub.attacks import Twin, pgd
 from piat_hub.config import (
-    RESULTS,
     WEIGHTS,
     Diverged,
     InputError,
@@ -306,14 +305,11 @@ def make_check(
     return check
 
 
-OWN = (*WEIGHTS.values(), *RESULTS.values(), "metrics.jsonl", "timing.jsonl", "verdicts.npz", "README.md", "curves.png")
-
-
 def refuse_overwrite(directory: Path) -> None:
     """InputError if the directory already holds a run, or a file that a run would overwrite."""
     if (directory / "config.json").exists() or (directory / "state").exists():
         raise InputError(f"{directory} already holds a run; add --resume to go on with it, or name another --output")
-    for name in OWN:
+    for name in hub.RECORDS:
         if (directory / name).exists():
             raise InputError(f"{directory} already holds a {name}, which a run would overwrite; name another --output")
 

@@ -58,9 +58,3 @@ def digest(tensors: Mapping[str, Tensor], facts: str = "") -> str:
         summed.update(flat.view(torch.uint8).numpy().data)
     summed.update(facts.encode())
     return summed.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of a file as it lies there, which is also what the Hub shows for it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

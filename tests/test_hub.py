@@ -2,8 +2,7 @@
 
 import json
 import pickle
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -131,7 +130,7 @@ def test_what_is_no_model(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty is no model: it has no config\.json"):
         piat_hub.from_pretrained(tmp_path / "empty")
-    with pytest.raises(ValueError, match="no directory here and no Hub id"):
+    with pytest.raises(ValueError, match="no such directory, and 'nowhere' is no Hub id"):
         piat_hub.from_pretrained("nowhere")
     with pytest.raises(ValueError, match=r"no config\.json for 'nobody/nothing'"):
         piat_hub.from_pretrained("nobody/nothing@main")
@@ -143,21 +142,14 @@ def test_config_is_timms_format_with_a_piat_block(saved):
     assert config["pretrained_cfg"]["input_size"] == [1, 8, 8] and config["pretrained_cfg"]["crop_pct"] == 1.0
 
 
-PUBLISHED = """
-import sys, types
-import piat_hub, timm
-from timm.models import generate_default_cfgs, register_model
-
-assert piat_hub.list_pretrained() == []
-other = types.ModuleType("other")  # a backbone of ours with published weights, as backbones.py would register it
-other.default_cfgs = generate_default_cfgs({"cifar_net.digits": {"hf_hub_id": "piat/net"}})
-exec("def cifar_net(pretrained=False, **kwargs): pass", other.__dict__)
-sys.modules["other"] = other
-register_model(other.cifar_net)
-print(piat_hub.list_pretrained())
-"""
-
-
-def test_list_pretrained_names_published_weights_only():
-    shown = subprocess.run([sys.executable, "-c", PUBLISHED], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "['cifar_net.digits']"
+def test_list_pretrained_shows_model_cards_with_what_was_measured(small_digits, do_train, do_evaluate):
+    assert piat_hub.list_pretrained() == []
+    for name in ("one", "two"):
+        do_train(small_digits(epochs=2, train_size=128), f"model_cards/{name}")
+    do_evaluate("model_cards/two", "clean", "pgd2", n=30)
+    one, two = piat_hub.list_pretrained()
+    results = json.loads(Path("model_cards/two/results.json").read_text())["attacks"]
+    assert (one["model"], two["model"]) == ("model_cards/one", "model_cards/two")
+    assert "clean_acc" not in one and two["clean_acc"] == results["clean"]["accuracy"] and two["n"]["pgd2"] == 30
+    assert two["method"] == "PIAT+NMSE" and two["threat_model"] == {"norm": "Linf", "eps": "0.15"}
+    assert piat_hub.from_pretrained(two["model"]).weights_sha256 == two["weights_sha256"]["last"]

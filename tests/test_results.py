@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+import traceback
 
 import numpy as np
 import pytest
@@ -167,11 +168,15 @@ def test_killed_at_twenty_random_moments_the_verdicts_are_the_same_bytes(tmp_pat
             if child == 0:
                 try:
                     work(folder)
-                finally:
-                    os._exit(0)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
             time.sleep(rng.uniform(0.005, 0.15))
             os.kill(child, signal.SIGKILL)
-            done = os.waitpid(child, 0)[1] == 0
+            ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert ended in (0, -signal.SIGKILL)
+            done = ended == 0
             kills += not done
         verdicts, whole = (np.load(f / "verdicts.npz") for f in (folder, tmp_path / "whole"))
         assert all(np.array_equal(verdicts[k], whole[k]) for k in whole.files) and verdicts.files == whole.files

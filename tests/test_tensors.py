@@ -32,7 +32,6 @@ def test_the_same_tensors_give_the_same_bytes(tmp_path):
     for name, order in (("a", list(SOME)), ("b", list(SOME)[::-1])):
         tensors.save({k: SOME[k] for k in order}, tmp_path / name, "x")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert tensors.file_digest(tmp_path / "a") == tensors.file_digest(tmp_path / "b")
 
 
 def test_every_flipped_bit_is_noticed(tmp_path):

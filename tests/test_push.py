@@ -1,0 +1,325 @@
+"""Publishing: the real commands with the real client in a process of their own, against a Hub server on loopback."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hub_server import Fault, serve
+from huggingface_hub import ModelCard
+
+import piat_hub
+from piat_hub import card, cli, hub
+
+ROOT = Path(__file__).parent.parent
+SITE = Path(np.__file__).parent.parent  # where the libraries lie
+SENT = {"POST", "PUT", "DELETE"}
+
+SHELL = """
+import contextlib, io, json, sys, time
+from piat_hub import cli
+waits = []
+time.sleep = waits.append
+for line in sys.stdin:
+    waits.clear()
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = cli.main(json.loads(line))
+    print(json.dumps([code, out.getvalue(), err.getvalue(), list(waits)]), flush=True)
+"""
+
+
+class Shell:
+    """A process that carries out one command line after another, and only notes how long it would have waited."""
+
+    def __init__(self, environment):
+        command = [sys.executable, "-c", SHELL]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=environment, **pipes)
+
+    def __call__(self, line):
+        self.process.stdin.write(json.dumps(line.split()) + "\n")
+        self.process.stdin.flush()
+        self.code, self.out, self.err, self.waits = json.loads(self.process.stdout.readline())
+        assert "hf_secret" not in self.out + self.err
+        return self
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    with serve({}) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A trained and evaluated run, its data and its start named by paths of this machine."""
+    folder = tmp_path_factory.mktemp("secret-place")
+    train = f"train digits --output {folder}/run --epochs 2 --clean-epochs 0 --train-size 128 --holdout 32 --steps 2"
+    for line in (train, f"evaluate {folder}/run --attacks clean pgd2 --n 40"):
+        assert cli.main([*line.split(), "--threads", "1"]) == 0
+    config = json.loads((folder / "run/config.json").read_text())
+    config["piat"] |= {"dataset": str(folder / "my-digits"), "init_from": str(folder / "older")}
+    (folder / "run/config.json").write_text(json.dumps(config))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def shell(endpoint, tmp_path_factory):
+    shell = Shell(os.environ | endpoint.environment(tmp_path_factory.mktemp("home")) | {"PYTHONPATH": str(ROOT)})
+    yield shell
+    shell.process.stdin.close()
+    assert shell.process.wait(20) == 0
+
+
+@pytest.fixture(autouse=True)
+def empty(endpoint):
+    endpoint.repositories.clear()
+    endpoint.faults.clear()
+    endpoint.log.clear()
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_a_push_is_one_commit_of_what_lies_there(endpoint, shell, run):
+    assert shell(f"push {run} org/net").code == 0, shell.err
+    first, new = endpoint.commits("models/org/net")[::-1]
+    assert shell.out == f"pushed  {endpoint}/org/net/commit/{new}\n"
+    files = endpoint.files("models/org/net")
+    records = {p.name for p in run.iterdir() if p.is_file()} | {".gitattributes"}
+    assert (
+        set(files)
+        == records
+        == {".gitattributes", *hub.RECORDS} - {"sweep.png", "results_best.json", "verdicts_best.npz"}
+    )
+    for name in records - {"config.json", "README.md", ".gitattributes"}:
+        assert files[name] == (run / name).read_bytes()
+    assert not any(body.startswith(b"\x80") for body in files.values())
+    text = files["config.json"] + files["README.md"]
+    assert b"secret-place" not in text and b"my-digits" in text and b"older" in text
+    assert first == endpoint.commits("models/org/net", first)[0]
+    endpoint.log.clear()
+    assert shell(f"push {run} org/net").out == f"nothing new at {endpoint}/org/net/commit/{new}\n"
+    assert not [r for r in endpoint.log if r.method == "PUT" or "/commit/" in r.path]
+    assert len(endpoint.commits("models/org/net")) == 2
+
+
+def test_what_a_run_no_longer_has_is_deleted_in_the_same_commit(endpoint, shell, run):
+    assert shell(f"push {run} org/net").code == 0
+    with torch.no_grad():
+        model = piat_hub.from_pretrained(run)
+        model.fc.bias += 1
+    hub.save_weights(model, run / "model.safetensors")  # results.json is of other weights now
+    assert shell(f"push {run} org/net").code == 0
+    files = endpoint.files("models/org/net")
+    assert "results.json" not in files and "verdicts.npz" not in files
+    assert b"Nothing has been measured" in files["README.md"] and len(endpoint.commits("models/org/net")) == 3
+    assert [r.path for r in endpoint.log if r.method == "PUT"].count("/lfs/models/org/net") <= 6
+
+
+LOADERS = """
+import sys, torch, timm, piat_hub
+x = torch.load("x.pt", weights_only=True)
+ours, path = piat_hub.from_pretrained("org/net"), piat_hub.from_pretrained(sys.argv[1])
+found = [m(x) for m in (ours, path, timm.create_model("hf-hub:org/net", pretrained=True).eval())]
+found.append(timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()(x))
+new = timm.create_model("hf-hub:org/net", pretrained=True, num_classes=3)
+assert torch.equal(new.state_dict()["conv1.weight"], ours.state_dict()["conv1.weight"]) and new(x).shape == (len(x), 3)
+assert ours.label_names == tuple("0123456789") and ours.piat["threat_model"]["eps"] == "0.15"
+torch.save(torch.stack(found).detach(), "found.pt")
+"""
+PLAIN = """
+import importlib.util, torch
+assert importlib.util.find_spec("piat_hub") is None
+{lines}
+with torch.no_grad():
+    torch.save(model(torch.load("x.pt", weights_only=True)), "plain.pt")
+"""
+
+
+def blocks(text):
+    return re.findall("```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_every_loader_gives_the_same_bits(endpoint, shell, run, tmp_path):
+    assert shell(f"push {run} org/net").code == 0
+    x = torch.rand(5, 1, 8, 8)
+    torch.save(x, "x.pt")
+    environment = os.environ | endpoint.environment(tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", LOADERS, str(run)], env=environment, check=True, timeout=120)
+    logits = piat_hub.from_pretrained(run)(x).detach()
+    assert all(torch.equal(found, logits) for found in torch.load("found.pt", weights_only=True))
+    offline = environment | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    subprocess.run([sys.executable, "-c", LOADERS, str(run)], env=offline, check=True, timeout=120)
+    # the card's own lines, where piat_hub is not installed
+    lines = blocks(endpoint.files("models/org/net")["README.md"].decode())[2]
+    bare = environment | {"PYTHONPATH": str(SITE)}  # without site.py (-S) no installed package adds itself to the path
+    subprocess.run([sys.executable, "-S", "-c", PLAIN.format(lines=lines)], env=bare, check=True, timeout=120)
+    assert torch.equal(torch.load("plain.pt", weights_only=True), logits)
+
+
+def test_private_branch_and_pull_request(endpoint, shell, run):
+    assert shell(f"push {run} org/net --private").code == 0
+    assert endpoint.repositories["models/org/net"].private
+    with torch.no_grad():
+        model = piat_hub.from_pretrained(run)
+        model.fc.bias += 1
+    hub.save_weights(model, run / "model.safetensors")
+    main = endpoint.commits("models/org/net")
+    assert shell(f"push {run} org/net --create-pr").code == 0 and "discussions/1" in shell.out
+    assert shell(f"push {run} org/net --revision trial").code == 0
+    assert endpoint.commits("models/org/net") == main
+    for revision in ("refs/pr/1", "trial"):
+        sent = endpoint.files("models/org/net", revision)["model.safetensors"]
+        assert sent == (run / "model.safetensors").read_bytes()
+    assert shell(f"push {run} org/net --revision a --create-pr").code == 2 and "leave out" in shell.err
+    endpoint.repositories["models/org/net"].private = False
+    assert shell(f"push {run} org/net --private").code == 2 and "is public already" in shell.err
+
+
+FAILING = {  # what goes wrong -> (faults, words of the line)
+    "no token": ([Fault("POST", "/create$", 401)], "run `hf auth login` or set HF_TOKEN"),
+    "no right": ([Fault("POST", "/create$", 403)], "the token may not write to org/net"),
+    "gone": ([Fault("POST", "/preupload/", 404)], "there is no org/net, or the token may not see it"),
+    "conflict": ([Fault("POST", "/commit/", 409)], "a conflict over org/net"),
+    "changed meanwhile": ([Fault("POST", "/commit/", 412)], "changed by somebody else meanwhile; push again"),
+    "too often": ([Fault("POST", "/commit/", 429, times=99)], "the Hub asks for a pause"),
+    "broken": ([Fault("POST", "/commit/", 500, times=99)], "the Hub answers with 500"),
+    "upload refused": ([Fault("PUT", "", 403)], "the token may not write"),
+    "uploads cut": ([Fault("PUT", "", 0, times=99)], "push again: what has arrived is not sent twice"),
+    "commit cut": ([Fault("POST", "/commit/", 0, times=99)], "push again: what has arrived is not sent twice"),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_failed_push_is_one_line_and_publishes_nothing(endpoint, shell, run, name):
+    faults, words = FAILING[name]
+    endpoint.faults += faults
+    shell(f"push {run} org/net")
+    assert shell.code == 2 and words in shell.err and len(shell.err.splitlines()) == 1, shell.err
+    assert f"piat push {run} org/net" in shell.err
+    if "models/org/net" in endpoint.repositories:
+        assert set(endpoint.files("models/org/net")) == {".gitattributes"}
+    endpoint.faults.clear()
+    endpoint.log.clear()
+    assert shell(f"push {run} org/net").code == 0, shell.err
+    assert set(hub.RECORDS) > set(endpoint.files("models/org/net")) - {".gitattributes"}
+    if "commit" in name or name in ("changed meanwhile", "broken", "too often"):  # the weights were there already
+        assert not [r for r in endpoint.log if r.method == "PUT"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "waited"),
+    [
+        (Fault("POST", "/commit/", 429, headers={"Retry-After": "7"}), [7.0]),
+        (Fault("POST", "/commit/", 503), [1.0]),
+        (Fault("POST", "/create$", 500), [1.0]),
+        (Fault("POST", "/commit/", 0), [1.0]),
+        (Fault("POST", "/commit/", cut=0), [1.0]),  # it arrived, the answer did not
+    ],
+)
+def test_a_passing_failure_is_tried_again(endpoint, shell, run, fault, waited):
+    endpoint.faults.append(fault)
+    assert shell(f"push {run} org/net").code == 0, shell.err
+    assert shell.waits == waited and len(endpoint.commits("models/org/net")) == 2
+
+
+def test_with_a_lost_answer_there_is_no_second_pull_request(endpoint, shell, run):
+    endpoint.faults.append(Fault("POST", "/commit/", cut=0))
+    assert shell(f"push {run} org/net --create-pr").code == 2
+    assert [r for r in endpoint.repositories["models/org/net"].refs if "pr" in r] == ["refs/pr/1"]
+
+
+def test_others_repositories_are_left_alone(endpoint, shell, run):
+    assert shell(f"push {run} other/net").code == 2 and "may not write to other/net" in shell.err
+    with serve({"models/org/net": {"config.json": b'{"architecture": "bert"}', "model.safetensors": b"1"}}) as theirs:
+        endpoint.repositories["models/org/net"] = theirs.repositories["models/org/net"]
+    assert shell(f"push {run} org/net").code == 2 and "holds something that piat_hub did not push" in shell.err
+    assert len(endpoint.commits("models/org/net")) == 1
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (
+            lambda run: (run / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-9]),
+            "not a whole",
+        ),
+        (lambda run: (run / "model_best.safetensors").write_bytes(b""), "not a whole"),
+        (lambda run: (run / "model.safetensors").unlink(), "no model.safetensors"),
+        (lambda run: (run / "results.json").write_text("{"), "results.json is damaged"),
+        (lambda run: (run / "config.json").unlink(), "is no run directory"),
+    ],
+)
+def test_a_damaged_run_is_not_pushed(endpoint, shell, run, break_it, words):
+    break_it(run)
+    assert shell(f"push {run} org/net").code == 2 and words in shell.err
+    assert not endpoint.log and not endpoint.repositories
+
+
+def test_training_pushes_at_its_end_and_asks_before_it_begins(endpoint, shell, tmp_path):
+    flags = "--epochs 2 --clean-epochs 0 --train-size 64 --holdout 0 --steps 1 --threads 1"
+    line = f"train digits {flags} --output {tmp_path / 'r'} --push-to-hub"
+    assert shell(f"{line} other/net").code == 2 and "this token writes to org" in shell.err
+    assert shell(f"{line} net").code == 2 and "must be ORG/NAME" in shell.err
+    assert not (tmp_path / "r").exists()
+    assert shell(f"{line} org/net --private").code == 0, shell.err
+    assert shell.out.splitlines()[-1].startswith("pushed  ") and endpoint.repositories["models/org/net"].private
+    assert ModelCard(endpoint.files("models/org/net")["README.md"].decode()).data.eval_results is None  # not measured
+    assert shell(f"evaluate {tmp_path / 'r'} --attacks clean --n 30 --threads 1").code == 0
+    assert shell(f"push {tmp_path / 'r'} org/net").code == 0
+    data = ModelCard(endpoint.files("models/org/net")["README.md"].decode()).data
+    assert data.model_name == "net" and len(data.eval_results) == 1
+    endpoint.faults.append(Fault("POST", "/commit/", 403))
+    again = line.replace("/r ", "/s ")
+    assert shell(f"{again} org/two").code == 2 and f"the run is whole in {tmp_path / 's'}" in shell.err
+    assert shell(f"push {tmp_path / 's'} org/two").code == 0
+
+
+REGISTERED = """
+import json, sys, torch, timm, piat_hub
+x = torch.load("x.pt", weights_only=True)
+pinned = piat_hub.from_pretrained("org/net")(x)
+by_tag = timm.create_model("cifar_resnet8.piat_digits", pretrained=True, in_chans=1).eval()(x)
+now = piat_hub.from_pretrained("org/net@main")(x)
+(row,) = piat_hub.list_pretrained()
+print(json.dumps([torch.equal(pinned, by_tag), torch.equal(pinned, now), row["model"], row["clean_acc"]]))
+print(timm.list_pretrained("cifar*"))
+"""
+
+
+def test_published_models_are_pinned_and_verified(endpoint, shell, run, tmp_path):
+    """With a row in published.json: its revision although main has moved on, its checksum, its tag in timm."""
+    assert shell(f"push {run} org/net").code == 0
+    row = card.summary(run) | {"revision": endpoint.commits("models/org/net")[0], "tag": "piat_digits"}
+    with torch.no_grad():
+        model = piat_hub.from_pretrained(run)
+        model.fc.bias += 1
+    hub.save_weights(model, run / "model.safetensors")
+    assert shell(f"push {run} org/net").code == 0
+    shutil.copytree(ROOT / "piat_hub", tmp_path / "lib/piat_hub")
+    registry = tmp_path / "lib/piat_hub/published.json"
+    registry.write_text(json.dumps({"org/net": row}))
+    torch.save(torch.rand(5, 1, 8, 8), "x.pt")
+    environment = os.environ | endpoint.environment(tmp_path / "home") | {"PYTHONPATH": str(tmp_path / "lib")}
+
+    def python(*command):
+        return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120)
+
+    shown = python("-c", REGISTERED)
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    facts, tags = shown.stdout.splitlines()
+    assert json.loads(facts) == [True, False, "org/net", row["clean_acc"]] and tags == "['cifar_resnet8.piat_digits']"
+    listed = python("-m", "piat_hub", "list").stdout
+    assert "org/net" in listed and card.percent(row["clean_acc"]) + " of 40" in listed
+    registry.write_text(json.dumps({"org/net": row | {"weights_sha256": {"last": "0" * 64}}}))
+    refused = python("-m", "piat_hub", "evaluate", "org/net", "--dataset", "digits")
+    assert refused.returncode == 2 and "is not what we published as org/net" in refused.stderr
