@@ -52,11 +52,11 @@ def check(
             words = "falls" if passed else "RISES"
             return _result(name, passed, f"accuracy {words} with {what}: {found}", counts=counts)
 
-        yield from _outputs(exact, x)
+        yield from outputs(exact, x)
         if not len(y):
             yield _result("accuracy", False, "no image is classified correctly even without an attack")
             return
-        yield _gradients(exact, x, y)
+        yield gradients(exact, x, y)
         strong = white_box(steps=100)
         yield falls("steps", "steps", {"PGD-5": white_box(steps=5), "PGD-20": white_box(), "PGD-100": strong})
         once, often = white_box(), white_box(restarts=5)
@@ -77,7 +77,7 @@ def check(
             )
 
 
-def _outputs(model: nn.Module, x: Tensor) -> Iterator[dict[str, Any]]:
+def outputs(model: nn.Module, x: Tensor) -> Iterator[dict[str, Any]]:
     """What the outputs themselves tell: chance, probabilities, precision."""
     with attack_mode(model), torch.no_grad():
         first, second = model(x), model(x)
@@ -95,7 +95,7 @@ def _outputs(model: nn.Module, x: Tensor) -> Iterator[dict[str, Any]]:
     yield _result("bf16", flips <= max(1, round(0.02 * len(x))), said, counts=[flips])
 
 
-def _gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
+def gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
     """How many images have no gradient to follow."""
     x = x.clone().requires_grad_()
     with attack_mode(model) as frozen, torch.enable_grad():

@@ -394,6 +394,31 @@ def import_checkpoint(argv: Sequence[str], prog: str) -> None:
     print(layouts.import_checkpoint(given.file, given.layout, output, mean=tuple(given.mean), std=tuple(given.std)))
 
 
+def robustbench(argv: Sequence[str], prog: str) -> None:
+    """`piat robustbench RUN`: the files of a submission to RobustBench."""
+    description = "Check a run as RobustBench would, and write what a submission needs."
+    parser = Parser(prog=prog, allow_abbrev=False, description=description)
+    parser.add_argument("run", metavar="RUN", help="a run directory with clean and aa measured on all test images")
+    parser.add_argument("--authors", required=True, help="of the paper: 'Kun He, Xin Liu'")
+    parser.add_argument("--venue", required=True, help="with its year: 'ICML 2023'")
+    parser.add_argument("--link", required=True, help="the paper's address")
+    parser.add_argument("--title", default=None, help="the paper's title (default: PIAT's)")
+    parser.add_argument("--model", metavar="ORG/NAME", help="the Hub repository that holds the weights")
+    parser.add_argument("--dataset", help="where the test images lie (default: the data the model was trained for)")
+    parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
+    parser.add_argument("--draft", action="store_true", help="write the files although RobustBench would refuse")
+    parser.add_argument("--output", help="the directory to write to (default: RUN/robustbench)")
+    given = parser.parse_all(argv)
+
+    from piat_hub import leaderboard
+
+    paper = leaderboard.Paper(given.authors, given.venue, given.link, given.title or leaderboard.TITLE)
+    output = Path(given.output or Path(given.run) / "robustbench")
+    options = {"checkpoint": given.checkpoint, "draft": given.draft, "dataset": given.dataset, "repo_id": given.model}
+    for path in leaderboard.submit(given.run, paper, output, **options):
+        print(path)
+
+
 def list_known(argv: Sequence[str], prog: str) -> None:
     """`piat list`: models with their robust accuracy, recipes, methods and backbones."""
     description = "List trained models (published, and those in model_cards/), recipes, methods and backbones."
@@ -479,6 +504,7 @@ COMMANDS = {
     "push": push,
     "export": export,
     "import": import_checkpoint,
+    "robustbench": robustbench,
     "list": list_known,
 }
 

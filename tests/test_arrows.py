@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "hub": {"config", "tensors", "small_image", "backbones", "card", "published"},
     "export": {"config"},
     "layouts": {"config", "tensors", "small_image", "backbones", "hub"},
+    "leaderboard": {"config", "data", "published", "evaluation", "checks", "card", "hub"},
     "figures": {"config", "attacks", "data", "results", "evaluation", "card"},
     "state": {"config", "tensors", "methods", "hub"},
     "run": {

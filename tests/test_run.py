@@ -524,7 +524,7 @@ def test_weights_that_do_not_fit_are_refused(small_digits, do_train, tmp_path):
     for changes, message in (
         ({"backbone": "cifar_resnet20"}, "cifar_resnet8. do not fit this backbone at"),
         ({"init_from": "imagenet"}, "cifar_resnet8 is ours and has no ImageNet weights"),
-        ({"init_from": "nowhere"}, "no model 'nowhere'"),
+        ({"init_from": "nowhere"}, "'nowhere' is no Hub id"),
         ({"init_from": "imagenet", "backbone": "resnet18", "img_size": 32}, "its weights loaded"),
     ):
         config = small_digits(**({"init_from": str(tmp_path / "r")} | changes))

@@ -1,0 +1,191 @@
+"""leaderboard.py: RobustBench's keys and types, its reasons to refuse, its way to load a model."""
+
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import piat_hub
+from piat_hub import cli, leaderboard
+from piat_hub.config import InputError
+from piat_hub.data import load
+
+PAPER = leaderboard.Paper("Kun He, Xin Liu", "AdvML-Frontiers 2023", "https://arxiv.org/abs/2303.13955")
+KEYS = {
+    **dict.fromkeys(("link", "name", "authors", "dataset", "venue", "architecture", "eps"), str),
+    **dict.fromkeys(("clean_acc", "reported", "autoattack_acc"), str),
+    "additional_data": bool,
+    "number_forward_passes": int,
+    "unreliable": bool,
+}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A run on digits, measured clean and by AutoAttack's quickest part under its name."""
+    folder = tmp_path_factory.mktemp("r") / "run"
+    train = f"train digits --output {folder} --epochs 2 --clean-epochs 0 --train-size 256 --holdout 0 --steps 2"
+    for line in (train, f"evaluate {folder} --attacks clean apgd-ce --n 40"):
+        assert cli.main([*line.split(), "--threads", "1"]) == 0
+    results = json.loads((folder / "results.json").read_text())
+    part = results["attacks"].pop("apgd-ce")
+    stage = {"attacked": results["attacks"]["clean"]["correct"], "seconds": 1.0}
+    stage["broken"] = stage["attacked"] - part["correct"]
+    results["attacks"]["aa"] = part | {"version": "standard", "per_attack": {"apgd-ce": stage}}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.fixture
+def run(evaluated, tmp_path):
+    return shutil.copytree(evaluated, tmp_path / "run")
+
+
+@pytest.fixture
+def ranked(monkeypatch):
+    """As if RobustBench ranked these 40 digits."""
+    monkeypatch.setattr(leaderboard, "IMAGES", 40)
+    monkeypatch.setattr(leaderboard, "RANKED", {"digits": {"Linf": "0.15"}})
+
+
+def test_a_submission(run, ranked, tmp_path):
+    paths = leaderboard.submit(run, PAPER, tmp_path / "out", repo_id="org/net")
+    name = "He2023PIAT_cifar-resnet8"
+    assert [str(p.relative_to(tmp_path / "out")) for p in paths] == [
+        f"model_info/digits/Linf/{name}.json",
+        "issue.md",
+        "he2023piat_cifar_resnet8_digits_linf.py",
+        "evaluation.log",
+    ]
+    written, text, _, log = (p.read_text() for p in paths)
+    info, results = json.loads(written), json.loads((run / "results.json").read_text())["attacks"]
+    assert {key: type(value) for key, value in info.items()} == KEYS
+    assert float(info["autoattack_acc"]) == round(100 * results["aa"]["accuracy"], 2)
+    assert info["clean_acc"] == str(round(100 * results["clean"]["accuracy"], 2)) and info["eps"] == "0.15"
+    assert text.startswith(f"[New Model] {name}\n") and "https://huggingface.co/org/net" in text and "DRAFT" not in text
+    assert "**Threat Model**: Linf" in text and "**Dataset**: digits" in text
+    known = {f"{100 * results[a]['accuracy']:.2f} %" for a in ("clean", "aa")}
+    assert set(re.findall(r"[\d.]+ %", text)) == set(re.findall(r"[\d.]+ %", log)) == known
+
+
+def test_what_robustbench_would_refuse_needs_draft(run, tmp_path, capsys):
+    words = ["robustbench", str(run), "--authors", "Kun He", "--venue", "ICML 2023", "--link", "https://x.org"]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert (
+        "it ranks cifar10 and cifar100, not digits" in said
+        and "40 images of the test split, it takes all 10000" in said
+    )
+    assert not (run / "robustbench").exists()
+    assert cli.main([*words, "--draft"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        content = Path(line).read_text()
+        assert line.endswith(".json") or "DRAFT, no submission: it ranks" in content
+
+
+CLAIMS = {
+    "threat model": (lambda r: r["threat_model"].update(eps="0.3"), "on digits it ranks Linf 0.15, not Linf 0.3"),
+    "split": (lambda r: r["dataset"].update(split="train"), "40 images of the train split"),
+    "version": (lambda r: r["attacks"]["aa"].update(changed="4 classes"), r"not the standard version \(4 classes\)"),
+    "clean": (
+        lambda r: r["attacks"]["clean"].update(accuracy=0.999),
+        r"its clean accuracy is [\d.]+ % here, not the 99\.90 %",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_claims_are_checked(run, ranked, tmp_path, name):
+    edit, message = CLAIMS[name]
+    results = json.loads((run / "results.json").read_text())
+    edit(results)
+    (run / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match=message):
+        leaderboard.submit(run, PAPER, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class Noisy(torch.nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :10] + torch.rand(len(x), 10)
+
+
+class Flat(torch.nn.Module):
+    def forward(self, x):
+        return (x.flatten(1)[:, :10] > 0.5).float() + 0 * x.flatten(1)[:, :10]
+
+
+class Optimising(torch.nn.Module):
+    def forward(self, x):
+        with torch.enable_grad():
+            moved = x.detach().clone().requires_grad_()
+            moved.square().sum().backward()
+        return x.flatten(1)[:, :10]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [(Noisy(), "two passes"), (Flat(), "gradient of exactly zero"), (Optimising(), "optimises inside")],
+)
+def test_models_are_checked(model, message):
+    split = load("digits", "test").first(40)
+    results = {"attacks": {"clean": {"accuracy": 0.5}}}
+    assert any(message in reason for reason in leaderboard.accepts(model, split, results))
+
+
+def test_a_good_model_passes(run, ranked):
+    results = json.loads((run / "results.json").read_text())
+    model = piat_hub.from_pretrained(run)
+    assert list(leaderboard.accepts(model, load("digits", "test").first(40), results)) == []
+
+
+def test_the_registration_gives_the_model_by_robustbenchs_name(run, ranked, tmp_path):
+    paths = leaderboard.submit(run, PAPER, tmp_path / "out")
+    module = importlib.util.spec_from_file_location("registration", paths[2])
+    module.loader.exec_module(importlib.util.module_from_spec(module))
+    name = "he2023piat_cifar_resnet8_digits_linf"
+    # as robustbench.utils.load_model calls it, from the folder that the run lies in
+    model = timm.create_model(name, num_classes=10, pretrained=True, checkpoint_path="").eval()
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(model(x), piat_hub.from_pretrained(run)(x))
+    with pytest.raises(InputError, match="10 classes, not 7"):
+        timm.create_model(name, num_classes=7, pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "venue", "name"),
+    [
+        ("cifar_resnet18", "ICML 2023", "He2023PIAT_R18"),
+        ("cifar_wrn_32_10", "TIFS 2025", "He2025PIAT_WRN-32-10"),
+        ("vit_tiny_patch16_224", "ICML 2023", "He2023PIAT_vit-tiny-patch16-224"),
+    ],
+)
+def test_ids_follow_their_convention(architecture, venue, name):
+    paper = leaderboard.Paper("Kun He, Xin Liu", venue, "https://x.org")
+    assert leaderboard.identifier(paper, architecture) == name
+    found = leaderboard.timm_name(name, "cifar10", "Linf")
+    assert found == f"{name.lower().replace('-', '_')}_cifar10_linf"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (("Kun He", "ICML", "https://x.org"), "must end with its year"),
+        (("Kun He", "ICML 2023", "x.org"), "must be an address"),
+        ((" ", "ICML 2023", "https://x.org"), "authors must not be empty"),
+    ],
+)
+def test_a_paper_is_checked(fields, message):
+    with pytest.raises(InputError, match=message):
+        leaderboard.Paper(*fields)
+
+
+def test_an_unmeasured_run_is_told_what_to_measure(run, tmp_path):
+    (run / "results.json").unlink()
+    with pytest.raises(InputError, match="no clean and AutoAttack accuracy yet: python evaluate.py"):
+        leaderboard.submit(run, PAPER, tmp_path / "out")
