@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-robustbench lint bench clean
 .DELETE_ON_ERROR:
 
 .venv/ready: pyproject.toml constraints.txt
@@ -19,6 +19,19 @@ demo: .venv/ready  ## train the default recipe and evaluate it; starts anew each
 
 test: .venv/ready lint  ## lint, then the whole suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# RobustBench pins an old timm and calls packages it does not install: docs/robustbench.md says how it runs all the same
+RB := .venv-robustbench
+$(RB)/ready: .venv/ready
+	test -x $(RB)/bin/python || $(PYTHON) -m venv $(RB)
+	grep -v '^setuptools==' constraints.txt > $(RB)/constraints.txt
+	$(BIN)/uv pip install --quiet --python $(RB)/bin/python --constraint $(RB)/constraints.txt --editable . pytest \
+	  'setuptools<81' torchdiffeq geotorch requests pandas gdown pyyaml
+	$(BIN)/uv pip install --quiet --python $(RB)/bin/python --no-deps robustbench==1.1.1
+	touch $@
+
+test-robustbench: $(RB)/ready  ## our models in the real RobustBench, in an environment of its own
+	$(RB)/bin/python -m pytest -W ignore tests/with_robustbench.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -51,4 +64,4 @@ endif
 	$(BIN)/python docs/tables.py step evaluation_speed data costs scaling
 
 clean:
-	rm -rf .venv runs results
+	rm -rf .venv $(RB) runs results

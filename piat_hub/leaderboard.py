@@ -86,14 +86,14 @@ def submit(
     Raises InputError, before anything is written, with every reason why RobustBench would refuse.
     """
     run = Path(run)
-    config, trained = card.read(run)
+    config, _ = card.read(run)
     results = card.measured(run).get(checkpoint)
     if results is None or not {"clean", "aa"} <= results["attacks"].keys():
         raise InputError(f"{run} has no clean and AutoAttack accuracy yet: python evaluate.py {run} --attacks clean aa")
-    model = hub.from_pretrained(run, checkpoint=checkpoint)
+    model: Any = hub.from_pretrained(run, checkpoint=checkpoint)
     data, norm = results["dataset"]["name"], results["threat_model"]["norm"]
-    columns = (trained.image_column, trained.label_column)
-    split = load(dataset or trained.dataset, results["dataset"]["split"], *columns, trained.img_size)
+    columns = (model.piat.get(key) for key in ("image_column", "label_column", "img_size"))
+    split = load(dataset or model.piat["dataset"], results["dataset"]["split"], *columns)
     reasons = [*_claims(results), *accepts(model, split.first(results["dataset"]["n"]), results)]
     if reasons and not draft:
         raise InputError(f"{run} is no submission: {'; '.join(reasons)}; --draft writes the files all the same")

@@ -1,14 +1,24 @@
 """card.py: every number on the card is one of results.json or config.json; the YAML head reads back."""
 
 import dataclasses
+import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
+import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 
-from piat_hub import card, cli, recipes
-from piat_hub.config import InputError, InterpolationConfig
+import piat_hub
+from piat_hub import card, cli, hub, plain_timm, recipes, request
+from piat_hub.config import InputError, InterpolationConfig, TrainConfig, from_dict
 
 
 @pytest.fixture
@@ -18,12 +28,28 @@ def evaluated(small_digits, do_train, do_evaluate, tmp_path, quick_autoattack):
     return tmp_path / "r"
 
 
-def test_every_percentage_is_in_results(evaluated):
-    results = json.loads((evaluated / "results.json").read_text())
+def test_every_number_is_one_that_was_measured_or_configured(evaluated):
+    """Every number on the card, but those of the template's own words: code, citation, the 95 of the interval."""
+    results, config = (json.loads((evaluated / name).read_text()) for name in ("results.json", "config.json"))
     body = ModelCard.load(evaluated / "README.md").content.split("---", 2)[2]
-    shown = re.findall(r"[\d.]+ %", body)
-    known = {card.percent(v) for f in results["attacks"].values() for v in (f["accuracy"], *f["ci95"])} | {"95 %"}
-    assert len(shown) > 9 and set(shown) <= known
+    text = re.sub("```.*?```|`[^`]*`", "", body, flags=re.DOTALL).replace("95 % interval (Wilson)", "")
+    shown = set(re.findall(r"[\d.]*\d", re.sub(r"(?<=[A-Za-z_])[-\d.]*\d|\d+(?=[A-Za-z])|sha256", "", text)))
+    figures = results["attacks"].values()
+    known = {f"{100 * v:.2f}" for f in figures for v in (f["accuracy"], *f["ci95"])}
+    known |= {str(f[key]) for f in figures for key in ("correct", "n")} | {str(results["seed"]), "0.15"}
+    known |= {v for text in results["versions"].values() for v in re.findall(r"[\d.]*\d", text)}
+    known |= set(re.findall(r"\d+", results["device"])) | {str(n) for n in config["pretrained_cfg"]["input_size"]}
+    run = config["piat"]
+    known |= {str(run[key]) for key in ("epochs", "clean_epochs", "batch_size", "lr", "weight_decay")}
+    known |= {str(run["attack"][key]) for key in run["attack"]} | {str(config["num_classes"])}
+    known |= {"0", "1"}  # images in [0, 1]
+    known |= (
+        {str(int(a)) for a in re.findall(r"\d+", str(results["attacks"]["aa"]["changed"]))}
+        if "changed" in results["attacks"]["aa"]
+        else set()
+    )
+    names = {re.sub(r"\D", "", card.attack_name(name)) for name in results["attacks"]}
+    assert len(shown) > 15 and shown <= known | names, shown - known - names
 
 
 def test_metadata_has_an_entry_per_attack(evaluated):
@@ -113,3 +139,82 @@ def test_the_card_names_what_the_weights_are(small_digits, do_train, tmp_path):
     assert "# PIAT+FREE_AT+AWP with EMA, cifar_resnet8 on digits" in text
     assert "are an average over training" in text and "adversarial examples by" not in text
     assert "--method free_at" in text and "--ema 0.9" in text and "--awp 0.01" in text
+
+
+def test_training_time_and_checksums_are_the_runs_own(evaluated):
+    text = (evaluated / "README.md").read_text()
+    for name in ("model.safetensors", "model_best.safetensors"):
+        assert f"| `{name}` | `{hashlib.sha256((evaluated / name).read_bytes()).hexdigest()}` |" in text
+    device = json.loads((evaluated / "timing.jsonl").read_text().splitlines()[0])["device"]
+    assert f"It took under a minute on {device}." in text
+    slow = {"train_seconds": 5000.0, "check_seconds": 400.0, "processes": 2, "device": "GPU X"}
+    (evaluated / "timing.jsonl").write_text(2 * (json.dumps(slow) + "\n"))
+    assert "It took 3 h 0 min on 2 x GPU X." in card.render(evaluated)
+    (evaluated / "timing.jsonl").unlink()
+    assert "It took" not in card.render(evaluated)
+
+
+def test_paths_of_this_machine_stay_here(evaluated):
+    config = json.loads((evaluated / "config.json").read_text())
+    for dataset, shown in (
+        ("/data/secret/faces", "faces"),
+        ("~/faces", "faces"),
+        ("uoft-cs/cifar10", "uoft-cs/cifar10"),
+    ):
+        config["piat"] |= {"dataset": dataset, "init_from": "../secret/older"}
+        (evaluated / "config.json").write_text(json.dumps(config))
+        found, trained = card.read(evaluated)
+        assert found["piat"]["dataset"] == trained.dataset == shown and trained.init_from == "older"
+        assert "secret" not in card.render(evaluated, "org/net") + json.dumps(found)
+
+
+def blocks(text):
+    return re.findall("```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_from_an_image_file_to_a_label_in_four_lines(evaluated, capsys):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save("image.png")
+    lines = blocks((evaluated / "README.md").read_text())[0]
+    assert len(lines.strip().splitlines()) == 4
+    exec(lines.replace('"r"', f'"{evaluated}"'), {})
+    shown = capsys.readouterr().out.strip()
+    (_, found), *_ = request.predict(str(evaluated), ["image.png"])
+    assert shown == found[0][0]
+
+
+@pytest.mark.parametrize("name", timm.list_models("cifar_*"))
+def test_the_plain_lines_build_every_backbone_of_ours(name, tmp_path):
+    """As the card has them; tests/test_push.py runs them where there is no piat_hub."""
+    channels = 1 if name == "cifar_resnet8" else 3
+    model = piat_hub.create_model(name, num_classes=7, in_chans=channels).eval()
+    hub.save_pretrained(model, tmp_path, input_size=(channels, 32, 32))
+    config = json.loads((tmp_path / "config.json").read_text())
+    namespace = {}
+    exec(plain_timm.lines(config, f'"{tmp_path}/model.safetensors"'), namespace)
+    x = torch.rand(1, channels, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(namespace["model"](x), model(x)) and not namespace["model"].training
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("vit_tiny_patch16_224", {"depth": 1}), ("convnext_atto", {"depths": [1, 1, 1, 1]})]
+)
+def test_timms_own_architectures_need_no_piat_hub(evaluated, name, options, tmp_path):
+    model = piat_hub.create_model(name, img_size=32, **options).eval()
+    config = json.loads((evaluated / "config.json").read_text())["piat"]
+    hub.save_pretrained(model, tmp_path / "v", config=from_dict(TrainConfig, config), input_size=(3, 32, 32))
+    lines = blocks(card.write(tmp_path / "v").read_text())
+    assert len(lines) == 2 and "piat_hub" not in lines[1]
+    script = f"{lines[1]}\nimport torch; torch.save(model(torch.ones(1, 3, 32, 32)).detach(), 'found.pt')"
+    bare = os.environ | {"PYTHONPATH": str(Path(np.__file__).parent.parent)}  # see tests/test_push.py
+    check = "import importlib.util; assert importlib.util.find_spec('piat_hub') is None\n"
+    subprocess.run([sys.executable, "-S", "-c", check + script], env=bare, check=True, cwd=tmp_path, timeout=120)
+    assert torch.equal(torch.load(tmp_path / "found.pt", weights_only=True), model(torch.ones(1, 3, 32, 32)))
+
+
+def test_what_only_piat_hub_can_build_says_so(evaluated, tmp_path):
+    model = piat_hub.create_model("resnet18", img_size=32)
+    config = json.loads((evaluated / "config.json").read_text())["piat"]
+    hub.save_pretrained(model, tmp_path / "v", config=from_dict(TrainConfig, config), input_size=(3, 32, 32))
+    text = card.write(tmp_path / "v").read_text()
+    assert len(blocks(text)) == 2 and "timm cannot build this architecture; `piat export`" in text

@@ -1,0 +1,112 @@
+"""The real RobustBench against our models: `make test-robustbench`, in an environment of its own (docs/robustbench.md)."""
+
+import json
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pyautoattack
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as Pictures
+
+
+class AutoAttack:
+    """The interface that RobustBench 1.1.1 calls, of the package it does not install, on the one it installs."""
+
+    def __init__(self, model, norm, eps, version, device, log_path=None):
+        self.attack = pyautoattack.AutoAttack(model, norm=norm, eps=eps, version=version, device=str(device), seed=0)
+
+    def run_standard_evaluation(self, x, y, bs=250, state_path=None):
+        return self.attack.run_standard_evaluation(x, y, batch_size=bs)[0]
+
+
+sys.modules["autoattack"] = types.ModuleType("autoattack")
+sys.modules["autoattack.state"] = types.ModuleType("autoattack.state")
+sys.modules["autoattack"].AutoAttack = AutoAttack
+sys.modules["autoattack.state"].EvaluationState = None
+
+import robustbench  # noqa: E402
+import torchvision  # noqa: E402
+from robustbench.utils import load_model  # noqa: E402
+
+from piat_hub import cli, leaderboard  # noqa: E402
+
+IMAGES = 8
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Striped 32x32 images of ten classes: as parquet for us, as CIFAR-10's own files for RobustBench."""
+    folder, rng = tmp_path_factory.mktemp("rb"), np.random.default_rng(0)
+    names = [f"class {k}" for k in range(10)]
+
+    def pictures(n):
+        labels = np.arange(n) % 10
+        stripes = 127 + 90 * np.sin(np.arange(32) * (1 + labels[:, None]) / 5)
+        pixels = stripes[:, None, :, None] + rng.normal(0, 25, (n, 32, 32, 3))
+        return pixels.clip(0, 255).astype(np.uint8), labels
+
+    for split, n in (("train", 320), ("test", 40)):
+        pixels, labels = pictures(n)
+        features = Features(img=Image(), label=ClassLabel(names=names))
+        table = {"img": [Pictures.fromarray(p) for p in pixels], "label": labels.tolist()}
+        (folder / "cifar10").mkdir(exist_ok=True)
+        Dataset.from_dict(table, features=features).to_parquet(str(folder / f"cifar10/{split}-0.parquet"))
+    batches = folder / "data/cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    rows = pixels.transpose(0, 3, 1, 2).reshape(len(pixels), -1)
+    with (batches / "test_batch").open("wb") as file:
+        pickle.dump({"data": rows, "labels": labels.tolist()}, file)
+    with (batches / "batches.meta").open("wb") as file:
+        pickle.dump({"label_names": names}, file)
+    train = "train resnet20-cifar10 --backbone cifar_resnet8 --dataset ./cifar10 --epochs 3 --holdout 0 --batch-size 32"
+    paper = ["--authors", "Kun He", "--venue", "ICML 2023", "--link", "https://x.org"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for words in (
+            f"{train} --steps 1 --method standard --interpolation none --clean-epochs 0 --output run".split(),
+            f"evaluate run --attacks clean aa --n {IMAGES}".split(),
+            ["robustbench", "run", *paper, "--draft", "--output", "."],
+        ):
+            assert cli.main(words) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(place, monkeypatch):
+    monkeypatch.chdir(place)
+    cifar10 = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(cifar10, "_check_integrity", lambda self: True)  # its files are ours
+    monkeypatch.setattr(cifar10, "train_list", [])
+    monkeypatch.setattr(cifar10, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(cifar10, "meta", cifar10.meta | {"md5": None})
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+
+
+def test_load_model_finds_ours_and_benchmark_agrees(place):
+    """Their clean accuracy is ours; their AutoAttack finds what ours found; their JSON keeps our entries."""
+    name = "He2023PIAT_cifar-resnet8"
+    (module,) = place.glob("he2023piat*.py")
+    exec(module.read_text(), {})
+    model = load_model(name, dataset="cifar10", threat_model="Linf")
+    path = Path("model_info/cifar10/Linf") / f"{name}.json"
+    before = json.loads(path.read_text())
+    results = json.loads(Path("run/results.json").read_text())["attacks"]
+    torch.manual_seed(0)
+    clean, robust = robustbench.benchmark(
+        model, IMAGES, "cifar10", "Linf", to_disk=True, model_name=name, data_dir="data", eps=8 / 255, batch_size=8
+    )
+    assert clean == results["clean"]["accuracy"] > 0.5
+    assert robust == pytest.approx(results["aa"]["accuracy"], abs=1 / IMAGES + 1e-9)
+    after = json.loads(path.read_text())
+    changed = {key for key in after if after[key] != before.get(key)}
+    assert changed <= {"autoattack_acc", "eps"} and after["clean_acc"] == before["clean_acc"]
+    assert before.keys() <= after.keys()
+
+
+def test_their_zoos_names_are_looked_up_as_ours_are():
+    assert leaderboard.timm_name("He2023PIAT_WRN-32-10", "cifar10", "Linf") == "he2023piat_wrn_32_10_cifar10_linf"
