@@ -41,6 +41,7 @@ def curves(metrics: Sequence[dict[str, Any]], title: str = "") -> Figure:
     bottom.plot(epochs, [m["lam"] for m in metrics], color="#444444", linewidth=1.8)
     top.set(title=title, ylabel="accuracy (%)", ylim=(0, 100))
     bottom.set(xlabel="epoch", ylabel="λ", ylim=(0, 1))
+    bottom.xaxis.get_major_locator().set_params(integer=True)
     for axis in (top, bottom):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)

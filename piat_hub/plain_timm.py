@@ -6,14 +6,19 @@ from typing import Any
 
 RESNET = """\
 model = timm.create_model("{base}", num_classes={classes}, in_chans={channels})
-model.conv1, model.maxpool = nn.Conv2d({channels}, 64, 3, padding=1, bias=False), nn.Identity()"""
+model.conv1 = nn.Conv2d({channels}, 64, 3, padding=1, bias=False)
+model.maxpool = nn.Identity()"""
 SMALL_RESNET = """\
-model = ResNet(BasicBlock, {layers}, {classes}, {channels}, channels=(16, 32, 64), stem_type="deep", stem_width=8)
-model.conv1, model.maxpool, model.layer4 = nn.Conv2d({channels}, 16, 3, padding=1, bias=False), nn.Identity(), nn.Sequential()"""
+model = ResNet(BasicBlock, {layers}, {classes}, {channels}, channels=(16, 32, 64),
+               stem_type="deep", stem_width=8)
+model.conv1 = nn.Conv2d({channels}, 16, 3, padding=1, bias=False)
+model.maxpool, model.layer4 = nn.Identity(), nn.Sequential()"""
 PREACT = """\
-model = ResNetV2({layers}, {widths}, {classes}, {channels}, stem_chs={stem}, basic=True, preact=True, bottle_ratio=1.0,
+model = ResNetV2({layers}, {widths}, {classes}, {channels}, stem_chs={stem},
+                 basic=True, preact=True, bottle_ratio=1.0,
                  norm_layer=BatchNormAct2d, conv_layer=create_conv2d)
-model.stem = nn.Sequential(OrderedDict(conv=nn.Conv2d({channels}, {stem}, 3, padding=1, bias=False)))"""
+stem = nn.Conv2d({channels}, {stem}, 3, padding=1, bias=False)
+model.stem = nn.Sequential(OrderedDict(conv=stem))"""
 IMPORTS = {
     RESNET: "import timm",
     SMALL_RESNET: "from timm.models.resnet import BasicBlock, ResNet",
@@ -49,7 +54,8 @@ def lines(config: dict[str, Any], weights: str) -> str | None:
             *(["from huggingface_hub import hf_hub_download"] if weights.startswith("hf_hub_download") else []),
             "",
             built,
-            f"model.load_state_dict(load_file({weights}))",
+            f"weights = {weights}",
+            "model.load_state_dict(load_file(weights))",
             "model.eval()",
         ]
     )
