@@ -8,7 +8,9 @@ import dataclasses
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 import time
 import typing
 import warnings
@@ -133,7 +135,7 @@ def train(argv: Sequence[str], prog: str) -> None:
 
 
 def run_training(config: TrainConfig, options: RunOptions) -> None:
-    """Train with a progress bar and a line per epoch; both on rank 0 only."""
+    """Train with a progress bar and a line per epoch; both on rank 0 only. Raises Stopped after Ctrl-C or SIGTERM."""
     from tqdm import tqdm
 
     from piat_hub import card, engine, figures, hub, run
@@ -146,8 +148,10 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     bar: tqdm[NoReturn] = tqdm(unit="image", unit_scale=True, disable=None if main else True, desc=card.title(config))
     shown: dict[str, str] = {}
     event = None
-    try:
-        for event in run.train(config, options):
+    with bar, _noting_signals() as noted:
+        for event in run.train(config, options, lambda: bool(noted)):
+            if isinstance(event, run.Stopped):
+                raise Stopped(f"after epoch {event.epochs} and {event.steps} steps of the next; all of it is saved")
             if isinstance(event, run.Notice):
                 if main:
                     bar.write(event.text)
@@ -166,8 +170,6 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
             line = ", ".join(f"{k} {v}" for k, v in shown.items())
             if main:
                 bar.write(f"epoch {m['epoch']}/{config.epochs}: {line}, {t['images_per_second']:.0f} images/s")
-    finally:
-        bar.close()
     if main:
         if isinstance(event, run.Notice):
             print(f"nothing left to do: all {config.epochs} epochs are done")
@@ -509,10 +511,52 @@ COMMANDS = {
 }
 
 
+class Stopped(KeyboardInterrupt):
+    """The work ended early, by a signal, at a place from which it can go on."""
+
+
+@contextlib.contextmanager
+def _noting_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM are noted in a list, for the work to stop where it can be saved; again a second later, they interrupt.
+
+    A launcher passes on a Ctrl-C that its processes have had from the terminal already.
+    """
+    noted: list[int] = []
+    since = 0.0
+
+    def note(number: int, _: Any) -> None:
+        nonlocal since
+        if noted and time.monotonic() - since > 1:
+            raise KeyboardInterrupt
+        noted.append(number)
+        since = time.monotonic()
+
+    with _handling({signal.SIGINT: note, signal.SIGTERM: note}):
+        yield noted
+
+
+@contextlib.contextmanager
+def _handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
+    """These signal handlers inside the block, where Python allows it: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _terminate(number: int, _: Any) -> NoReturn:
+    raise Stopped("")
+
+
 def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | None = None) -> int:
     """Run a command; 0 when it worked, 2 for unusable input, 1 for a run that diverged, 130 for Ctrl-C: one line each."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    with _quiet_dependencies():
+    with _quiet_dependencies(), _handling({signal.SIGTERM: _terminate}):
         try:
             if command is None:
                 if not argv or argv[0] in ("-h", "--help"):
@@ -526,8 +570,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
             lookup("command", command, COMMANDS)(argv, prog)
         except InputError as error:
             return _fail(prog, error, 2)
-        except KeyboardInterrupt:
-            return _fail(prog, "stopped; what is finished is saved: go on with the same command and --resume", 130)
+        except KeyboardInterrupt as stop:
+            where = str(stop) or "what is finished is saved"
+            return _fail(prog, f"stopped, {where}: go on with the same command and --resume", 130)
         except Diverged as error:
             return _fail(prog, error, 1)
     return 0

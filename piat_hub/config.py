@@ -50,8 +50,19 @@ def whole_file(path: Path) -> Iterator[Path]:
         with scratch.open("r+b") as written:
             os.fsync(written.fileno())
         os.replace(scratch, path)
+        sync_directory(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Have a rename in it survive a power cut, where the system lets a directory be opened."""
+    if hasattr(os, "O_DIRECTORY"):
+        opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def file_digest(path: Path) -> str:
@@ -363,6 +374,9 @@ class RunOptions:
 
     output: str | None = option(None, "the run directory (default: runs/RECIPE)")
     resume: bool = option(False, "go on from the state in the run directory")
+    save_every_steps: int | None = option(
+        None, "also save the state within epochs, every so many steps (default: at their ends)", unit="steps", least=1
+    )
     threads: int | None = option(None, "CPU threads of this process (default: cores / local processes)", least=1)
     compile: bool = option(
         False, "compile attack and update with torch.compile; left off on a CPU, where it does not pay"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -26,7 +26,8 @@ from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
 class Step:
     """An optimizer step is launched: step counts from 1 to steps within the epoch, images are those of all ranks.
 
-    loss is the last that has arrived from the device: this step's on a CPU, the one before on a GPU.
+    loss is the last that has arrived from the device: this step's on a CPU, the one before on a GPU; losses are all of
+    the epoch's, which a run that is to go on from here needs.
     """
 
     epoch: int
@@ -34,6 +35,7 @@ class Step:
     steps: int
     images: int
     loss: float
+    losses: Losses
 
 
 @dataclass(frozen=True)
@@ -59,29 +61,35 @@ def train(
     interpolation: ParameterInterpolation | None = None,
     ema: EMA | None = None,
     swa: SWA | None = None,
-    first_epoch: int = 1,
+    epochs_done: int = 0,
+    losses_done: Sequence[float] = (),
+    steps_done: int = 0,
 ) -> Iterator[Step | Epoch]:
-    """Train from `first_epoch` to `config.epochs`; model and optimizer are prepared by Accelerate, the split is on its device.
+    """Train to `config.epochs`; model and optimizer are prepared by Accelerate, the split is on its device.
+
+    A run goes on after `epochs_done` epochs and `steps_done` steps of the next, which gave `losses_done`.
 
     Examples are crafted on the twin, or on the bare module; losses go through the wrapped one. All randomness of a step
-    is drawn from a seed derived from (seed, epoch, step, rank), so a run can go on from any epoch with no generator
+    is drawn from a seed derived from (seed, epoch, step, rank), so a run can go on from any step with no generator
     state. Nothing here waits for the device, but for the loss of one update earlier, and for overflows under fp16.
     Raises Diverged if a loss is not finite: on a CPU before it touches the weights, on a GPU one update later.
     """
     bare, standard = unwrap(model, accelerator), methods.get("standard")()
     rank, world = accelerator.process_index, accelerator.num_processes
     steps = steps_per_epoch(len(split), config.batch_size)
-    for epoch in range(first_epoch, config.epochs + 1):
+    for epoch in range(epochs_done + 1, config.epochs + 1):
         model.train()
-        clean, progress, losses = epoch <= config.warmup, (epoch - 1) / config.epochs, Losses(epoch, steps)
+        clean, progress = epoch <= config.warmup, (epoch - 1) / config.epochs
+        begun = steps_done if epoch == epochs_done + 1 else 0
+        losses = Losses(epoch, steps, losses_done if begun else ())
         objective, gamma = (standard, None) if clean else (method, config.awp)
         replays = getattr(objective, "replays", 1)
         order = list(batches(len(split), config.batch_size, config.seed, epoch))
         shares = [shards(each, world, config.accumulation)[:, rank] for each in order]
-        feed = split.feed([micro for share in shares for micro in share])
-        for step, (index, share) in enumerate(zip(order, shares, strict=True), 1):
+        feed = split.feed([micro for share in shares[begun:] for micro in share])
+        for step, (index, share) in enumerate(zip(order[begun:], shares[begun:], strict=True), begun + 1):
             torch.manual_seed(derived_seed(config.seed, epoch, step, rank))
-            lr = set_lr(optimizer, config.lr_at((epoch - 1 + step / steps) / config.epochs))
+            set_lr(optimizer, config.lr_at((epoch - 1 + step / steps) / config.epochs))
             for images, y in itertools.islice(feed, len(share)):
                 x = to_unit(augment(images, config.crop_pad, config.flip))
                 for _ in range(replays):
@@ -94,20 +102,20 @@ def train(
                             average_buffers(bare, accelerator)
                             if ema:
                                 ema.step()
-            yield Step(epoch, step, steps, len(index), losses.latest(len(share) * replays))
+            yield Step(epoch, step, steps, len(index), losses.latest(len(share) * replays), losses)
         lam = interpolation.step(to_unit(x) for x, _ in split.feed(order)) if interpolation else 0.0
         if swa:
             swa.step(to_unit(x) for x, _ in split.feed(order))
-        yield Epoch(epoch, lam, lr, losses.mean())
+        yield Epoch(epoch, lam, config.lr_at(epoch / config.epochs), losses.mean())
 
 
 class Losses:
     """The losses of an epoch, on their way from the device: the host waits for one only when the next is under way."""
 
-    def __init__(self, epoch: int, steps: int) -> None:
+    def __init__(self, epoch: int, steps: int, values: Sequence[float] = ()) -> None:
         self.where = f"epoch {epoch}, step {{}} of {steps}"
         self.coming: deque[tuple[int, Callable[[], float]]] = deque()
-        self.values: list[float] = []
+        self.values = list(values)
 
     def add(self, step: int, loss: Tensor) -> None:
         """Take one more; raises Diverged if it, or on a GPU the one before, is not finite."""
@@ -127,11 +135,15 @@ class Losses:
             self._read()
         return fmean(self.values[-count:])
 
-    def mean(self) -> float:
-        """The mean of all; waits for them."""
+    def all(self) -> list[float]:
+        """Every one so far; waits for them."""
         while self.coming:
             self._read()
-        return fmean(self.values)
+        return self.values
+
+    def mean(self) -> float:
+        """The mean of all; waits for them."""
+        return fmean(self.all())
 
 
 def arrival(value: Tensor) -> Callable[[], float]:
@@ -199,11 +211,10 @@ def shards(index: Tensor, world: int, accumulation: int) -> Tensor:
     return index[: len(index) // parts * parts].view(accumulation, world, -1)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-    return lr
 
 
 @torch.no_grad()

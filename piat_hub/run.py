@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ from piat_hub.config import (
     whole_file,
 )
 from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
-from piat_hub.state import PerProcess, State, flat
+from piat_hub.state import Done, PerProcess, State, flat
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
@@ -56,14 +57,26 @@ class Notice:
     text: str
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """The run was asked to stop, and is saved after so many whole epochs and steps of the next."""
+
+    epochs: int
+    steps: int
+
+
 def output_directory(config: TrainConfig, options: RunOptions) -> Path:
     """Where the run goes: `--output`, else runs/RECIPE."""
     return Path(options.output or f"runs/{config.recipe or config.backbone}")
 
 
-def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[Notice | engine.Step | EpochDone]:
+def train(
+    config: TrainConfig, options: RunOptions | None = None, stopping: Callable[[], bool] = lambda: False
+) -> Iterator[Notice | engine.Step | EpochDone | Stopped]:
     """Train a run directory from its configuration; yields what it chose, then after every step and every epoch.
 
+    stopping: asked after every step (every tenth where there are several processes: they have to agree); once it says
+    yes on any of them, the state is saved, and Stopped is the last event.
     Everything that can be wrong with the request is checked before anything is written. Raises InputError for that, and
     Diverged, naming the last good state, if the loss stops being finite.
     """
@@ -109,73 +122,100 @@ def train(config: TrainConfig, options: RunOptions | None = None) -> Iterator[No
     parts = {"model": bare, "optimizer": optimizer, "interpolation": interpolation, "ema": ema, "swa": swa}
     parts |= {"scaler": accelerator.scaler, "method": PerProcess(method, accelerator)}
     state = State(directory, config, {name: p for name, p in parts.items() if hasattr(p, "state_dict")})
-    epoch, best = state.load() if options.resume else (0, None)
+    done, warning = state.load() if options.resume else (Done(), "")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         directory.mkdir(parents=True, exist_ok=True)
-        keep_epochs(directory, epoch)
+        keep_epochs(directory, done)
         hub.save_config(checked, directory, config=config, label_names=whole.label_names, input_size=whole.shape)
-        if epoch:  # the run may have been killed after its state was saved and before its weights were
+        if (
+            done.epochs and not done.steps
+        ):  # it may have been killed after its state was saved and before its weights were
             hub.save_weights(evaluated, directory / WEIGHTS["last"])
     if options.tracker != "none":
         accelerator.init_trackers("piat_hub", flat(to_dict(config)))
 
+    if warning:
+        yield Notice(f"warning: {warning}")
+    if done.epochs + done.steps and done.processes != accelerator.num_processes:
+        yield Notice(
+            f"warning: this run began with {done.processes} processes and goes on with {accelerator.num_processes}: "
+            "images are divided otherwise, so it will not end with the same bits"
+        )
+    done.processes = accelerator.num_processes
     yield Notice(describe(train_split, whole, accelerator.device, options, compiled))
     threat, crafting = config.threat_model, config.attack
     budget: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm}
     attack = partial(pgd, **budget, step_size=crafting.step_size, steps=crafting.steps)
     check = make_check(config, accelerator, train_split[: len(held) or 1000], held)
-    images, clock = data.steps_per_epoch(len(train_split), config.batch_size) * batch, time.monotonic()
+    steps = data.steps_per_epoch(len(train_split), config.batch_size)
+    clock = time.monotonic() - done.seconds
+    resume: dict[str, Any] = {"epochs_done": done.epochs, "steps_done": done.steps, "losses_done": done.losses}
+    sides: dict[str, Any] = {"twin": twin, "interpolation": interpolation, "ema": ema, "swa": swa}
     try:
-        events = engine.train(
-            model,
-            method,
-            attack,
-            train_split,
-            optimizer,
-            accelerator,
-            config,
-            twin=twin,
-            interpolation=interpolation,
-            ema=ema,
-            swa=swa,
-            first_epoch=epoch + 1,
-        )
-        for event in events:
+        for event in engine.train(
+            model, method, attack, train_split, optimizer, accelerator, config, **sides, **resume
+        ):
             if isinstance(event, engine.Step):
                 yield event
+                at_stop = agreed(stopping, event.step, accelerator)
+                if at_stop or (options.save_every_steps and event.step % options.save_every_steps == 0):
+                    done.steps, done.losses, done.seconds = event.step, event.losses.all(), time.monotonic() - clock
+                    save(state, done, accelerator)
+                if at_stop:
+                    yield Stopped(done.epochs, done.steps)
+                    return
                 continue
-            trained, epoch = time.monotonic(), event.epoch
+            trained = time.monotonic()
             checked.load_state_dict(evaluated.state_dict())
-            metrics = dataclasses.asdict(event) | check(checked, epoch)
-            better = held and (best is None or metrics["holdout_pgd10_acc"] > best["holdout_pgd10_acc"])
-            best = metrics if better else best
+            metrics = dataclasses.asdict(event) | check(checked, event.epoch)
+            better = held and (done.best is None or metrics["holdout_pgd10_acc"] > done.best["holdout_pgd10_acc"])
             timing = {
-                "epoch": epoch,
+                "epoch": event.epoch,
                 "train_seconds": round(trained - clock, 3),
                 "check_seconds": round(time.monotonic() - trained, 3),
-                "images_per_second": round(images / (trained - clock), 2),
+                "images_per_second": round(steps * batch / (trained - clock), 2),
                 "processes": accelerator.num_processes,
                 "threads": threads,
                 "device": evaluation.device_name(accelerator.device),
                 "peak_memory_gib": peak_memory(accelerator.device),
             }
-            collected = state.collect()
+            done = Done(
+                event.epoch, [*done.metrics, metrics], metrics if better else done.best, processes=done.processes
+            )
             if accelerator.is_main_process:  # in this order a kill at any point loses nothing: see State.load
                 if better:
                     hub.save_weights(checked, directory / WEIGHTS["best"])
                 append(directory / "metrics.jsonl", metrics)
                 append(directory / "timing.jsonl", timing)
-                state.save(epoch, best, collected)
+            save(state, done, accelerator)
+            if accelerator.is_main_process:
                 hub.save_weights(checked, directory / WEIGHTS["last"])
-            accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=epoch)
+            accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=event.epoch)
             yield EpochDone(metrics, timing)
             clock = time.monotonic()
     except Diverged as error:
-        last = f"{state.path}, of epoch {epoch}" if epoch else "none, no epoch was finished"
+        within = f", step {done.steps} of the next" if done.steps else ""
+        last = f"{state.path}, of epoch {done.epochs}{within}" if state.path.exists() else "none, no epoch was finished"
         raise Diverged(f"{error}; the last good state is {last}. Lower --lr, then start again") from None
     finally:
         accelerator.end_training()
+
+
+def save(state: State, done: Done, accelerator: Accelerator) -> None:
+    """Collect the state on every process and write it on the first."""
+    collected = state.collect()
+    if accelerator.is_main_process:
+        state.save(done, collected)
+
+
+def agreed(stopping: Callable[[], bool], step: int, accelerator: Accelerator) -> bool:
+    """Whether any process is to stop; several are asked every tenth step, as an answer waits for the device."""
+    if accelerator.num_processes == 1:
+        return stopping()
+    if step % 10:
+        return False
+    return bool(accelerator.reduce(torch.tensor(float(stopping()), device=accelerator.device)))
 
 
 def describe(split: data.Split, whole: data.Split, device: torch.device, options: RunOptions, compiled: bool) -> str:
@@ -331,14 +371,17 @@ def append(path: Path, line: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def keep_epochs(directory: Path, last: int) -> None:
-    """Cut metrics.jsonl and timing.jsonl back to the epochs up to `last`; a line cut short by a kill goes too."""
-    for path in (directory / "metrics.jsonl", directory / "timing.jsonl"):
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["epoch"] <= last]
-            with whole_file(path) as scratch:
-                scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+def keep_epochs(directory: Path, done: Done) -> None:
+    """Cut timing.jsonl back to the epochs that are done, and write metrics.jsonl from the state's own copy."""
+    path = directory / "timing.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [
+        line for line in lines if (epoch := re.match(r'\{"epoch": (\d+),.*\}$', line)) and int(epoch[1]) <= done.epochs
+    ]
+    for name, lines in (("timing.jsonl", kept), ("metrics.jsonl", [json.dumps(line) for line in done.metrics])):
+        if lines or (directory / name).exists():
+            with whole_file(directory / name) as scratch:
+                scratch.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from piat_hub import hub, methods, tensors
-from piat_hub.config import WEIGHTS, InputError, TrainConfig, to_dict
+from piat_hub.config import WEIGHTS, InputError, TrainConfig, sync_directory, to_dict
 
 
 class PerProcess:
@@ -33,60 +35,82 @@ class PerProcess:
             self.method.load_state_dict({name: rows[rank % len(rows)].to(device) for name, rows in state.items()})
 
 
+@dataclass
+class Done:
+    """How far a run is: whole epochs and their metrics, and of the next `steps` with their losses, in `seconds`."""
+
+    epochs: int = 0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    processes: int = 1
+
+
 class State:
     """All that resume needs, as one safetensors file: tensors, and JSON in its metadata. No pickle.
 
     parts: whatever has state_dict and load_state_dict, by name. Order, augmentation and attack starts are derived from
     (seed, epoch, step), so there is no generator to save. The file is written beside the old one, flushed, then
-    renamed: the previous state stays until the next is whole.
+    renamed, and the old one is kept: should the newest be damaged, there is one before it.
     """
 
     def __init__(self, directory: Path, config: TrainConfig, parts: dict[str, Any]) -> None:
         self.directory, self.path = directory, directory / "state" / "state.safetensors"
+        self.before = self.path.with_name("before.safetensors")
         self.config, self.parts = config, parts
 
     def collect(self) -> dict[str, Any]:
         """The state of every part; call it on every process."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
-    def save(self, epoch: int, best: dict[str, Any] | None, collected: dict[str, Any]) -> None:
-        """Write what was collected after `epoch`."""
+    def save(self, done: Done, collected: dict[str, Any]) -> None:
+        """Write what was collected when so much was done."""
         found: dict[str, Tensor] = {}
-        facts = {"schema": 3, "epoch": epoch, "best": best, "config": to_dict(self.config)}
+        facts = {"schema": 4, "done": asdict(done), "config": to_dict(self.config)}
         facts["parts"] = without_tensors(collected, found)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        tensors.save(found, self.path, json.dumps(facts))
+        new = self.path.with_name("new.safetensors")
+        tensors.save(found, new, json.dumps(facts))
+        if self.path.exists():
+            os.replace(self.path, self.before)
+        os.replace(new, self.path)  # killed before this, a run goes on from the state before
+        sync_directory(self.path.parent)
 
-    def load(self) -> tuple[int, dict[str, Any] | None]:
-        """Restore everything; returns (epochs done, best metrics), (0, None) for a run killed in its first epoch.
+    def load(self) -> tuple[Done, str]:
+        """Restore everything; returns how far it was, and a warning where the newest state is damaged, or "".
 
-        At an epoch's end a run writes its best weights, its metrics, this state, then its last weights: what stands
-        before the state is written again when the epoch is run again, and the last weights are written from the state.
+        Done() for a run killed in its first epoch. At an epoch's end a run writes its best weights, its metrics, this state,
+        then its last weights: what stands before the state is written again when the epoch is run again, metrics and the
+        last weights are written from the state.
         """
         if not (self.directory / "config.json").exists():
             raise InputError(f"{self.directory} holds no run to resume; leave out --resume to start one")
-        if not self.path.exists() and (self.directory / WEIGHTS["last"]).exists():
+        there = [path for path in (self.path, self.before) if path.exists()]
+        if not there and (self.directory / WEIGHTS["last"]).exists():
             raise InputError(
                 f"{self.directory} has weights but no {self.path}, so nothing to resume; name another --output"
             )
-        if not self.path.exists():
+        if not there:
             self._same_config(hub.read_config(self.directory / "config.json").get("piat") or {})
-            return 0, None
-        try:
-            found, text = tensors.load(self.path)
-            facts = json.loads(text)
-            if facts["schema"] != 3:
-                raise KeyError(f"schema {facts['schema']}, this version writes 3")
-            saved = with_tensors(facts["parts"], found)
-            epoch, best, config = facts["epoch"], facts["best"], facts["config"]
-        except (InputError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            return Done(), ""
+        warnings: list[str] = []
+        for path in there:
+            try:
+                done, saved, config = _read(path)
+                break
+            except InputError as error:
+                warnings.append(str(error))
+        else:
             raise InputError(
-                f"{self.path} is not a whole state of a run ({error}); move it away to start again"
-            ) from error
+                f"{'; '.join(warnings)}; there is no whole state, move {self.path.parent} away to start again"
+            )
         self._same_config(config)
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
-        return epoch, best
+        where = f"epoch {done.epochs}" + (f", step {done.steps} of the next" if done.steps else "")
+        return done, f"{warnings[0]}; going on from the one before, of {where}" if warnings else ""
 
     def _same_config(self, config: dict[str, Any]) -> None:
         saved, now = flat(config), flat(to_dict(self.config))
@@ -96,6 +120,18 @@ class State:
                     f"the run in {self.directory} has {key}={saved.get(key)}, this command {now.get(key)}; "
                     "resume with the command it was started with, or name another --output"
                 )
+
+
+def _read(path: Path) -> tuple[Done, dict[str, Any], dict[str, Any]]:
+    """(how far, the parts' states, the configuration) of a state file. InputError if it is not whole."""
+    try:
+        found, text = tensors.load(path)
+        facts = json.loads(text)
+        if facts["schema"] != 4:
+            raise KeyError(f"schema {facts['schema']}, this version writes 4")
+        return Done(**facts["done"]), with_tensors(facts["parts"], found), facts["config"]
+    except (InputError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not a whole state of a run ({error})") from error
 
 
 def without_tensors(value: Any, found: dict[str, Tensor], path: str = "") -> Any:

@@ -132,7 +132,7 @@ def test_an_existing_run_costs_nothing(small_digits, do_train, tmp_path, capsys)
 
 
 def test_divergence_is_one_line_and_exit_code_1(monkeypatch, capsys):
-    def diverge(config, options):
+    def diverge(*_):
         raise Diverged("the loss is nan at epoch 3, step 2 of 4")
         yield
 
@@ -142,7 +142,7 @@ def test_divergence_is_one_line_and_exit_code_1(monkeypatch, capsys):
 
 
 def test_a_bug_is_not_hidden_as_bad_input(monkeypatch):
-    def broken(config, options):
+    def broken(*_):
         raise ValueError("a bug")
         yield
 
@@ -305,7 +305,7 @@ def test_entry_points_name_the_same_function():
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
-    def interrupted(config, options):
+    def interrupted(*_):
         raise KeyboardInterrupt
         yield
 

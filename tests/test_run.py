@@ -249,7 +249,8 @@ def test_killed_between_the_files_of_an_epoch_nothing_is_lost(
 
 def test_a_run_that_lost_its_state_is_not_begun_again(small_digits, do_train, tmp_path):
     do_train(small_digits(), tmp_path / "r")
-    (tmp_path / "r/state/state.safetensors").unlink()
+    for state in (tmp_path / "r/state").iterdir():
+        state.unlink()
     before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
     with pytest.raises(InputError, match="has weights but no .*state.safetensors"):
         do_train(small_digits(seed=5), tmp_path / "r", resume=True)
@@ -297,9 +298,15 @@ def test_nothing_to_resume_and_damaged_state(small_digits, do_train, tmp_path):
     with pytest.raises(InputError, match="holds no run to resume"):
         do_train(small_digits(), tmp_path / "none", resume=True)
     do_train(small_digits(), tmp_path / "r")
-    state = tmp_path / "r/state/state.safetensors"
-    state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(InputError, match="state.safetensors is not a whole state"):
+    state, before = (tmp_path / "r/state" / f"{name}.safetensors" for name in ("state", "before"))
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-100])
+    events = list(run.train(small_digits(), RunOptions(output=str(tmp_path / "r"), resume=True)))
+    assert events[0].text.startswith("warning: ") and "going on from the one before, of epoch 2" in events[0].text
+    assert state.read_bytes() == whole  # the last epoch, run again
+    for path in (state, before):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"state.safetensors is not a whole state.*; there is no whole state"):
         do_train(small_digits(), tmp_path / "r", resume=True)
 
 
