@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, hf_hub_download
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from timm.models._hub import save_config_for_hf
 from torch import nn
@@ -34,6 +35,7 @@ from piat_hub.config import (
 from piat_hub.published import PUBLISHED
 from piat_hub.small_image import Normalize
 
+SILENCE = 300.0  # seconds without a byte from the Hub, after which a push gives up
 RECORDS = (  # what a push may send; an earlier push's that the run has no more are deleted
     *("config.json", "README.md", *WEIGHTS.values(), *RESULTS.values(), *VERDICTS.values()),
     *("curves.png", "sweep.png", "metrics.jsonl", "timing.jsonl"),
@@ -174,6 +176,7 @@ def push_to_hub(
         [] if create_pr else [1.0, 4.0, 16.0]
     )  # where a reply is lost, a second request would be a second pull request
     while True:
+        get_session().timeout = SILENCE  # by default the client would wait for ever
         try:
             return _push(api, files, repo_id, options)
         except InputError:
@@ -258,7 +261,7 @@ def _advice(error: BaseException, repo_id: str) -> str:
     again = "push again: what has arrived is not sent twice"
     if status:
         return f"the Hub answers with {status}; {again}"
-    return f"{_first_line(error)}; {'check the network and ' if isinstance(error, OSError) else ''}{again}"
+    return f"{_first_line(error)}; {'' if isinstance(error, ValueError) else 'check the network and '}{again}"
 
 
 def _seconds(response: Any) -> float:
@@ -318,7 +321,10 @@ def _download(repo_id: str, filename: str, where: Mapping[str, Any]) -> Path:
     _check_id(repo_id, "there is no such directory, and ")
     try:
         return Path(hf_hub_download(repo_id, filename, **where))
-    except Exception as error:  # httpx errors have no common base with the Hub's own
+    except Exception as error:  # the client passes on whatever the network, the Hub or the disk raise
+        if isinstance(error, HTTPError) and not hasattr(error, "response"):  # the connection broke: is there a copy?
+            with contextlib.suppress(Exception):
+                return Path(hf_hub_download(repo_id, filename, **{**where, "local_files_only": True}))
         raise InputError(
             f"no {filename} for {repo_id!r}: no such directory, and the Hub says: {_first_line(error)}; "
             "check the name or the network"

@@ -23,9 +23,10 @@ SENT = {"POST", "PUT", "DELETE"}
 
 SHELL = """
 import contextlib, io, json, sys, time
-from piat_hub import cli
+from piat_hub import cli, hub
 waits = []
 time.sleep = waits.append
+hub.SILENCE = 1.0
 for line in sys.stdin:
     waits.clear()
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
@@ -166,6 +167,43 @@ def test_every_loader_gives_the_same_bits(endpoint, shell, run, tmp_path):
     assert torch.equal(torch.load("plain.pt", weights_only=True), logits)
 
 
+PULL = "import piat_hub; print(piat_hub.from_pretrained('org/net').weights_sha256)"
+
+
+def test_a_pull_survives_cuts_and_a_silent_network(endpoint, shell, run, tmp_path):
+    """Cut while it downloads, it goes on; once there, a Hub that hangs up or is gone is no obstacle."""
+    assert shell(f"push {run} org/net").code == 0
+    environment = os.environ | endpoint.environment(tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
+
+    def pull():
+        return subprocess.run(
+            [sys.executable, "-c", PULL], env=environment, capture_output=True, text=True, timeout=120
+        )
+
+    endpoint.faults.append(Fault("GET", "model.safetensors", cut=100_000, times=2))
+    whole = hub.file_digest(run / "model.safetensors")
+    assert pull().stdout.strip() == whole
+    endpoint.faults.append(Fault("GET|HEAD", "resolve", 0, times=99))
+    assert pull().stdout.strip() == whole
+    environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    assert pull().stdout.strip() == whole
+    environment["HF_HOME"] = str(tmp_path / "other")
+    gone = pull()
+    assert gone.returncode == 1 and "no config.json for 'org/net'" in gone.stderr.splitlines()[-1]
+
+
+def test_a_damaged_download_is_noticed(endpoint, shell, run, tmp_path):
+    assert shell(f"push {run} org/net").code == 0
+    repository = endpoint.repositories["models/org/net"]
+    oid = repository.tree("main")["model.safetensors"]
+    body = bytearray(repository.objects[oid])
+    body[-1000] ^= 4
+    repository.objects[oid] = bytes(body)
+    environment = os.environ | endpoint.environment(tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
+    got = subprocess.run([sys.executable, "-c", PULL], env=environment, capture_output=True, text=True, timeout=120)
+    assert got.returncode == 1 and "is damaged (its content is not what its checksum says)" in got.stderr
+
+
 def test_private_branch_and_pull_request(endpoint, shell, run):
     assert shell(f"push {run} org/net --private").code == 0
     assert endpoint.repositories["models/org/net"].private
@@ -194,8 +232,18 @@ FAILING = {  # what goes wrong -> (faults, words of the line)
     "too often": ([Fault("POST", "/commit/", 429, times=99)], "the Hub asks for a pause"),
     "broken": ([Fault("POST", "/commit/", 500, times=99)], "the Hub answers with 500"),
     "upload refused": ([Fault("PUT", "", 403)], "the token may not write"),
-    "uploads cut": ([Fault("PUT", "", 0, times=99)], "push again: what has arrived is not sent twice"),
-    "commit cut": ([Fault("POST", "/commit/", 0, times=99)], "push again: what has arrived is not sent twice"),
+    "uploads cut": (
+        [Fault("PUT", "", 0, times=99)],
+        "check the network and push again: what has arrived is not sent twice",
+    ),
+    "silent": (
+        [Fault("POST", "/commit/", stall=3, status=500, times=99)],
+        "timed out; check the network and push again",
+    ),
+    "commit cut": (
+        [Fault("POST", "/commit/", 0, times=99)],
+        "check the network and push again: what has arrived is not sent twice",
+    ),
 }
 
 
@@ -212,7 +260,12 @@ def test_a_failed_push_is_one_line_and_publishes_nothing(endpoint, shell, run, n
     endpoint.log.clear()
     assert shell(f"push {run} org/net").code == 0, shell.err
     assert set(hub.RECORDS) > set(endpoint.files("models/org/net")) - {".gitattributes"}
-    if "commit" in name or name in ("changed meanwhile", "broken", "too often"):  # the weights were there already
+    if "commit" in name or name in (
+        "silent",
+        "changed meanwhile",
+        "broken",
+        "too often",
+    ):  # the weights were there already
         assert not [r for r in endpoint.log if r.method == "PUT"]
 
 
