@@ -14,12 +14,14 @@ from piat_hub import plain_timm, recipes
 from piat_hub.config import (
     DATASETS,
     RESULTS,
+    VERDICTS,
     WEIGHTS,
     InputError,
     TrainConfig,
     file_digest,
     flags,
     from_dict,
+    local_name,
     pixels,
     to_dict,
     whole_file,
@@ -31,7 +33,7 @@ METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT"}
 
 def title(config: TrainConfig) -> str:
     """'PIAT+NMSE, cifar_resnet18 on cifar10'."""
-    return f"{method_name(config)}, {config.backbone} on {Path(config.dataset).name}"
+    return f"{method_name(config)}, {config.backbone} on {public(config).dataset}"
 
 
 def method_name(config: TrainConfig) -> str:
@@ -90,7 +92,7 @@ def render(directory: Path, repo_id: str | None = None) -> str:
     """
     config, trained = read(directory)
     found = measured(directory)
-    name = repo_id or (directory.name if directory.is_absolute() else str(directory))
+    name = repo_id or (str(directory) if directory.name and not directory.is_absolute() else directory.resolve().name)
     weights = f'hf_hub_download("{name}", "{WEIGHTS["last"]}")' if repo_id else f'"{name}/{WEIGHTS["last"]}"'
     own = config["architecture"] == "small_image" or config["architecture"].startswith("cifar_")
     files = {c: (f, file_digest(directory / f)) for c, f in WEIGHTS.items() if (directory / f).exists()}
@@ -110,6 +112,7 @@ def render(directory: Path, repo_id: str | None = None) -> str:
         shape=tuple(config["pretrained_cfg"]["input_size"]),
         tables={c: tabulate(rows(r), HEADERS, tablefmt="github", disable_numparse=True) for c, r in found.items()},
         measured=found,
+        verdicts=VERDICTS,
         notes=[f["changed"] for r in found.values() for f in r["attacks"].values() if "changed" in f],
         checks={c: r["checks"] for c, r in found.items() if r.get("checks")},
         curves=(directory / "curves.png").exists(),
@@ -128,20 +131,23 @@ def read(directory: Path) -> tuple[dict[str, Any], TrainConfig]:
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        trained = from_dict(TrainConfig, config["piat"])
-        shown = dataclasses.replace(trained, dataset=_public(trained.dataset), init_from=_public(trained.init_from))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{directory} is no run directory: no {path.name} with a piat block ({error}); train one"
-        ) from error
-    return config | {"piat": to_dict(shown)}, shown
+        trained = public(from_dict(TrainConfig, config["piat"]))
+        needed = config["architecture"], config["num_classes"], config["pretrained_cfg"]["input_size"]
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{directory} is no run directory: no readable config.json ({error}); train one") from error
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{directory} is no run directory: nothing in config.json under {error}; train one") from error
+    if not isinstance(needed[2], list) or len(needed[2]) != 3:
+        raise InputError(f"{path} has the input size {needed[2]!r}, not [channels, height, width]; write it again")
+    return config | {"piat": to_dict(trained)}, trained
 
 
-def _public(name: Any) -> Any:
-    """A data set's or a model's name; a path on this machine is cut to its last part."""
-    path = Path(name or "")
-    local = path.is_absolute() or path.is_dir() or name.startswith((".", "~")) or len(path.parts) > 2 if name else False
-    return path.resolve().name if local else name
+def public(config: TrainConfig) -> TrainConfig:
+    """The configuration with paths of this machine cut to their last part. Training makes them absolute, so they are known."""
+    dataset, start = config.dataset, config.init_from
+    dataset = local_name(dataset) if Path(dataset).is_absolute() else dataset
+    start = Path(start).name if start and Path(start).is_absolute() else start
+    return dataclasses.replace(config, dataset=dataset, init_from=start)
 
 
 def summary(directory: Path) -> dict[str, Any]:
@@ -154,7 +160,7 @@ def summary(directory: Path) -> dict[str, Any]:
         "architecture": config["architecture"],
         "input_size": config["pretrained_cfg"]["input_size"],
         "num_classes": config["num_classes"],
-        "dataset": Path(trained.dataset).name,
+        "dataset": trained.dataset,
         "method": method_name(trained),
         "threat_model": found.get("threat_model"),
         **{f"{attack}_acc": figures["accuracy"] for attack, figures in attacks.items()},
@@ -166,9 +172,8 @@ def summary(directory: Path) -> dict[str, Any]:
 def command(config: TrainConfig) -> str:
     """The command that trains this: its recipe and what differs from it; local paths by their last part."""
     base = recipes.get(config.recipe) if config.recipe in recipes.RECIPES else TrainConfig()
-    shown = dataclasses.replace(config, dataset=_public(config.dataset), init_from=_public(config.init_from))
     words = ["accelerate launch train.py", config.recipe] if config.recipe else ["accelerate launch train.py"]
-    words += flags(shown, base)
+    words += flags(public(config), base)
     return " ".join([*words, *(f"--method.{name} {value}" for name, value in config.method_args.items())])
 
 

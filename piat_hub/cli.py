@@ -178,16 +178,17 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
             f"weights {directory / WEIGHTS['last']}\ncurves  {directory / 'curves.png'}\ncard    {card.write(directory)}"
         )
         if options.push_to_hub:
-            _push(directory, options.push_to_hub, options.push)
+            try:
+                _push(directory, options.push_to_hub, options.push)
+            except InputError as error:
+                again = f"piat push {directory} {options.push_to_hub}"
+                raise InputError(f"{error} (the run is whole in {directory}; to push it: {again})") from error
 
 
 def _push(run: Path, repo_id: str, options: PushOptions) -> None:
     from piat_hub import hub
 
-    try:
-        pushed = hub.push_to_hub(run, repo_id, **dataclasses.asdict(options))
-    except InputError as error:
-        raise InputError(f"{error} (the run is whole in {run}; to push it: piat push {run} {repo_id})") from error
+    pushed = hub.push_to_hub(run, repo_id, **dataclasses.asdict(options))
     print(f"{'pushed ' if pushed.changed else 'nothing new at'} {pushed.url}")
 
 
@@ -362,22 +363,24 @@ def export(argv: Sequence[str], prog: str) -> None:
     description = "Write the model for where there is no piat_hub: model.pt2 (torch.export) and model.onnx."
     parser = Parser(prog=prog, allow_abbrev=False, description=description)
     parser.add_argument("model", metavar="MODEL", help="a run or model directory, or a Hub id")
-    parser.add_argument("--formats", nargs="+", choices=("pt2", "onnx"), default=["pt2", "onnx"])
+    formats = ["pt2", "onnx"]
+    parser.add_argument("--formats", nargs="+", choices=formats, default=formats)
     parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
     parser.add_argument("--output", help="the directory to write to (default: MODEL, where that is one)")
     given = parser.parse_all(argv)
 
     from piat_hub import export as exports
-    from piat_hub import hub
+    from piat_hub import hub, run
 
     directory = given.output or (given.model if Path(given.model).is_dir() else given.model.replace("/", "-"))
-    model = hub.from_pretrained(given.model, checkpoint=given.checkpoint)
-    for path in exports.export(model, Path(directory), given.formats):
+    run.check_output(Path(directory))
+    model, name = hub.from_pretrained(given.model, checkpoint=given.checkpoint), Path(WEIGHTS[given.checkpoint]).stem
+    for path in exports.export(model, Path(directory), given.formats, name):
         print(path)
 
 
 def import_checkpoint(argv: Sequence[str], prog: str) -> None:
-    """`piat import FILE --layout LAYOUT`: another project's checkpoint as a run directory."""
+    """`piat import FILE --layout LAYOUT`: another project's checkpoint as a model directory."""
     description = "Convert a checkpoint of RobustBench's zoo to config.json and safetensors; only tensors are read."
     parser = Parser(prog=prog, allow_abbrev=False, description=description)
     parser.add_argument("file", metavar="FILE", help="the checkpoint")
@@ -390,9 +393,10 @@ def import_checkpoint(argv: Sequence[str], prog: str) -> None:
     parser.add_argument("--output", help="the directory to write (default: runs/FILE's name)")
     given = parser.parse_all(argv)
 
-    from piat_hub import layouts
+    from piat_hub import layouts, run
 
     output = Path(given.output or Path("runs") / Path(given.file).stem)
+    run.check_output(output)
     print(layouts.import_checkpoint(given.file, given.layout, output, mean=tuple(given.mean), std=tuple(given.std)))
 
 
@@ -412,10 +416,11 @@ def robustbench(argv: Sequence[str], prog: str) -> None:
     parser.add_argument("--output", help="the directory to write to (default: RUN/robustbench)")
     given = parser.parse_all(argv)
 
-    from piat_hub import leaderboard
+    from piat_hub import leaderboard, run
 
     paper = leaderboard.Paper(given.authors, given.venue, given.link, given.title or leaderboard.TITLE)
     output = Path(given.output or Path(given.run) / "robustbench")
+    run.check_output(output)
     options = {"checkpoint": given.checkpoint, "draft": given.draft, "dataset": given.dataset, "repo_id": given.model}
     for path in leaderboard.submit(given.run, paper, output, **options):
         print(path)
@@ -439,6 +444,7 @@ def list_known(argv: Sequence[str], prog: str) -> None:
         + ["{norm} {eps}".format(**m["threat_model"]) if m["threat_model"] else "not measured"]
         + [f"{percent(m[a])} of {m['n'][a.removesuffix('_acc')]}" if a in m else "" for a in accuracies]
         for m in models
+        if "problem" not in m
     ]
     headers = ("model", "architecture", "data", "method", "threat model", "clean", "PGD-20", "AutoAttack")
     print(
@@ -446,6 +452,9 @@ def list_known(argv: Sequence[str], prog: str) -> None:
         if table
         else "no model is published yet, and none lies in model_cards/"
     )
+    for m in models:
+        if "problem" in m:
+            print(f"{m['model']}: {m['problem']}")
     print(f"\n{_recipe_help()}")
     print(
         f"\nmethods: {', '.join(methods.names())}\nbackbones: {', '.join(timm.list_models('cifar_*'))}, and timm's own"

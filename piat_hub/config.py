@@ -33,6 +33,12 @@ DATASETS = {  # alias -> (Hub id, configuration, image column, label column)
 }
 
 
+def local_name(path: str | Path) -> str:
+    """What a folder of data is called on results and cards: its own name, but never that of an alias."""
+    name = Path(path).resolve().name
+    return f"local-{name}" if name in (*DATASETS, "digits") else name
+
+
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: the value, the rule, the next step."""
 
@@ -393,6 +399,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.push != PushOptions() and not self.push_to_hub:
+            raise InputError("--private, --revision and --create-pr go with --push-to-hub ORG/NAME; give it too")
 
 
 def duration(text: str) -> float:

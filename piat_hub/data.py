@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from piat_hub.config import DATASETS, InputError, nearest
+from piat_hub.config import DATASETS, InputError, local_name, nearest
 
 SPLIT_SEED = 20230728  # fixes which images are held out (and digits' test split), whatever a run's own seed
 LIMIT = 4.0  # GiB that a decoded split may take
@@ -300,7 +300,7 @@ def _table(dataset: str, split: str) -> tuple[Any, str]:
             f"data set {hub_id!r} could not be loaded from the Hub ({_line(error)}); "
             "pass --dataset DIR with a local copy that datasets.load_dataset reads"
         ) from error
-    return table, folder.resolve().name if folder.is_dir() and dataset not in DATASETS else dataset
+    return table, local_name(folder) if folder.is_dir() and dataset not in DATASETS else dataset
 
 
 def _line(error: BaseException) -> str:

@@ -13,10 +13,8 @@ from torch.export import Dim
 
 from piat_hub.config import InputError, whole_file
 
-FORMATS = ("pt2", "onnx")
 
-
-def export(model: nn.Module, directory: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str = "model") -> list[Path]:
     """Write model.pt2 (`torch.export.load(path).module()`) and model.onnx (input "images", output "logits").
 
     Args: model from `from_pretrained`; any batch size; images (B, C, H, W) in [0, 1] of the size it was trained on. The
@@ -30,7 +28,7 @@ def export(model: nn.Module, directory: Path, formats: Sequence[str] = FORMATS) 
         raise InputError("model.onnx needs two more packages: pip install 'piat-hub[onnx]', or give --formats pt2")
     directory.mkdir(parents=True, exist_ok=True)
     images = torch.zeros(2, *shape)
-    return [WRITERS[name](model.cpu().eval(), images, directory / f"model.{name}") for name in formats]
+    return [WRITERS[kind](model.cpu().eval(), images, directory / f"{name}.{kind}") for kind in formats]
 
 
 def _pt2(model: nn.Module, images: torch.Tensor, path: Path) -> Path:

@@ -14,7 +14,8 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, hf_hub_download
-from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
@@ -36,6 +37,7 @@ from piat_hub.published import PUBLISHED
 from piat_hub.small_image import Normalize
 
 SILENCE = 300.0  # seconds without a byte from the Hub, after which a push gives up
+PASSING = (429, 500, 502, 503, 504)  # statuses that may be gone a moment later
 RECORDS = (  # what a push may send; an earlier push's that the run has no more are deleted
     *("config.json", "README.md", *WEIGHTS.values(), *RESULTS.values(), *VERDICTS.values()),
     *("curves.png", "sweep.png", "metrics.jsonl", "timing.jsonl"),
@@ -115,6 +117,8 @@ def from_pretrained(
         raise InputError(f"checkpoint {checkpoint!r} is unknown{nearest(checkpoint, WEIGHTS)}; choose last or best")
     names = ("config.json", WEIGHTS[checkpoint])
     if Path(model_id).is_dir():
+        if revision:
+            raise InputError(f"{model_id} is a directory, which has no revision {revision!r}; leave it out")
         config_file, weights_file = (Path(model_id) / name for name in names)
         for file in (config_file, weights_file):
             if not file.is_file():
@@ -135,6 +139,11 @@ def from_pretrained(
     model.weights_sha256 = file_digest(weights_file)
     if known and where["revision"] == known["revision"] and model.weights_sha256 != known["weights_sha256"][checkpoint]:
         raise InputError(f"{weights_file} is not what we published as {name}: another sha256; delete it and load again")
+    preprocessing = config.get("pretrained_cfg") or {}
+    if "piat" not in config and any(preprocessing.get("mean") or ()):
+        raise InputError(
+            f"{model_id} wants normalised images, as timm's own models do; give it as hf-hub: or local-dir:"
+        )
     model.label_names = tuple(config.get("label_names") or ())
     model.piat = config.get("piat") or {}
     return model.to(device).eval()
@@ -166,15 +175,14 @@ def push_to_hub(
         repo_id: "ORG/NAME"; private: a new repository is; revision: a branch, made if there is none; create_pr: open a
             pull request instead of writing to main; token: by default the one that `hf auth login` or HF_TOKEN gave.
     Raises: InputError if the run is not whole or the Hub refuses. Nothing is then half-published, and the same call
-    again sends only what has not arrived; with nothing new, it sends nothing.
+    again sends only what has not arrived; with nothing new, it sends nothing (but opens the pull request it was told to).
     """
     options = PushOptions(private, revision, create_pr)
-    _check_id(repo_id)
+    check_id(repo_id)
     files = publication(Path(run), repo_id)
     api = HfApi(token=token)
-    pauses = (
-        [] if create_pr else [1.0, 4.0, 16.0]
-    )  # where a reply is lost, a second request would be a second pull request
+    # where a reply is lost, a second request would be a second pull request
+    pauses = [] if create_pr else [1.0, 4.0, 16.0]
     while True:
         get_session().timeout = SILENCE  # by default the client would wait for ever
         try:
@@ -185,7 +193,7 @@ def push_to_hub(
             error = found.__cause__ if type(found) is RuntimeError and found.__cause__ else found  # a failed upload
             response = getattr(error, "response", None)
             passing = response is None and isinstance(error, HTTPError)
-            if not pauses or not (passing or getattr(response, "status_code", 0) in (429, 500, 502, 503, 504)):
+            if not pauses or not (passing or getattr(response, "status_code", 0) in PASSING):
                 raise InputError(f"{repo_id} was not pushed: {_advice(error, repo_id)}") from error
             time.sleep(_seconds(response) or pauses[0])
             pauses.pop(0)
@@ -232,7 +240,7 @@ def publication(run: Path, repo_id: str) -> dict[str, bytes | str]:
 
 def check_push(repo_id: str, token: str | None = None) -> None:
     """InputError unless the Hub can be reached and the token's owner may write to ORG: what a training asks first."""
-    _check_id(repo_id)
+    check_id(repo_id)
     try:
         who = HfApi(token=token).whoami()
     except (HTTPError, OSError, ValueError) as error:
@@ -259,9 +267,12 @@ def _advice(error: BaseException, repo_id: str) -> str:
     if status in known:
         return known[status]
     again = "push again: what has arrived is not sent twice"
-    if status:
+    if status in PASSING:
         return f"the Hub answers with {status}; {again}"
-    return f"{_first_line(error)}; {'' if isinstance(error, ValueError) else 'check the network and '}{again}"
+    if status or isinstance(error, ValueError):
+        said = getattr(error, "server_message", None) or " ".join(str(error).split())
+        return f"the Hub refuses{f' ({status})' if status else ''}: {said}"
+    return f"{_first_line(error)}; check the network and {again}"
 
 
 def _seconds(response: Any) -> float:
@@ -311,29 +322,49 @@ def list_pretrained(directory: str | Path = "model_cards") -> list[dict[str, Any
     """The models that `from_pretrained` gives, best known first: those published on the Hub, then those in `directory`.
 
     Each is a dict: "model" (what to load it by), "architecture", "dataset", "method", "threat_model", and, as far as
-    measured, "clean_acc", "pgd20_acc", "aa_acc" (fractions) with "n" (images, by attack).
+    measured, "clean_acc", "pgd20_acc", "aa_acc" (fractions) with "n" (images, by attack); or "problem" in place of these,
+    for a folder that holds no whole model.
     """
-    local = sorted(path.parent for path in Path(directory).glob("*/config.json"))
-    return [row | {"model": name} for name, row in PUBLISHED.items()] + [card.summary(path) for path in local]
+    rows = [row | {"model": name} for name, row in PUBLISHED.items()]
+    for path in sorted(path.parent for path in Path(directory).glob("*/config.json")):
+        try:
+            rows.append(card.summary(path))
+        except InputError as error:
+            rows.append({"model": str(path), "problem": str(error)})
+    return rows
 
 
 def _download(repo_id: str, filename: str, where: Mapping[str, Any]) -> Path:
-    _check_id(repo_id, "there is no such directory, and ")
+    check_id(repo_id, "there is no such directory, and ")
     try:
         return Path(hf_hub_download(repo_id, filename, **where))
     except Exception as error:  # the client passes on whatever the network, the Hub or the disk raise
         if isinstance(error, HTTPError) and not hasattr(error, "response"):  # the connection broke: is there a copy?
             with contextlib.suppress(Exception):
                 return Path(hf_hub_download(repo_id, filename, **{**where, "local_files_only": True}))
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        advice = "check the name or the network"
+        if isinstance(error, RevisionNotFoundError):
+            advice = f"there is no revision {where['revision']!r}"
+        elif status in (401, 403):
+            advice = "check the name; if it is private, run `hf auth login` or set HF_TOKEN"
         raise InputError(
-            f"no {filename} for {repo_id!r}: no such directory, and the Hub says: {_first_line(error)}; "
-            "check the name or the network"
+            f"no {filename} for {repo_id!r}: no such directory, and the Hub says: {_first_line(error)}; {advice}"
         ) from error
 
 
-def _check_id(repo_id: str, what: str = "") -> None:
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repo_id):
-        raise InputError(f"{what}{repo_id!r} is no Hub id; it must be ORG/NAME")
+def check_id(repo_id: str, what: str = "") -> None:
+    """InputError unless it is ORG/NAME as the Hub allows it; `what` begins the message."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        pass
+    else:
+        if "/" in repo_id:
+            return
+    raise InputError(
+        f"{what}{repo_id!r} is no Hub id; it must be ORG/NAME, of letters, digits, '-', '_' and single '.'"
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:

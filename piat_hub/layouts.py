@@ -127,7 +127,7 @@ def convert(path: str | Path, layout: str, *, mean: Sequence[float] = (), std: S
 def import_checkpoint(
     path: str | Path, layout: str, output: str | Path, *, mean: Sequence[float] = (), std: Sequence[float] = ()
 ) -> Path:
-    """`convert`, then write the model as a run directory (config.json, weights, empty metrics.jsonl); returns it.
+    """`convert`, then write it into a directory (config.json, weights, empty metrics.jsonl: results go there); returns it.
 
     InputError, and nothing is written, if the conversion fails or the directory holds a model already.
     """

@@ -52,13 +52,15 @@ class Paper:
         if not self.link.startswith(("https://", "http://")):
             raise InputError(f"link {self.link!r} must be an address, https://…, of the paper")
         for name in ("authors", "title"):
-            if not getattr(self, name).strip():
-                raise InputError(f"{name} must not be empty; it is shown on the leaderboard")
+            if not re.match(r"\s*\w", getattr(self, name)):
+                raise InputError(
+                    f"{name} {getattr(self, name)!r} must begin with a name; it is shown on the leaderboard"
+                )
 
 
 def identifier(paper: Paper, architecture: str) -> str:
     """RobustBench's way to name a model: first author, year, first word of the title, architecture: He2023PIAT_R18."""
-    author = re.sub(r"\W", "", paper.authors.split(",")[0].split()[-1])
+    author = re.sub(r"\W", "", re.split(",| and ", paper.authors)[0].split()[-1])
     word = re.sub(r"\W", "", paper.title.split()[0])
     suffix, _ = ARCHITECTURES.get(architecture, (architecture.replace("_", "-"), architecture))
     return f"{author}{paper.venue[-4:]}{word}_{suffix}"
@@ -86,10 +88,15 @@ def submit(
     Raises InputError, before anything is written, with every reason why RobustBench would refuse.
     """
     run = Path(run)
+    if repo_id:
+        hub.check_id(repo_id)
     config, _ = card.read(run)
     results = card.measured(run).get(checkpoint)
     if results is None or not {"clean", "aa"} <= results["attacks"].keys():
-        raise InputError(f"{run} has no clean and AutoAttack accuracy yet: python evaluate.py {run} --attacks clean aa")
+        which = "" if checkpoint == "last" else f" --checkpoint {checkpoint}"
+        raise InputError(
+            f"{run} has no clean and AutoAttack accuracy: python evaluate.py {run} --attacks clean aa{which}"
+        )
     model: Any = hub.from_pretrained(run, checkpoint=checkpoint)
     data, norm = results["dataset"]["name"], results["threat_model"]["norm"]
     columns = (model.piat.get(key) for key in ("image_column", "label_column", "img_size"))
@@ -103,7 +110,9 @@ def submit(
     texts = {
         f"model_info/{data}/{norm}/{name}.json": json.dumps(entry(results, paper, built), indent=2) + "\n",
         "issue.md": _marked(issue(name, results, paper, built, repo_id), "<!-- {} -->", reasons),
-        f"{timm_name(name, data, norm)}.py": _marked(registration(name, data, norm, source), "# {}", reasons),
+        f"{timm_name(name, data, norm)}.py": _marked(
+            registration(name, data, norm, source, checkpoint), "# {}", reasons
+        ),
         "evaluation.log": _marked("\n".join(log(results)) + "\n", "{}", reasons),
     }
     for path, text in texts.items():
@@ -130,6 +139,9 @@ def _claims(results: Mapping[str, Any]) -> Iterator[str]:
 
 def accepts(model: nn.Module, split: Split, results: Mapping[str, Any]) -> Iterator[str]:
     """Why RobustBench would not take this model: its own checks of clean accuracy, gradients and the forward pass."""
+    if split.digest() != results["images_sha256"]:
+        yield "these are not the images that the results are of"
+        return
     few = split[:100]
     x, y = to_unit(few.images[:]), few.labels
     with verdict_mode(model) as exact:
@@ -197,12 +209,13 @@ def issue(name: str, results: Mapping[str, Any], paper: Paper, architecture: str
 # Model Zoo:
 
 - [ ] I want to add my models to the Model Zoo (check if true)
-- [x] The architecture is registered with `timm` by the package `piat-hub`, as `{timm_name(name, data["name"], threat["norm"])}`.
+- [ ] I use an architecture that is included among those of RobustBench or in `timm`. If not, I added the link to its
+  implementation: it is built by the Python package `piat-hub`; the attached module registers it with `timm`.
 - [ ] I agree to release my model(s) under MIT license (check if true)
 """
 
 
-def registration(name: str, dataset: str, norm: str, source: str) -> str:
+def registration(name: str, dataset: str, norm: str, source: str, checkpoint: str) -> str:
     """A module that, once imported, lets RobustBench load the model; and its row for RobustBench's model zoo."""
     found = timm_name(name, dataset, norm)
     return f'''"""{name} for RobustBench: with this module imported,
@@ -216,7 +229,7 @@ gives the model. The row for robustbench/model_zoo/{dataset}.py, among those of 
 
 from piat_hub import leaderboard
 
-leaderboard.register("{found}", "{source}")  # a Hub id, or the model's directory
+leaderboard.register("{found}", "{source}", "{checkpoint}")  # a Hub id, or the model's directory
 '''
 
 
@@ -239,11 +252,11 @@ def _marked(text: str, comment: str, reasons: list[str]) -> str:
     return text if not reasons else comment.format(f"DRAFT, no submission: {'; '.join(reasons)}") + "\n" + text
 
 
-def register(name: str, model: str) -> None:
+def register(name: str, model: str, checkpoint: str = "last") -> None:
     """Make `timm.create_model(name, pretrained=True)` load MODEL (a directory or a Hub id), as RobustBench does."""
 
     def build(pretrained: bool = False, num_classes: int | None = None, **_: Any) -> nn.Module:
-        loaded: Any = hub.from_pretrained(model)
+        loaded: Any = hub.from_pretrained(model, checkpoint=checkpoint)
         if num_classes not in (None, loaded.num_classes):
             raise InputError(
                 f"{name} has {loaded.num_classes} classes, not {num_classes}; fine-tune it with --init-from"

@@ -42,7 +42,7 @@ def lines(config: dict[str, Any], weights: str) -> str | None:
     """
     given = config.get("model_args", {})
     own = {"num_classes", "in_chans", "global_pool"}
-    if config["architecture"] not in BUILT or set(given) - own:
+    if config["architecture"] not in BUILT or set(given) - own or given.get("global_pool", "avg") != "avg":
         return None
     template, shape = BUILT[config["architecture"]]
     built = template.format(**shape, classes=config["num_classes"], channels=given.get("in_chans", 3))

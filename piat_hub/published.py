@@ -1,7 +1,7 @@
 """The models on the Hub that we vouch for: name -> pinned revision, checksums and measured accuracy.
 
 published.json holds a row for each, as `card.summary` gives it, with "revision" (the commit), "weights_sha256" (by
-checkpoint) and "tag" (its name among timm's weights for that architecture). There is none yet.
+checkpoint) and, for an architecture of ours, "tag" (its name among timm's weights for it). There is none yet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PUBLISHED: dict[str, dict[str, Any]] = json.loads(
 
 
 def timm_configs() -> dict[str, dict[str, Any]]:
-    """What timm needs to know of each: "architecture.tag" -> the pretrained_cfg that names its pinned revision."""
+    """What timm needs to know of those with a tag: "architecture.tag" -> the pretrained_cfg that names its pinned revision."""
     return {
         f"{row['architecture']}.{row['tag']}": {
             "hf_hub_id": f"{name}@{row['revision']}",
@@ -24,4 +24,5 @@ def timm_configs() -> dict[str, dict[str, Any]]:
             "num_classes": row["num_classes"],
         }
         for name, row in PUBLISHED.items()
+        if "tag" in row and row["architecture"].startswith("cifar_")
     }

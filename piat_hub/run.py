@@ -26,6 +26,7 @@ from torch import nn
 from piat_hub import backbones, data, engine, evaluation, hub, methods
 from piat_hub.attacks import Twin, pgd
 from piat_hub.config import (
+    DATASETS,
     WEIGHTS,
     Diverged,
     InputError,
@@ -80,7 +81,7 @@ def train(
     Everything that can be wrong with the request is checked before anything is written. Raises InputError for that, and
     Diverged, naming the last good state, if the loss stops being finite.
     """
-    options = options or RunOptions()
+    options, config = options or RunOptions(), settled(config)
     directory = output_directory(config, options)
     method = make_method(config)
     check_output(directory)
@@ -216,6 +217,14 @@ def agreed(stopping: Callable[[], bool], step: int, accelerator: Accelerator) ->
     if step % 10:
         return False
     return bool(accelerator.reduce(torch.tensor(float(stopping()), device=accelerator.device)))
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """Folders that the configuration names as absolute paths: they mean the same from everywhere, and no Hub id."""
+    known = {*DATASETS, "digits", "imagenet"}
+    named = {key: value for key in ("dataset", "init_from") if (value := getattr(config, key)) and value not in known}
+    folders: dict[str, Any] = {key: str(Path(value).resolve()) for key, value in named.items() if Path(value).is_dir()}
+    return dataclasses.replace(config, **folders)
 
 
 def describe(split: data.Split, whole: data.Split, device: torch.device, options: RunOptions, compiled: bool) -> str:

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import piat_hub
-from piat_hub import card, cli, hub, plain_timm, recipes, request
+from piat_hub import card, cli, hub, plain_timm, recipes, request, run
 from piat_hub.config import InputError, InterpolationConfig, TrainConfig, from_dict
 
 
@@ -158,14 +158,24 @@ def test_paths_of_this_machine_stay_here(evaluated):
     config = json.loads((evaluated / "config.json").read_text())
     for dataset, shown in (
         ("/data/secret/faces", "faces"),
-        ("~/faces", "faces"),
+        ("/secret/cifar10", "local-cifar10"),
         ("uoft-cs/cifar10", "uoft-cs/cifar10"),
     ):
-        config["piat"] |= {"dataset": dataset, "init_from": "../secret/older"}
+        config["piat"] |= {"dataset": dataset, "init_from": "/secret/older"}
         (evaluated / "config.json").write_text(json.dumps(config))
         found, trained = card.read(evaluated)
         assert found["piat"]["dataset"] == trained.dataset == shown and trained.init_from == "older"
-        assert "secret" not in card.render(evaluated, "org/net") + json.dumps(found)
+        text = card.render(evaluated, "org/net")
+        assert "secret" not in text + json.dumps(found) and "uoft-cs" not in text.replace(dataset, "")
+
+
+def test_a_folder_is_named_absolutely_so_that_it_is_known_everywhere(small_digits, tmp_path):
+    (tmp_path / "cifar10-mine").mkdir()
+    config = small_digits(dataset="cifar10-mine", init_from="uoft-cs/net")
+    settled = run.settled(config)
+    assert (settled.dataset, settled.init_from) == (str(tmp_path / "cifar10-mine"), "uoft-cs/net")
+    (tmp_path / "digits").mkdir()  # an alias stays one
+    assert run.settled(small_digits()).dataset == "digits"
 
 
 def blocks(text):

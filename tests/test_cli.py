@@ -54,6 +54,8 @@ BAD = [
     ("evaluate m --checkpoint best", "it has no model_best.safetensors"),
     ("evaluate m --checkpoint bst", "checkpoint 'bst' is unknown .did you mean 'best'"),
     ("evaluate m --dataset trio", "the model has 10 classes and trio has 3; name the data it was trained for"),
+    ("train digits --private", "go with --push-to-hub"),
+    ("export m --output README", "README cannot be made: README is a file; name another --output"),
     ("evaluate m nowhere", "'nowhere' is no Hub id"),
     ("evaluate math:pi --dataset digits --checkpoint best", "leave out --checkpoint"),
     ("evaluate m --output README", "README is a file; name another --output"),

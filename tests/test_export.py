@@ -61,7 +61,7 @@ def test_onnx_gives_the_same_logits(saved):
 def test_what_cannot_be_exported(saved, monkeypatch, capsys):
     _, directory = saved
     with pytest.raises(InputError, match="does not say what images it takes"):
-        export.export(torch.nn.Linear(2, 2), directory)
+        export.export(torch.nn.Linear(2, 2), directory, ["pt2"])
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["export", str(directory)]) == 2
     assert "pip install 'piat-hub[onnx]'" in capsys.readouterr().err

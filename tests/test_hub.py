@@ -136,6 +136,18 @@ def test_what_is_no_model(tmp_path):
         piat_hub.from_pretrained("nobody/nothing@main")
 
 
+def test_what_else_is_refused(saved):
+    _, directory = saved
+    with pytest.raises(InputError, match="is a directory, which has no revision 'v1'"):
+        piat_hub.from_pretrained(directory, revision="v1")
+    config = json.loads((directory / "config.json").read_text())
+    config["pretrained_cfg"]["mean"] = [0.5]
+    del config["piat"]
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="wants normalised images"):
+        piat_hub.from_pretrained(directory)
+
+
 def test_config_is_timms_format_with_a_piat_block(saved):
     config = json.loads((saved[1] / "config.json").read_text())
     assert config["piat"]["threat_model"] == {"norm": "Linf", "eps": "0.15"}
@@ -152,4 +164,8 @@ def test_list_pretrained_shows_model_cards_with_what_was_measured(small_digits, 
     assert (one["model"], two["model"]) == ("model_cards/one", "model_cards/two")
     assert "clean_acc" not in one and two["clean_acc"] == results["clean"]["accuracy"] and two["n"]["pgd2"] == 30
     assert two["method"] == "PIAT+NMSE" and two["threat_model"] == {"norm": "Linf", "eps": "0.15"}
+    Path("model_cards/broken").mkdir()
+    Path("model_cards/broken/config.json").write_text("{")
+    broken = piat_hub.list_pretrained()[0]
+    assert broken["model"] == "model_cards/broken" and "is no run directory" in broken["problem"]
     assert piat_hub.from_pretrained(two["model"]).weights_sha256 == two["weights_sha256"]["last"]

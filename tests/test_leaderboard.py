@@ -11,7 +11,7 @@ import timm
 import torch
 
 import piat_hub
-from piat_hub import cli, leaderboard
+from piat_hub import cli, hub, leaderboard
 from piat_hub.config import InputError
 from piat_hub.data import load
 
@@ -134,7 +134,7 @@ class Optimising(torch.nn.Module):
 )
 def test_models_are_checked(model, message):
     split = load("digits", "test").first(40)
-    results = {"attacks": {"clean": {"accuracy": 0.5}}}
+    results = {"attacks": {"clean": {"accuracy": 0.5}}, "images_sha256": split.digest()}
     assert any(message in reason for reason in leaderboard.accepts(model, split, results))
 
 
@@ -177,7 +177,7 @@ def test_ids_follow_their_convention(architecture, venue, name):
     [
         (("Kun He", "ICML", "https://x.org"), "must end with its year"),
         (("Kun He", "ICML 2023", "x.org"), "must be an address"),
-        ((" ", "ICML 2023", "https://x.org"), "authors must not be empty"),
+        ((", Xin Liu", "ICML 2023", "https://x.org"), "must begin with a name"),
     ],
 )
 def test_a_paper_is_checked(fields, message):
@@ -185,7 +185,33 @@ def test_a_paper_is_checked(fields, message):
         leaderboard.Paper(*fields)
 
 
+def test_the_best_checkpoint_is_submitted_as_the_best(run, ranked, tmp_path):
+    for name in ("results.json", "verdicts.npz", "model.safetensors"):
+        (run / name).rename(
+            run / {"model.safetensors": "model_best.safetensors"}.get(name, name.replace(".", "_best."))
+        )
+    with torch.no_grad():
+        model = piat_hub.from_pretrained(run, checkpoint="best")
+        model.fc.bias += 1
+    hub.save_weights(model, run / "model.safetensors")
+    with pytest.raises(InputError, match="no clean and AutoAttack accuracy"):
+        leaderboard.submit(run, PAPER, tmp_path / "out")
+    paths = leaderboard.submit(run, PAPER, tmp_path / "out", checkpoint="best")
+    leaderboard.register("best_of_run", str(run), "best")
+    assert paths[2].read_text().rstrip().splitlines()[-1].startswith('leaderboard.register("he2023piat')
+    assert '"run", "best")' in paths[2].read_text()
+    x = torch.rand(3, 1, 8, 8)
+    logits = timm.create_model("best_of_run", pretrained=True)(x)
+    assert torch.equal(logits, piat_hub.from_pretrained(run, checkpoint="best")(x))
+    assert not torch.equal(logits, piat_hub.from_pretrained(run)(x))
+
+
+def test_the_hub_name_is_checked(run, ranked, tmp_path):
+    with pytest.raises(InputError, match="'not an id' is no Hub id"):
+        leaderboard.submit(run, PAPER, tmp_path / "out", repo_id="not an id")
+
+
 def test_an_unmeasured_run_is_told_what_to_measure(run, tmp_path):
     (run / "results.json").unlink()
-    with pytest.raises(InputError, match="no clean and AutoAttack accuracy yet: python evaluate.py"):
+    with pytest.raises(InputError, match="no clean and AutoAttack accuracy: python evaluate.py"):
         leaderboard.submit(run, PAPER, tmp_path / "out")

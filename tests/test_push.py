@@ -229,6 +229,8 @@ FAILING = {  # what goes wrong -> (faults, words of the line)
     "gone": ([Fault("POST", "/preupload/", 404)], "there is no org/net, or the token may not see it"),
     "conflict": ([Fault("POST", "/commit/", 409)], "a conflict over org/net"),
     "changed meanwhile": ([Fault("POST", "/commit/", 412)], "changed by somebody else meanwhile; push again"),
+    "card refused": ([Fault("POST", "/validate-yaml", 400)], "Invalid metadata"),
+    "too large": ([Fault("POST", "/preupload/", 413)], "the Hub refuses (413): a fault on purpose"),
     "too often": ([Fault("POST", "/commit/", 429, times=99)], "the Hub asks for a pause"),
     "broken": ([Fault("POST", "/commit/", 500, times=99)], "the Hub answers with 500"),
     "upload refused": ([Fault("PUT", "", 403)], "the token may not write"),
@@ -253,7 +255,7 @@ def test_a_failed_push_is_one_line_and_publishes_nothing(endpoint, shell, run, n
     endpoint.faults += faults
     shell(f"push {run} org/net")
     assert shell.code == 2 and words in shell.err and len(shell.err.splitlines()) == 1, shell.err
-    assert f"piat push {run} org/net" in shell.err
+    assert "the run is whole" not in shell.err
     if "models/org/net" in endpoint.repositories:
         assert set(endpoint.files("models/org/net")) == {".gitattributes"}
     endpoint.faults.clear()
@@ -322,7 +324,7 @@ def test_training_pushes_at_its_end_and_asks_before_it_begins(endpoint, shell, t
     flags = "--epochs 2 --clean-epochs 0 --train-size 64 --holdout 0 --steps 1 --threads 1"
     line = f"train digits {flags} --output {tmp_path / 'r'} --push-to-hub"
     assert shell(f"{line} other/net").code == 2 and "this token writes to org" in shell.err
-    assert shell(f"{line} net").code == 2 and "must be ORG/NAME" in shell.err
+    assert shell(f"{line} net").code == 2 and "it must be ORG/NAME" in shell.err
     assert not (tmp_path / "r").exists()
     assert shell(f"{line} org/net --private").code == 0, shell.err
     assert shell.out.splitlines()[-1].startswith("pushed  ") and endpoint.repositories["models/org/net"].private
