@@ -142,7 +142,7 @@ def from_pretrained(
     preprocessing = config.get("pretrained_cfg") or {}
     if "piat" not in config and any(preprocessing.get("mean") or ()):
         raise InputError(
-            f"{model_id} wants normalised images, as timm's own models do; give it as hf-hub: or local-dir:"
+            f"{model_id} wants normalised images, as timm's own models do; evaluate takes it as hf-hub:ORG/NAME"
         )
     model.label_names = tuple(config.get("label_names") or ())
     model.piat = config.get("piat") or {}
