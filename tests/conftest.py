@@ -1,7 +1,10 @@
 """What every test shares: one seed, one thread, no network, caches in a folder of the test run's own."""
 
 import os
+import signal
 import tempfile
+import time
+import traceback
 
 _CACHE = tempfile.mkdtemp(prefix="piat-tests-")  # before any Hugging Face import reads the environment
 os.environ |= {
@@ -135,3 +138,25 @@ def do_evaluate():
         return prepared
 
     return measure
+
+
+@pytest.fixture
+def killed():
+    """Do `work` in a process of its own, killed after so many seconds; gives whether it was. An error in it fails the test."""
+
+    def kill(work, seconds):
+        child = os.fork()
+        if child == 0:
+            try:
+                work()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert ended in (0, -signal.SIGKILL)
+        return ended != 0
+
+    return kill

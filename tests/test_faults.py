@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,29 +57,19 @@ def test_save_every_steps_bounds_what_a_kill_costs(small_digits, do_train, tmp_p
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(small_digits, do_train, tmp_path):
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(small_digits, do_train, killed, tmp_path):
     config = small_digits(train_size=192, epochs=4)
     do_train(config, tmp_path / "whole")
+
+    def work(folder):
+        do_train(config, folder, resume=folder.exists(), save_every_steps=2)
+
     rng, kills, rounds = random.Random(0), 0, 0
     while kills < 10:
         rounds += 1
-        folder, done = tmp_path / str(rounds), False
-        while not done:
-            child = os.fork()
-            if child == 0:
-                code = 1
-                try:
-                    do_train(config, folder, resume=folder.exists(), save_every_steps=2)
-                    code = 0
-                except BaseException:
-                    traceback.print_exc()
-                os._exit(code)
-            time.sleep(rng.uniform(0.02, 0.8))
-            os.kill(child, signal.SIGKILL)
-            ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            assert ended in (0, -signal.SIGKILL)
-            done = ended == 0
-            kills += not done
+        folder = tmp_path / str(rounds)
+        while killed(partial(work, folder), rng.uniform(0.02, 0.8)):
+            kills += 1
         assert same_run(folder, tmp_path / "whole")
 
 

@@ -3,9 +3,7 @@
 import json
 import os
 import random
-import signal
-import time
-import traceback
+from functools import partial
 
 import numpy as np
 import pytest
@@ -147,7 +145,7 @@ def test_damaged_results_are_moved_aside_never_deleted(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_twenty_random_moments_the_verdicts_are_the_same_bytes(tmp_path):
+def test_killed_at_twenty_random_moments_the_verdicts_are_the_same_bytes(killed, tmp_path):
     """SIGKILL at random moments, resumed by a new process each time, until it is done: the bytes of one never stopped."""
     attacks = ["pgd9", "mim5"]
 
@@ -162,22 +160,9 @@ def test_killed_at_twenty_random_moments_the_verdicts_are_the_same_bytes(tmp_pat
     rng, kills, rounds = random.Random(0), 0, 0
     while kills < 20:
         rounds += 1
-        folder, done = tmp_path / str(rounds), False
-        while not done:
-            child = os.fork()
-            if child == 0:
-                try:
-                    work(folder)
-                except BaseException:
-                    traceback.print_exc()
-                    os._exit(1)
-                os._exit(0)
-            time.sleep(rng.uniform(0.005, 0.15))
-            os.kill(child, signal.SIGKILL)
-            ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            assert ended in (0, -signal.SIGKILL)
-            done = ended == 0
-            kills += not done
+        folder = tmp_path / str(rounds)
+        while killed(partial(work, folder), rng.uniform(0.005, 0.15)):
+            kills += 1
         verdicts, whole = (np.load(f / "verdicts.npz") for f in (folder, tmp_path / "whole"))
         assert all(np.array_equal(verdicts[k], whole[k]) for k in whole.files) and verdicts.files == whole.files
         assert (folder / "verdicts.npz").read_bytes() == (tmp_path / "whole/verdicts.npz").read_bytes()
