@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,15 @@ from piat_hub.config import (
     VERDICTS,
     WEIGHTS,
     InputError,
+    ThreatModel,
     TrainConfig,
-    file_digest,
     flags,
     from_dict,
     local_name,
     pixels,
     to_dict,
-    whole_file,
 )
+from piat_hub.files import file_digest, own, read_config, read_json, read_lines, texts, whole_file
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT"}
@@ -91,17 +93,20 @@ def render(directory: Path, repo_id: str | None = None) -> str:
     Raises InputError if it is no run directory.
     """
     config, trained = read(directory)
-    found = measured(directory)
+    raw = measured(directory)
+    found = {checkpoint: escaped(results) for checkpoint, results in raw.items()}
     name = repo_id or (str(directory) if directory.name and not directory.is_absolute() else directory.resolve().name)
-    weights = f'hf_hub_download("{name}", "{WEIGHTS["last"]}")' if repo_id else f'"{name}/{WEIGHTS["last"]}"'
+    weights = literal(f"{name}/{WEIGHTS['last']}")
+    if repo_id:
+        weights = f"hf_hub_download({literal(name)}, {literal(WEIGHTS['last'])})"
     own = config["architecture"] == "small_image" or config["architecture"].startswith("cifar_")
     files = {c: (f, file_digest(directory / f)) for c, f in WEIGHTS.items() if (directory / f).exists()}
     card = ModelCard.from_template(
-        _metadata(repo_id or directory.resolve().name, trained, found),
+        _metadata(repo_id or directory.resolve().name, trained, raw),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
-        title=title(trained),
+        title=escaped(title(trained)),
         config=trained,
-        method=method_name(trained),
+        method=escaped(method_name(trained)),
         eps=pixels(trained.threat_model.eps),
         step_size=pixels(trained.attack.step_size),
         architecture=config["architecture"],
@@ -116,29 +121,41 @@ def render(directory: Path, repo_id: str | None = None) -> str:
         notes=[f["changed"] for r in found.values() for f in r["attacks"].values() if "changed" in f],
         checks={c: r["checks"] for c, r in found.items() if r.get("checks")},
         curves=(directory / "curves.png").exists(),
-        name=name,
-        timm_name=f"hf-hub:{name}" if repo_id else f"local-dir:{name}",
+        name=literal(name),
+        timm_name=literal(f"hf-hub:{name}" if repo_id else f"local-dir:{name}"),
         plain=plain_timm.lines(config, weights) if own else None,
         files=files,
-        training=_training(directory),
-        command=command(trained),
+        training=escaped(_training(directory)),
+        command=command(trained).replace("`", "'"),
     )
     return str(card)
 
 
+def escaped(values: Any) -> Any:
+    """Text that Markdown shows as it is, also in a table; in nested values every text, names too."""
+    if isinstance(values, str):
+        return re.sub(r"([\\`*<>\[\]|~#$]|\b_|_\b)", r"\\\1", values)
+    if isinstance(values, dict):
+        return {escaped(key): escaped(value) for key, value in values.items()}
+    return [escaped(value) for value in values] if isinstance(values, list) else values
+
+
+def literal(text: str) -> str:
+    """The text as Python source."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def read(directory: Path) -> tuple[dict[str, Any], TrainConfig]:
     """(config.json as it may be shown to strangers, the training configuration in it). InputError if there is none."""
-    path = directory / "config.json"
+    path = own(directory, "config.json")
+    if not path.is_file():
+        raise InputError(f"{directory} is no run directory: it has no config.json; train one")
+    config = read_config(path)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
         trained = public(from_dict(TrainConfig, config["piat"]))
-        needed = config["architecture"], config["num_classes"], config["pretrained_cfg"]["input_size"]
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{directory} is no run directory: no readable config.json ({error}); train one") from error
+        _ = config["num_classes"], config["pretrained_cfg"]["input_size"]
     except (KeyError, TypeError) as error:
         raise InputError(f"{directory} is no run directory: nothing in config.json under {error}; train one") from error
-    if not isinstance(needed[2], list) or len(needed[2]) != 3:
-        raise InputError(f"{path} has the input size {needed[2]!r}, not [channels, height, width]; write it again")
     return config | {"piat": to_dict(trained)}, trained
 
 
@@ -172,18 +189,18 @@ def summary(directory: Path) -> dict[str, Any]:
 def command(config: TrainConfig) -> str:
     """The command that trains this: its recipe and what differs from it; local paths by their last part."""
     base = recipes.get(config.recipe) if config.recipe in recipes.RECIPES else TrainConfig()
-    words = ["accelerate launch train.py", config.recipe] if config.recipe else ["accelerate launch train.py"]
+    words = ["accelerate", "launch", "train.py", *([config.recipe] if config.recipe else [])]
     words += flags(public(config), base)
-    return " ".join([*words, *(f"--method.{name} {value}" for name, value in config.method_args.items())])
+    return shlex.join(
+        [*words, *(word for name, v in config.method_args.items() for word in (f"--method.{name}", str(v)))]
+    )
 
 
 def _training(directory: Path) -> dict[str, str] | None:
     """How long training took and on what, from timing.jsonl; None where it was not recorded."""
-    path = directory / "timing.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    if not lines:
+    epochs = read_lines(own(directory, "timing.jsonl"))
+    if not epochs:
         return None
-    epochs = [json.loads(line) for line in lines]
     minutes = round(sum(e["train_seconds"] + e["check_seconds"] for e in epochs) / 60)
     hardware = [e["device"] if e["processes"] == 1 else f"{e['processes']} x {e['device']}" for e in epochs]
     time = (
@@ -196,16 +213,34 @@ def measured(directory: Path) -> dict[str, dict[str, Any]]:
     """Results by checkpoint, as far as they were measured on the weights that lie there now. InputError for a damaged file."""
     found = {}
     for checkpoint, name in RESULTS.items():
-        results, weights = directory / name, directory / WEIGHTS[checkpoint]
+        results, weights = own(directory, name), own(directory, WEIGHTS[checkpoint])
         if not (results.exists() and weights.exists()):
             continue
         try:
-            known = json.loads(results.read_text(encoding="utf-8"))
+            known = read_json(results)
             if known["weights_sha256"] == file_digest(weights):
-                found[checkpoint] = known
-        except (ValueError, KeyError, TypeError) as error:
+                found[checkpoint] = _well_formed(known)
+        except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
             raise InputError(f"{results} is damaged ({error!r}); move it away and evaluate again") from error
     return found
+
+
+def _well_formed(results: dict[str, Any]) -> dict[str, Any]:
+    """The same results; an error of any kind unless they have what a card says of them, in printable text."""
+    figures = [*results["attacks"].values(), *([results["worst_case"]] if results.get("worst_case") else [])]
+    counts = [results["seed"], results["dataset"]["n"], *(f[key] for f in figures for key in ("correct", "n"))]
+    from_dict(ThreatModel, results["threat_model"])
+    if not all(type(count) is int for count in counts) or any(f["accuracy"] != f["correct"] / f["n"] for f in figures):
+        raise ValueError("its counts and accuracies do not fit")
+    rounding = 1e-9
+    if any(not low - rounding <= f["accuracy"] <= high + rounding for f in figures for low, high in [f["ci95"]]):
+        raise ValueError("its intervals do not fit")
+    if not all({"check", "found", "passed", "n"} <= check.keys() for check in results.get("checks") or ()):
+        raise ValueError("its checks lack something")
+    _ = dict(results.get("versions") or {}), [results["dataset"][key] for key in ("name", "split")]
+    if unprintable := [text for text in texts(results) if not text.isprintable()]:
+        raise ValueError(f"{unprintable[0][:40]!a} is no printable text")
+    return results
 
 
 def _metadata(name: str, config: TrainConfig, found: dict[str, dict[str, Any]]) -> ModelCardData:

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from piat_hub import recipes
 from piat_hub.config import (
     WEIGHTS,
+    Broken,
     Diverged,
     EvalConfig,
     InputError,
@@ -147,7 +149,7 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
         hub.check_push(options.push_to_hub)
     bar: tqdm[NoReturn] = tqdm(unit="image", unit_scale=True, disable=None if main else True, desc=card.title(config))
     shown: dict[str, str] = {}
-    event = None
+    worked = False
     with bar, _noting_signals() as noted:
         for event in run.train(config, options, lambda: bool(noted)):
             if isinstance(event, run.Stopped):
@@ -156,6 +158,7 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
                 if main:
                     bar.write(event.text)
                 continue
+            worked = True
             if isinstance(event, engine.Step):
                 images = ((event.epoch - 1) * event.steps + event.step) * event.images
                 if bar.total is None:
@@ -171,7 +174,7 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
             if main:
                 bar.write(f"epoch {m['epoch']}/{config.epochs}: {line}, {t['images_per_second']:.0f} images/s")
     if main:
-        if isinstance(event, run.Notice):
+        if not worked:
             print(f"nothing left to do: all {config.epochs} epochs are done")
         figures.save(figures.curves(run.read_metrics(directory), title=card.title(config)), directory / "curves.png")
         print(
@@ -563,7 +566,7 @@ def _terminate(number: int, _: Any) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | None = None) -> int:
-    """Run a command; 0 when it worked, 2 for unusable input, 1 for a run that diverged, 130 for Ctrl-C: one line each."""
+    """Run a command; 0 when it worked, 2 for unusable input, 1 for a run that diverged or broke, 130 for Ctrl-C: one line each."""
     argv = list(sys.argv[1:] if argv is None else argv)
     with _quiet_dependencies(), _handling({signal.SIGTERM: _terminate}):
         try:
@@ -582,14 +585,28 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
         except KeyboardInterrupt as stop:
             where = str(stop) or "what is finished is saved"
             return _fail(prog, f"stopped, {where}: go on with the same command and --resume", 130)
-        except Diverged as error:
+        except (Diverged, Broken, OSError) as error:
             return _fail(prog, error, 1)
+        except RuntimeError as error:
+            if not (said := _of_connection(error)):
+                raise
+            saved = "what is finished is saved: go on with the same command and --resume"
+            return _fail(prog, Broken(f"another process has ended ({said}); {saved}"), 1)
     return 0
 
 
+def _of_connection(error: RuntimeError) -> str:
+    """What torch says of a lost connection between processes, in a few words; "" for any other error."""
+    said = next((line for line in str(error).splitlines() if line.strip()), "")
+    lost = "gloo" in said.lower() or type(error).__name__.startswith("Dist")  # NCCL's errors are of such types
+    return re.sub(r"^\[\S*\] ", "", said).split(". ")[0] if lost else ""
+
+
 def _fail(prog: str, error: object, code: int) -> int:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{prog}: error: {error}", file=sys.stderr)
+    """Tell it once on every machine; what can happen to one of several processes alone, from each that it happens to."""
+    rank, local = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
+    if local == "0" or isinstance(error, Broken | OSError):
+        print(f"{prog}: error{f' (process {rank})' if rank != '0' else ''}: {error}", file=sys.stderr)
     return code
 
 

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import math
-import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -39,42 +36,23 @@ def local_name(path: str | Path) -> str:
     return f"local-{name}" if name in (*DATASETS, "digits") else name
 
 
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+
+
 class InputError(ValueError):
-    """What the user gave cannot be used. The message is one line: the value, the rule, the next step."""
+    """What the user gave cannot be used. The message is one line: the value, the rule, the next step; never a token."""
+
+    def __init__(self, message: str) -> None:
+        text = TOKEN.sub("hf_…", message if len(message) < 2000 else f"{message[:2000]}…")
+        super().__init__("".join(c if c.isprintable() else "\ufffd" for c in text))
 
 
 class Diverged(RuntimeError):
-    """Training's loss is not finite."""
+    """Training's loss, a gradient or a weight is not finite."""
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A scratch path to write to: after the block it is flushed and renamed to `path`; after an error it is removed."""
-    scratch = path.with_name(f".{path.stem}.new{path.suffix}")
-    try:
-        yield scratch
-        with scratch.open("r+b") as written:
-            os.fsync(written.fileno())
-        os.replace(scratch, path)
-        sync_directory(path.parent)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def sync_directory(directory: Path) -> None:
-    """Have a rename in it survive a power cut, where the system lets a directory be opened."""
-    if hasattr(os, "O_DIRECTORY"):
-        opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of a file as it lies there, which is also what the Hub shows for it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class Broken(RuntimeError):
+    """The work cannot go on from here for a reason outside it: a disk, another process. What was saved is whole."""
 
 
 def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
@@ -130,6 +108,8 @@ def check(config: Any) -> None:
             raise InputError(f"{name} {value!r} is unknown{nearest(str(value), known)}; choose {', '.join(known)}")
         if kind in (int, float, bool, str) and not isinstance(value, (int, float) if kind is float else kind):
             raise InputError(f"{name} must be {kind.__name__}, got {value!r}; see --help for its meaning")
+        if isinstance(value, str) and (not value.isprintable() or TOKEN.search(value)):
+            raise InputError(f"{name} {value!r} must be printable text without a Hub token; write it anew")
         rules = {"above": (">", float.__gt__), "least": (">=", float.__ge__)}
         rules |= {"below": ("<", float.__lt__), "most": ("<=", float.__le__)}
         for rule, bound in f.metadata.get("limits", {}).items():
@@ -332,9 +312,15 @@ class TrainConfig:
             raise InputError(
                 f"{self.epochs} epochs with {self.warmup} clean ones leave no adversarial epoch; lower --clean-epochs"
             )
-        shares = [share for share, _ in self.lr_knots]
+        if not isinstance(self.method_args, Mapping):
+            raise InputError(f"method_args must be an object of named values, got {self.method_args!r:.80}")
+        knots: Any = self.lr_knots if isinstance(self.lr_knots, tuple) else ()
+        pairs = all(isinstance(k, tuple) and len(k) == 2 and {type(v) for v in k} <= {int, float} for k in knots)
+        shares = [share for share, _ in knots] if pairs else []
         if shares != sorted(shares) or not shares or shares[-1] != 1:
-            raise InputError(f"lr_knots must have rising shares that end at 1, got {self.lr_knots!r}")
+            raise InputError(
+                f"lr_knots must be (share, factor) of rising shares that end at 1, got {self.lr_knots!r:.80}"
+            )
 
     @property
     def warmup(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from piat_hub import awp, methods
 from piat_hub.attacks import Twin
@@ -72,7 +73,7 @@ def train(
     Examples are crafted on the twin, or on the bare module; losses go through the wrapped one. All randomness of a step
     is drawn from a seed derived from (seed, epoch, step, rank), so a run can go on from any step with no generator
     state. Nothing here waits for the device, but for the loss of one update earlier, and for overflows under fp16.
-    Raises Diverged if a loss is not finite: on a CPU before it touches the weights, on a GPU one update later.
+    Raises Diverged if a loss or gradient is not finite: on a CPU before it touches the weights, on a GPU one update later.
     """
     bare, standard = unwrap(model, accelerator), methods.get("standard")()
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -118,7 +119,7 @@ class Losses:
         self.values = list(values)
 
     def add(self, step: int, loss: Tensor) -> None:
-        """Take one more; raises Diverged if it, or on a GPU the one before, is not finite."""
+        """Take one more, NaN for a gradient that is not finite; raises Diverged if it is not, or on a GPU the one before."""
         self.coming.append((step, arrival(loss)))
         while len(self.coming) > int(loss.is_cuda):
             self._read()
@@ -126,7 +127,8 @@ class Losses:
     def _read(self) -> None:
         step, read = self.coming.popleft()
         if not math.isfinite(value := read()):
-            raise Diverged(f"the loss is {value} at {self.where.format(step)}")
+            what = "the loss or its gradient" if math.isnan(value) else "the loss"
+            raise Diverged(f"{what} is {value} at {self.where.format(step)}")
         self.values.append(value)
 
     def latest(self, count: int) -> float:
@@ -171,6 +173,8 @@ def backward(
 ) -> Tensor:
     """Add the gradient of one micro-batch, under AWP of `gamma` if not None; returns the mean loss over processes, ().
 
+    It is NaN where the gradient is not finite; but under fp16, whose scaler leaves out such an update.
+
     loss_of(model, attack=…) is the method with its batch bound; the attack runs on the twin, or else on the bare module.
     """
     bare = unwrap(model, accelerator)
@@ -185,7 +189,21 @@ def backward(
     with awp.perturbed(bare, gamma, craft, at_w, mean=partial(accelerator.reduce, reduction="mean")) as crafted:
         loss = loss_of(model, attack=crafted)
         accelerator.backward(loss)
-    return accelerator.gather(loss.detach()).mean()  # not finite on one process: on all
+    loss = loss.detach()
+    if not accelerator.scaler:
+        largest = get_total_norm([p.grad for p in bare.parameters() if p.grad is not None], float("inf"))
+        loss = torch.where(loss.isfinite() & ~largest.isfinite(), torch.nan, loss)
+    return accelerator.gather(loss).mean()  # not finite on one process: on all
+
+
+def not_finite(model: nn.Module) -> str:
+    """The first of the model's weights, buffers or gradients that holds NaN or Inf, in words; "" if there is none."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not tensor.isfinite().all():
+            return f"{name!r}"
+        if tensor.grad is not None and not tensor.grad.isfinite().all():
+            return f"the gradient of {name!r}"
+    return ""
 
 
 def prepare(

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from piat_hub.config import InputError, whole_file
+from piat_hub.config import InputError
+from piat_hub.files import whole_file
 
 
 def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str = "model") -> list[Path]:

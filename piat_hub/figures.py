@@ -10,7 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from piat_hub.card import attack_name
-from piat_hub.config import number, whole_file
+from piat_hub.config import number
+from piat_hub.files import whole_file
 
 SERIES = (  # key in metrics.jsonl, label, colour (Okabe & Ito's, told apart by colour-blind readers), line style
     ("holdout_clean_acc", "clean, held out", "#0072B2", "-"),
@@ -39,7 +40,8 @@ def curves(metrics: Sequence[dict[str, Any]], title: str = "") -> Figure:
         text = f"{label}: {value:.1f} %"
         top.annotate(text, (epochs[-1], height), (8, 0), textcoords="offset points", color=colour, va="center")
     bottom.plot(epochs, [m["lam"] for m in metrics], color="#444444", linewidth=1.8)
-    top.set(title=title, ylabel="accuracy (%)", ylim=(0, 100))
+    top.set(ylabel="accuracy (%)", ylim=(0, 100))
+    top.set_title(title, parse_math=False)
     bottom.set(xlabel="epoch", ylabel="λ", ylim=(0, 1))
     bottom.xaxis.get_major_locator().set_params(integer=True)
     for axis in (top, bottom):
@@ -78,7 +80,8 @@ def sweep(points: Sequence[dict[str, Any]], title: str = "") -> Figure:
         ends_at.append((values[-1], attack_name(attack), colour, eps[-1]))
     for height, (_, name, colour, x) in zip(spread([e[0] for e in sorted(ends_at)], 5.0), sorted(ends_at), strict=True):
         axis.annotate(name, (x, height), (8, 0), textcoords="offset points", color=colour, va="center")
-    axis.set(title=title, xlabel="eps, for images in [0, 1]", ylabel="accuracy (%)", ylim=(0, 100))
+    axis.set(xlabel="eps, for images in [0, 1]", ylabel="accuracy (%)", ylim=(0, 100))
+    axis.set_title(title, parse_math=False)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     return figure

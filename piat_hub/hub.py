@@ -20,7 +20,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 import piat_hub.backbones  # noqa: F401  registers our architectures with timm
-from piat_hub import card, tensors
+from piat_hub import card, tensors, untrusted
 from piat_hub.config import (
     RESULTS,
     VERDICTS,
@@ -28,11 +28,10 @@ from piat_hub.config import (
     InputError,
     PushOptions,
     TrainConfig,
-    file_digest,
     nearest,
     to_dict,
-    whole_file,
 )
+from piat_hub.files import file_digest, own, read_config, read_json, sealed, whole_file
 from piat_hub.published import PUBLISHED
 from piat_hub.small_image import Normalize
 
@@ -84,6 +83,7 @@ def save_config(
     with whole_file(directory / "config.json") as scratch:
         options = {**extra, "pretrained_cfg": overrides}
         save_config_for_hf(model, str(scratch), model_config=options, data_config=preprocessing)
+        scratch.write_text(json.dumps(sealed(read_json(scratch)), indent=2) + "\n", encoding="utf-8")
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -119,7 +119,7 @@ def from_pretrained(
     if Path(model_id).is_dir():
         if revision:
             raise InputError(f"{model_id} is a directory, which has no revision {revision!r}; leave it out")
-        config_file, weights_file = (Path(model_id) / name for name in names)
+        config_file, weights_file = (own(model_id, name) for name in names)
         for file in (config_file, weights_file):
             if not file.is_file():
                 raise InputError(f"{model_id} is no model: it has no {file.name}; train one, or give another MODEL")
@@ -134,8 +134,7 @@ def from_pretrained(
             where["revision"] = commit
         weights_file = _download(name, names[1], where)
     config = read_config(config_file)
-    model = _build(config, str(config_file))
-    load_weights(model, weights_file)
+    model = untrusted.build(config, weights_file, str(config_file))
     model.weights_sha256 = file_digest(weights_file)
     if known and where["revision"] == known["revision"] and model.weights_sha256 != known["weights_sha256"][checkpoint]:
         raise InputError(f"{weights_file} is not what we published as {name}: another sha256; delete it and load again")
@@ -230,12 +229,12 @@ def publication(run: Path, repo_id: str) -> dict[str, bytes | str]:
         if checkpoint == "last" or (run / file).exists():
             from_pretrained(run, checkpoint=checkpoint)
     files: dict[str, bytes | str] = {
-        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        "config.json": (json.dumps(sealed(config), indent=2) + "\n").encode(),
         "README.md": card.render(run, repo_id).encode(),
     }
     kept = {name for checkpoint in card.measured(run) for name in (RESULTS[checkpoint], VERDICTS[checkpoint])}
     skipped = {*files, *({*RESULTS.values(), *VERDICTS.values()} - kept)}
-    return files | {name: str(run / name) for name in RECORDS if name not in skipped and (run / name).exists()}
+    return files | {name: str(own(run, name)) for name in RECORDS if name not in skipped and (run / name).exists()}
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:
@@ -365,44 +364,3 @@ def check_id(repo_id: str, what: str = "") -> None:
     raise InputError(
         f"{what}{repo_id!r} is no Hub id; it must be ORG/NAME, of letters, digits, '-', '_' and single '.'"
     )
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """config.json as a dict. Raises InputError unless it is an object that names an architecture timm knows."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not readable as JSON ({error}); fetch or write the model again") from error
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        raise InputError(f"{path} names no architecture; it is no model of timm's format")
-    return config
-
-
-def _build(config: Mapping[str, Any], source: str) -> Any:
-    architecture = config["architecture"]
-    if not timm.is_model(architecture):
-        raise InputError(f"{source}: unknown architecture {architecture!r}{nearest(architecture, timm.list_models())}")
-    arguments, preprocessing = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
-    if not isinstance(arguments, dict) or not isinstance(preprocessing, dict):
-        raise InputError(f"{source}: model_args and pretrained_cfg must be objects; it is no model of timm's format")
-    if "num_classes" in config:
-        arguments = arguments | {"num_classes": config["num_classes"]}
-    try:
-        model = timm.create_model(architecture, pretrained=False, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise InputError(f"{source}: {architecture} cannot be built with {arguments}: {error}") from error
-    model.pretrained_cfg.update(preprocessing)
-    return model
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors file into the model: whole, the same names and shapes exactly, or InputError."""
-    weights, expected = tensors.load(path)[0], model.state_dict()
-    for what, names in (("lacks", set(expected) - set(weights)), ("has the extra", set(weights) - set(expected))):
-        if names:
-            raise InputError(f"{path} {what} tensor {sorted(names)[0]!r}: it does not belong to this architecture")
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{list(tensor.shape)}, the architecture wants {list(expected[name].shape)}"
-            raise InputError(f"{path}: {name!r} has shape {shapes}; config.json and weights do not belong together")
-    model.load_state_dict(weights)

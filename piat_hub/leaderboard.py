@@ -18,9 +18,10 @@ from timm.models import register_model
 from torch import nn
 
 from piat_hub import card, checks, hub
-from piat_hub.config import InputError, whole_file
+from piat_hub.config import InputError
 from piat_hub.data import Split, load, to_unit
 from piat_hub.evaluation import accuracy, verdict_mode
+from piat_hub.files import whole_file
 from piat_hub.published import PUBLISHED
 
 IMAGES = 10_000  # of a test split; fewer are a draft

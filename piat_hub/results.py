@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from piat_hub.config import RESULTS, VERDICTS, InputError, ThreatModel, pixels, whole_file
+from piat_hub.config import RESULTS, VERDICTS, InputError, ThreatModel, pixels
 from piat_hub.data import Split
+from piat_hub.files import own, read_json, sealed, whole_file
 
 Z95 = 1.959963984540054  # a standard normal lies within this of 0 with probability 95 %
 
@@ -107,7 +108,7 @@ class Results:
             return _save_arrays(_partial(verdicts, self.running.attack), facts=np.array(json.dumps(facts)), **arrays)
         _save_arrays(verdicts, index=np.arange(self.n), label=self.labels, **self.verdicts)
         with whole_file(results) as scratch:
-            scratch.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            scratch.write_text(json.dumps(sealed(self.to_dict()), indent=2) + "\n", encoding="utf-8")
         for attack in self.attacks:
             _partial(verdicts, attack).unlink(missing_ok=True)
         return None
@@ -254,11 +255,13 @@ def read_results(directory: Path, checkpoint: str = "last") -> tuple[dict[str, A
     if not results.exists():
         raise InputError(f"{directory} has no {results.name}; evaluate it first: python evaluate.py {directory}")
     try:
-        facts = json.loads(results.read_text(encoding="utf-8"))
-        with np.load(verdicts, allow_pickle=False) as arrays:
+        facts = read_json(own(directory, results.name))
+        with np.load(own(directory, verdicts.name), allow_pickle=False) as arrays:
             kept = {name: arrays[name] for name in facts["attacks"]}
         if any(k.shape != (facts["dataset"]["n"],) or k.dtype != bool for k in kept.values()):
             raise ValueError("verdicts of another shape or type")
+        if any(facts["attacks"][name]["correct"] != int(k.sum()) for name, k in kept.items()):
+            raise ValueError("they do not tell the same accuracies")
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{results} and {verdicts.name} cannot be read together ({error}); evaluate again") from error
     return facts, kept

@@ -8,10 +8,9 @@ import dataclasses
 import json
 import math
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
-from torch import nn
+from torch import Tensor, nn
 
 from piat_hub import backbones, data, engine, evaluation, hub, methods
 from piat_hub.attacks import Twin, pgd
@@ -34,8 +33,8 @@ from piat_hub.config import (
     TrainConfig,
     nearest,
     to_dict,
-    whole_file,
 )
+from piat_hub.files import append, checksum, damaged, read_lines, sealed, whole_file
 from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
 from piat_hub.state import Done, PerProcess, State, flat
 
@@ -161,12 +160,14 @@ def train(
                 yield event
                 at_stop = agreed(stopping, event.step, accelerator)
                 if at_stop or (options.save_every_steps and event.step % options.save_every_steps == 0):
+                    refuse_not_finite(bare, f"epoch {event.epoch}, step {event.step}")
                     done.steps, done.losses, done.seconds = event.step, event.losses.all(), time.monotonic() - clock
                     save(state, done, accelerator)
                 if at_stop:
                     yield Stopped(done.epochs, done.steps)
                     return
                 continue
+            refuse_not_finite(evaluated, f"the end of epoch {event.epoch}")
             trained = time.monotonic()
             checked.load_state_dict(evaluated.state_dict())
             metrics = dataclasses.asdict(event) | check(checked, event.epoch)
@@ -188,19 +189,73 @@ def train(
                 if better:
                     hub.save_weights(checked, directory / WEIGHTS["best"])
                 append(directory / "metrics.jsonl", metrics)
-                append(directory / "timing.jsonl", timing)
+                append(directory / "timing.jsonl", sealed(timing | {"metrics": checksum(metrics)}))
             save(state, done, accelerator)
             if accelerator.is_main_process:
                 hub.save_weights(checked, directory / WEIGHTS["last"])
             accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=event.epoch)
             yield EpochDone(metrics, timing)
+            for warning in (collapsed(done.metrics), underflowing(accelerator)):
+                if warning:
+                    yield Notice(f"warning: {warning}")
             clock = time.monotonic()
     except Diverged as error:
-        within = f", step {done.steps} of the next" if done.steps else ""
-        last = f"{state.path}, of epoch {done.epochs}{within}" if state.path.exists() else "none, no epoch was finished"
-        raise Diverged(f"{error}; the last good state is {last}. Lower --lr, then start again") from None
+        culprit = engine.not_finite(bare)
+        named = f": {culprit} holds NaN or Inf" if culprit and culprit not in str(error) else ""
+        checked.load_state_dict(bare.state_dict())
+        advice = advise(checked, data.to_unit(train_split.images[:batch]), accelerator.mixed_precision)
+        raise Diverged(f"{error}{named}; the last good state is {last_state(state, done)}. {advice}") from None
     finally:
         accelerator.end_training()
+
+
+def last_state(state: State, done: Done) -> str:
+    """Where a run can go on from, in words."""
+    within = f", step {done.steps} of the next" if done.steps else ""
+    return f"{state.path}, of epoch {done.epochs}{within}" if state.path.exists() else "none, no epoch was finished"
+
+
+def refuse_not_finite(model: nn.Module, where: str) -> None:
+    """Diverged if a weight or buffer is not finite: such a state is not saved."""
+    if culprit := engine.not_finite(model):
+        raise Diverged(f"{culprit} holds NaN or Inf at {where}")
+
+
+@torch.no_grad()
+def advise(model: nn.Module, x: Tensor, precision: str) -> str:
+    """What to do once a loss is not finite: whether half precision overflowed, or the training diverged.
+
+    model: in fp32, with the weights of that moment. Where they give finite logits for x, it is the precision that failed.
+    """
+    with evaluation.verdict_mode(model) as exact:
+        finite = not engine.not_finite(exact) and bool(exact.eval()(x).isfinite().all())
+    if precision in HALF and finite:
+        return f"In fp32 these weights give finite logits, so {precision} overflowed: start again without it"
+    return "The training diverged: lower --lr, then start again"
+
+
+def collapsed(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """A warning when an epoch loses most of the robustness there was: catastrophic overfitting (Wong et al. 2020), or "".
+
+    It is PGD-10 accuracy on held-out images, or else on training ones, that falls by half, and by 10 points, in an epoch.
+    """
+    key = "train_pgd10_acc" if metrics[-1]["holdout_pgd10_acc"] is None else "holdout_pgd10_acc"
+    before, now = (metrics[-2][key] if len(metrics) > 1 else 0.0), metrics[-1][key]
+    if now > before / 2 or before - now < 0.1:
+        return ""
+    return (
+        f"PGD-10 accuracy fell from {before:.1%} to {now:.1%} in epoch {metrics[-1]['epoch']}: catastrophic overfitting, as "
+        "attacks of one or few steps bring about; take more --steps, a smaller --step-size or a lower --lr"
+    )
+
+
+def underflowing(accelerator: Accelerator) -> str:
+    """A warning when fp16's gradients overflow again and again, so that its scaler leaves out update after update; or ""."""
+    if not accelerator.scaler or accelerator.scaler.get_scale() >= 1:
+        return ""
+    return (
+        "fp16 overflows again and again, and those updates are left out; --mixed-precision bf16 has the range of fp32"
+    )
 
 
 def save(state: State, done: Done, accelerator: Accelerator) -> None:
@@ -372,31 +427,27 @@ def check_output(directory: Path) -> None:
         raise InputError(f"{directory} cannot be written to: no permission in {place}; name another --output")
 
 
-def append(path: Path, line: dict[str, Any]) -> None:
-    """Add one JSON line, flushed to the disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def keep_epochs(directory: Path, done: Done) -> None:
     """Cut timing.jsonl back to the epochs that are done, and write metrics.jsonl from the state's own copy."""
-    path = directory / "timing.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [
-        line for line in lines if (epoch := re.match(r'\{"epoch": (\d+),.*\}$', line)) and int(epoch[1]) <= done.epochs
+    timing = [
+        line
+        for line in read_lines(directory / "timing.jsonl", strict=False)
+        if line.get("epoch", math.inf) <= done.epochs
     ]
-    for name, lines in (("timing.jsonl", kept), ("metrics.jsonl", [json.dumps(line) for line in done.metrics])):
+    for name, lines in (("timing.jsonl", [sealed(line) for line in timing]), ("metrics.jsonl", done.metrics)):
         if lines or (directory / name).exists():
             with whole_file(directory / name) as scratch:
-                scratch.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+                scratch.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
+    """The lines of metrics.jsonl. InputError for a damaged or missing one: timing.jsonl has their checksums."""
     path = directory / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines, timing = read_lines(path), read_lines(directory / "timing.jsonl", strict=False)
+    for epoch, known in ((line["epoch"], line["metrics"]) for line in timing if "metrics" in line):
+        if epoch > len(lines) or checksum(lines[epoch - 1]) != known:
+            raise InputError(damaged(path, epoch, "its content is not what its checksum says"))
+    return lines
 
 
 def peak_memory(device: torch.device) -> float:

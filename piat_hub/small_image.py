@@ -157,6 +157,8 @@ def build(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) 
     padding, folded into pretrained weights. kwargs go to timm. Raises InputError for a family without a rule, or a size
     or weights that cannot be had.
     """
+    if not timm.is_model(base.partition(".")[0]):  # timm would look elsewhere: on the Hub, in folders
+        raise InputError(f"base {base!r} is none of timm's models; choose one of timm.list_models()")
     module = family(base)
     if img_size <= LARGEST and module is None:
         known = ", ".join(sorted({**KEYWORDS, **SURGERY}))

@@ -12,8 +12,9 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from piat_hub import hub, methods, tensors
-from piat_hub.config import WEIGHTS, InputError, TrainConfig, sync_directory, to_dict
+from piat_hub import methods, tensors
+from piat_hub.config import WEIGHTS, InputError, TrainConfig, to_dict
+from piat_hub.files import read_config, sync_directory, written
 
 
 class PerProcess:
@@ -70,13 +71,15 @@ class State:
         found: dict[str, Tensor] = {}
         facts = {"schema": 4, "done": asdict(done), "config": to_dict(self.config)}
         facts["parts"] = without_tensors(collected, found)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with written(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_name("new.safetensors")
         tensors.save(found, new, json.dumps(facts))
-        if self.path.exists():
-            os.replace(self.path, self.before)
-        os.replace(new, self.path)  # killed before this, a run goes on from the state before
-        sync_directory(self.path.parent)
+        with written(self.path):
+            if self.path.exists():
+                os.replace(self.path, self.before)
+            os.replace(new, self.path)  # killed before this, a run goes on from the state before
+            sync_directory(self.path.parent)
 
     def load(self) -> tuple[Done, str]:
         """Restore everything; returns how far it was, and a warning where the newest state is damaged, or "".
@@ -93,7 +96,7 @@ class State:
                 f"{self.directory} has weights but no {self.path}, so nothing to resume; name another --output"
             )
         if not there:
-            self._same_config(hub.read_config(self.directory / "config.json").get("piat") or {})
+            self._same_config(read_config(self.directory / "config.json").get("piat") or {})
             return Done(), ""
         warnings: list[str] = []
         for path in there:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from piat_hub.config import InputError, whole_file
+from piat_hub.config import InputError
+from piat_hub.files import whole_file
 
 
 def save(tensors: Mapping[str, Tensor], path: Path, facts: str = "") -> None:
@@ -20,7 +23,13 @@ def save(tensors: Mapping[str, Tensor], path: Path, facts: str = "") -> None:
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = json.dumps({"sha256": digest(whole, facts), "facts": facts})
     with whole_file(path) as scratch:
-        save_file(whole, scratch, metadata={"piat": header})  # safetensors writes several entries in random order
+        scratch.touch()
+        mode = scratch.stat().st_mode  # safetensors would leave it to its owner alone
+        try:  # one entry: safetensors writes several in random order
+            save_file(whole, scratch, metadata={"piat": header})
+        except SafetensorError as error:  # what the system said
+            raise OSError(str(error)) from error
+        scratch.chmod(mode)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -29,14 +38,9 @@ def load(path: Path) -> tuple[dict[str, Tensor], str]:
     InputError unless the file is whole: what it holds must be what its checksum says, where it has one (others' files
     have none).
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("piat")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-            raise InputError(f"{path} is a pickle, not safetensors; pickles can run code and are never read") from error
-        raise InputError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from error
+    with _opened(path) as file:
+        header = (file.metadata() or {}).get("piat")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if header is None:
         return tensors, ""
     try:
@@ -46,6 +50,28 @@ def load(path: Path) -> tuple[dict[str, Tensor], str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); fetch or write it again") from error
     return tensors, known["facts"]
+
+
+def shapes(path: Path) -> dict[str, tuple[bool, tuple[int, ...]]]:
+    """(of floating point, shape) of every tensor by name, from the header alone. InputError unless the file is whole."""
+    with _opened(path) as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: ("F" in part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file under reading; InputError for whatever is wrong with it."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        with path.open("rb") as start:
+            if start.read(2) in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+                raise InputError(
+                    f"{path} is a pickle, not safetensors; pickles can run code and are never read"
+                ) from error
+        raise InputError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from error
 
 
 def digest(tensors: Mapping[str, Tensor], facts: str = "") -> str:

@@ -1,5 +1,6 @@
 """card.py: every number on the card is one of results.json or config.json; the YAML head reads back."""
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -14,11 +15,13 @@ import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from PIL import Image
 
 import piat_hub
-from piat_hub import card, cli, hub, plain_timm, recipes, request, run
+from piat_hub import card, cli, figures, hub, plain_timm, recipes, request, run
 from piat_hub.config import InputError, InterpolationConfig, TrainConfig, from_dict
+from piat_hub.files import read_json
 
 
 @pytest.fixture
@@ -155,7 +158,7 @@ def test_training_time_and_checksums_are_the_runs_own(evaluated):
 
 
 def test_paths_of_this_machine_stay_here(evaluated):
-    config = json.loads((evaluated / "config.json").read_text())
+    config = read_json(evaluated / "config.json")
     for dataset, shown in (
         ("/data/secret/faces", "faces"),
         ("/secret/cifar10", "local-cifar10"),
@@ -228,3 +231,54 @@ def test_what_only_piat_hub_can_build_says_so(evaluated, tmp_path):
     hub.save_pretrained(model, tmp_path / "v", config=from_dict(TrainConfig, config), input_size=(3, 32, 32))
     text = card.write(tmp_path / "v").read_text()
     assert len(blocks(text)) == 2 and "timm cannot build this architecture; `piat export`" in text
+
+
+def test_what_a_card_quotes_stays_text(evaluated):
+    """Names that a stranger, or a folder, chose neither end a code span, a table, a heading nor a Python literal."""
+    name = "a`b|c*d<img src=x onerror=y>[e](http://f)#$g$"
+    config, results = read_json(evaluated / "config.json"), read_json(evaluated / "results.json")
+    config["piat"] |= {"dataset": name, "recipe": name, "backbone": name}
+    results["dataset"]["name"] = results["device"] = results["dataset"]["split"] = name
+    results["checks"] = [{"check": name, "found": name, "passed": True, "n": 1}]
+    (evaluated / "config.json").write_text(json.dumps(config))
+    (evaluated / "results.json").write_text(json.dumps(results))
+    folder = evaluated.with_name('quo"te')
+    evaluated.rename(folder)
+    text = card.render(folder)
+    body = text.split("---", 2)[2]
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
+    shown = name.replace("<", "&lt;").replace(">", "&gt;")
+    assert html.count(shown) > 5 and "<img src=x" not in html and 'href="http://f"' not in html
+    assert f"<h1>PIAT+NMSE, {shown} on {shown}</h1>" in html
+    assert "accelerate launch train.py 'a'" in body and ModelCard(text).data.to_dict()
+    for block in re.findall(r"```python\n(.*?)```", body, flags=re.S):
+        ast.parse(block)
+    figures.save(
+        figures.curves(
+            [{"epoch": 1, "lam": 0.1} | dict.fromkeys((key for key, *_ in figures.SERIES), 0.5)], title=name
+        ),
+        folder / "c.png",
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": "0"},
+        {"attacks": {"clean": {"accuracy": 1.0, "correct": 3, "n": 30, "ci95": [0.9, 1.0]}}},
+        {"attacks": {"clean": {"accuracy": 1.0, "correct": 30, "n": 30, "ci95": [0.9]}}},
+        {"attacks": {"clean": {"accuracy": 1.0, "correct": 0, "n": 0, "ci95": [0.9, 1.0]}}},
+        {"attacks": [1]},
+        {"threat_model": {"norm": "L7", "eps": "8/255"}},
+        {"dataset": {"name": "digits", "split": "test", "n": "1\n2"}},
+        {"device": "CPU\x1b[2J"},
+        {"checks": [{}]},
+        {"versions": 3},
+    ],
+)
+def test_results_that_do_not_fit_are_refused_in_one_line(evaluated, change):
+    results = read_json(evaluated / "results.json") | change
+    (evaluated / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match=r"results\.json is damaged .*move it away and evaluate again") as error:
+        card.render(evaluated)
+    assert str(error.value).isprintable()

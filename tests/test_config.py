@@ -16,7 +16,6 @@ from piat_hub.config import (
     number,
     pixels,
     to_dict,
-    whole_file,
 )
 
 
@@ -140,12 +139,13 @@ def test_evaluation_takes_the_models_threat_model_unless_told():
         EvalConfig(eps=1.5).threat_model()
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.json"
-    with whole_file(path) as scratch:
-        scratch.write_text("one")
-        assert not path.exists()
-    with pytest.raises(OSError, match="disk"), whole_file(path) as scratch:
-        scratch.write_text("half")
-        raise OSError("disk full")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and path.read_text() == "one"
+@pytest.mark.parametrize("text", ["two\nlines", "\x1b[31mred", "hf_abcdefghijklmnop"])
+def test_no_setting_holds_what_cannot_be_printed_or_a_token(text):
+    with pytest.raises(InputError, match="must be printable text without a Hub token") as error:
+        TrainConfig(dataset=text)
+    assert "abcdefgh" not in str(error.value) and str(error.value).isprintable()
+
+
+def test_a_message_is_one_printable_line_without_a_token():
+    said = str(InputError("two\nlines, \x1b[31mred, hf_abcdefghijklmnop and " + "long " * 1000))
+    assert said.startswith("two\ufffdlines, \ufffd[31mred, hf_… and long") and len(said) < 2100

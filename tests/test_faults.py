@@ -1,20 +1,26 @@
 """Nothing lost: runs killed, stopped and damaged end as runs never touched, or say plainly why they cannot."""
 
+import contextlib
+import errno
+import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 import piat_hub
-from piat_hub import run
-from piat_hub.config import RunOptions
+from piat_hub import run, state, tensors
+from piat_hub.config import Broken, Diverged, InputError, RunOptions
 
 SAME = ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "state/state.safetensors")
 
@@ -90,3 +96,209 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
     assert again.returncode == 0, again.stderr
     assert torch.isfinite(piat_hub.from_pretrained("r").fc.weight).all()
     assert len(run.read_metrics(Path("r"))) == 40
+
+
+def spoil(monkeypatch, at, harm):
+    """Every step trains as it should, but `harm(model)` changes the loss or the model once, in call number `at`."""
+    calls = []
+
+    def method(model, x, y, attack, progress):
+        calls.append(1)
+        logits = model(x)
+        loss = cross_entropy(logits, y)
+        return harm(model, logits, loss) if len(calls) == at else loss
+
+    monkeypatch.setattr(run, "make_method", lambda config: method)
+
+
+def infinite_gradient(model, logits, loss):
+    return loss + (logits - logits.detach()).abs().sqrt().sum()  # the root's slope at 0, of a loss that stays as it was
+
+
+def broken_weight(model, logits, loss):
+    model.conv1.weight.register_post_accumulate_grad_hook(lambda _: spoiled(model.layer2[0].conv1.weight, "inf"))
+    return loss  # the first layer's gradient comes last
+
+
+def broken_buffer(model, logits, loss):
+    model.conv1.weight.register_post_accumulate_grad_hook(lambda _: spoiled(model.bn1.running_var, "nan"))
+    return loss
+
+
+def spoiled(tensor, value):
+    tensor.data.fill_(float(value))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (
+            infinite_gradient,
+            r"the loss or its gradient is nan at epoch 2, step 4 of 4: the gradient of 'conv1\.weight'",
+        ),
+        (broken_weight, r"'layer2\.0\.conv1\.weight' holds NaN or Inf at the end of epoch 2"),
+        (broken_buffer, r"'bn1\.running_var' holds NaN or Inf at the end of epoch 2"),
+    ],
+)
+def test_what_is_not_finite_is_named_and_never_saved(small_digits, tmp_path, monkeypatch, harm, said):
+    """In the last step of an epoch: a moment later it would be in the state."""
+    spoil(monkeypatch, 8, harm)
+    with pytest.raises(Diverged, match=rf"{said}.*; the last good state is .*, of epoch 1\. The training diverged"):
+        list(run.train(small_digits(clean_epochs=0), RunOptions(output="r")))
+    for name in ("model", "model_best", "state/state"):
+        weights = tensors.load(Path(f"r/{name}.safetensors"))[0].values()
+        assert all(t.isfinite().all() for t in weights if t.is_floating_point())
+    assert len(run.read_metrics(Path("r"))) == 1
+
+
+def test_a_step_that_is_to_be_saved_is_looked_at_first(small_digits, monkeypatch):
+    spoil(monkeypatch, 2, broken_weight)
+    options = RunOptions(output="r", save_every_steps=2)
+    with pytest.raises(Diverged, match=r"'layer2\.0\.conv1\.weight' holds NaN or Inf at epoch 1, step 2"):
+        list(run.train(small_digits(clean_epochs=0), options))
+    assert not Path("r/state").exists()
+
+
+def test_overflow_in_half_precision_is_told_from_divergence():
+    """Logits of 2e5: beyond fp16's 65,504, within bf16's and fp32's range."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    x = torch.ones(2, 1, 8, 8)
+    with torch.no_grad():
+        model[1].weight.fill_(3e3)
+    with torch.autocast("cpu", torch.float16):
+        assert not model(x).isfinite().all()
+    assert "fp16 overflowed: start again without it" in run.advise(model, x, "fp16")
+    assert run.advise(model, x, "no") == "The training diverged: lower --lr, then start again"
+    with torch.no_grad():
+        model[1].weight[0, 0] = float("nan")
+    assert run.advise(model, x, "fp16") == "The training diverged: lower --lr, then start again"
+
+
+@pytest.mark.parametrize(("scale", "warns"), [(65536.0, False), (1.0, False), (0.5, True), (None, False)])
+def test_fp16_that_leaves_out_update_after_update_is_told(scale, warns):
+    scaler = scale and SimpleNamespace(get_scale=lambda: scale)
+    assert ("overflows again and again" in run.underflowing(SimpleNamespace(scaler=scaler))) == warns
+
+
+@pytest.mark.parametrize(
+    ("held", "train", "warns"),
+    [
+        ([0.3, 0.35, 0.02], [0.4, 0.4, 0.4], "from 35.0% to 2.0% in epoch 3"),
+        ([0.3, 0.35, 0.2], [0.4, 0.4, 0.01], ""),
+        ([0.12, 0.04], [0.1, 0.1], ""),
+        ([0.02], [0.02], ""),
+        ([None, None], [0.6, 0.1], "from 60.0% to 10.0% in epoch 2"),
+    ],
+)
+def test_collapse_is_told_within_the_epoch(held, train, warns):
+    pairs = enumerate(zip(held, train, strict=True), 1)
+    metrics = [{"epoch": e, "holdout_pgd10_acc": h, "train_pgd10_acc": t} for e, (h, t) in pairs]
+    said = run.collapsed(metrics)
+    assert ("catastrophic overfitting" in said and warns in said) if warns else said == ""
+
+
+@pytest.mark.parametrize("limit", [300, 100_000])
+def test_a_full_disk_is_one_line_and_costs_nothing_that_was_saved(small_digits, do_train, tmp_path, limit):
+    """As by a quota: no file may grow beyond `limit` bytes, so that metrics, or the state, cannot be written."""
+    config, state = small_digits(), Path("r/state/state.safetensors")
+    do_train(config, tmp_path / "whole")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    named = {300: "(metrics.jsonl|model_best.safetensors)", 100_000: "new.safetensors"}[limit]
+    try:
+        with pytest.raises(Broken, match=rf"{named} cannot be written: .*File too large.*before is whole: make room"):
+            for event in run.train(config, RunOptions(output="r")):
+                if isinstance(event, run.EpochDone) and event.metrics["epoch"] == 1:
+                    kept = state.read_bytes()
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert state.read_bytes() == kept and not list(Path("r").glob("**/.*"))
+    do_train(config, "r", resume=True)
+    assert same_run(Path("r"), tmp_path / "whole")
+
+
+def test_a_folder_that_turns_read_only_is_one_line(small_digits, do_train, tmp_path, monkeypatch):
+    config = small_digits()
+    do_train(config, tmp_path / "whole")
+    real = os.replace
+
+    def refused(a, b):
+        if b == Path("r/state/state.safetensors") and a.with_name("before.safetensors").exists():
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        real(a, b)
+
+    with monkeypatch.context() as changed:  # as root may write everywhere
+        changed.setattr(os, "replace", refused)
+        with pytest.raises(Broken, match=r"state\.safetensors cannot be written: Read-only file system"):
+            do_train(config, "r")
+    do_train(config, "r", resume=True)
+    assert same_run(Path("r"), tmp_path / "whole")
+
+
+def torchrun(*extra):
+    """Two processes of one training, of forty epochs."""
+    flags = [
+        "--epochs",
+        "40",
+        "--train-size",
+        "256",
+        "--holdout",
+        "32",
+        "--steps",
+        "2",
+        "--threads",
+        "1",
+        "--output",
+        "r",
+    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "piat_hub", "train"]
+    environment = os.environ | {"PYTHONPATH": str(Path(piat_hub.__file__).parent.parent)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    return subprocess.Popen([*command, "digits", *flags, *extra], **pipes)
+
+
+def process_of_rank(launcher, rank):
+    """The id of the launcher's child that works as this rank."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            told = (status.parent / "environ").read_bytes().split(b"\0")
+            if parent == launcher.pid and f"RANK={rank}".encode() in told:
+                return int(status.parent.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks in /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_dies_and_the_others_say_so_and_stop(rank):
+    """The launcher waits at most 30 s for those it has told to stop."""
+    launcher = torchrun()
+    while not Path("r/state/before.safetensors").exists():
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    os.kill(process_of_rank(launcher, rank), signal.SIGKILL)
+    clock = time.monotonic()
+    _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1 and time.monotonic() - clock < 40
+    (line,) = [line for line in err.splitlines() if "another process has ended" in line]
+    assert "what is finished is saved: go on with the same command and --resume" in line and len(line) < 300
+    if rank == 0:
+        done = state_of("r")
+        out, err = torchrun("--resume").communicate(timeout=200)
+        assert f"epoch {done.epochs + 1}/40" in out and "epoch 40/40" in out, (out, err)
+
+
+def state_of(folder):
+    return state._read(Path(folder) / "state/state.safetensors")[0]
+
+
+def test_a_damaged_metric_is_named_and_written_again(small_digits, do_train, tmp_path):
+    metrics = do_train(small_digits(), "r")
+    path = Path("r/metrics.jsonl")
+    whole = path.read_text()
+    assert run.read_metrics(Path("r")) == metrics == [json.loads(line) for line in whole.splitlines()]
+    path.write_text(whole.replace('"epoch": 2, "lam": 0.25', '"epoch": 2, "lam": 0.26'))
+    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged in line 2 .*--resume writes it again"):
+        run.read_metrics(Path("r"))
+    do_train(small_digits(), "r", resume=True)
+    assert path.read_text() == whole

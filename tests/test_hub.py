@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import piat_hub
 from piat_hub import hub, recipes
 from piat_hub.config import InputError
+from piat_hub.files import read_json
 
 
 @pytest.fixture
@@ -112,8 +113,8 @@ def test_no_pickle_is_read(saved, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not readable as JSON"),
-        ("[]", "names no architecture"),
+        ("{", "is no config of a model"),
+        ("[]", "it is no object of named values"),
         ('{"architecture": 3}', "names no architecture"),
         ('{"architecture": "cifar_resnet9"}', "did you mean 'cifar_resnet8'"),
         ('{"architecture": "cifar_resnet8", "model_args": {"wings": 2}}', "cannot be built with"),
@@ -140,7 +141,7 @@ def test_what_else_is_refused(saved):
     _, directory = saved
     with pytest.raises(InputError, match="is a directory, which has no revision 'v1'"):
         piat_hub.from_pretrained(directory, revision="v1")
-    config = json.loads((directory / "config.json").read_text())
+    config = read_json(directory / "config.json")
     config["pretrained_cfg"]["mean"] = [0.5]
     del config["piat"]
     (directory / "config.json").write_text(json.dumps(config))
@@ -167,5 +168,5 @@ def test_list_pretrained_shows_model_cards_with_what_was_measured(small_digits, 
     Path("model_cards/broken").mkdir()
     Path("model_cards/broken/config.json").write_text("{")
     broken = piat_hub.list_pretrained()[0]
-    assert broken["model"] == "model_cards/broken" and "is no run directory" in broken["problem"]
+    assert broken["model"] == "model_cards/broken" and "is no config of a model" in broken["problem"]
     assert piat_hub.from_pretrained(two["model"]).weights_sha256 == two["weights_sha256"]["last"]

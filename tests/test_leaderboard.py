@@ -14,6 +14,7 @@ import piat_hub
 from piat_hub import cli, hub, leaderboard
 from piat_hub.config import InputError
 from piat_hub.data import load
+from piat_hub.files import read_json
 
 PAPER = leaderboard.Paper("Kun He, Xin Liu", "AdvML-Frontiers 2023", "https://arxiv.org/abs/2303.13955")
 KEYS = {
@@ -32,7 +33,7 @@ def evaluated(tmp_path_factory):
     train = f"train digits --output {folder} --epochs 2 --clean-epochs 0 --train-size 256 --holdout 0 --steps 2"
     for line in (train, f"evaluate {folder} --attacks clean apgd-ce --n 40"):
         assert cli.main([*line.split(), "--threads", "1"]) == 0
-    results = json.loads((folder / "results.json").read_text())
+    results = read_json(folder / "results.json")
     part = results["attacks"].pop("apgd-ce")
     stage = {"attacked": results["attacks"]["clean"]["correct"], "seconds": 1.0}
     stage["broken"] = stage["attacked"] - part["correct"]
@@ -102,7 +103,7 @@ CLAIMS = {
 @pytest.mark.parametrize("name", CLAIMS)
 def test_claims_are_checked(run, ranked, tmp_path, name):
     edit, message = CLAIMS[name]
-    results = json.loads((run / "results.json").read_text())
+    results = read_json(run / "results.json")
     edit(results)
     (run / "results.json").write_text(json.dumps(results))
     with pytest.raises(InputError, match=message):

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 
 import piat_hub
 from piat_hub import card, cli, hub
+from piat_hub.files import read_json
 
 ROOT = Path(__file__).parent.parent
 SITE = Path(np.__file__).parent.parent  # where the libraries lie
@@ -64,7 +65,7 @@ def trained(tmp_path_factory):
     train = f"train digits --output {folder}/run --epochs 2 --clean-epochs 0 --train-size 128 --holdout 32 --steps 2"
     for line in (train, f"evaluate {folder}/run --attacks clean pgd2 --n 40"):
         assert cli.main([*line.split(), "--threads", "1"]) == 0
-    config = json.loads((folder / "run/config.json").read_text())
+    config = read_json(folder / "run/config.json")
     config["piat"] |= {"dataset": str(folder / "my-digits"), "init_from": str(folder / "older")}
     (folder / "run/config.json").write_text(json.dumps(config))
     return folder / "run"

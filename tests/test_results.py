@@ -13,6 +13,7 @@ from torch import nn
 from piat_hub.config import InputError, ThreatModel
 from piat_hub.data import Split
 from piat_hub.evaluation import measure
+from piat_hub.files import read_json
 from piat_hub.results import Results, class_accuracy, compare, paired
 
 THREAT = ThreatModel("Linf", 0.08)
@@ -74,7 +75,7 @@ def test_compare_pairs_only_the_same_question(tmp_path):
         compare(tmp_path / "a", tmp_path / "c")
     with pytest.raises(InputError, match="has no results.json; evaluate it first"):
         compare(tmp_path / "a", tmp_path / "none")
-    facts = json.loads((tmp_path / "b/results.json").read_text())
+    facts = read_json(tmp_path / "b/results.json")
     facts["attacks"]["pgd2"]["steps"] = 3
     (tmp_path / "b/results.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match="pgd2 was run with another steps"):

@@ -318,7 +318,8 @@ def test_divergence_names_epoch_step_and_last_good_state(small_digits, tmp_path,
         return model(x).sum() * (float("nan") if len(calls) == 6 else 1e-6)
 
     monkeypatch.setattr(run, "make_method", lambda config: method)
-    said = r"loss is nan at epoch 3, step 2 of 4; the last good state is .*state\.safetensors, of epoch 2"
+    said = r"gradient is nan at epoch 3, step 2 of 4: .*'conv1.weight' holds NaN or Inf; "
+    said += r"the last good state is .*state\.safetensors, of epoch 2"
     with pytest.raises(Diverged, match=said):
         list(run.train(small_digits(), RunOptions(output="r")))
     assert all(t.isfinite().all() for t in load_file("r/model.safetensors").values())

@@ -1,0 +1,190 @@
+"""Files that appear whole or not at all, JSON that carries a checksum, and folders that are not trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from piat_hub.config import Broken, InputError
+
+LONGEST = 16 * 2**20  # bytes; none of our JSON files comes near it
+WIDEST = 4096  # pixels a side of what a config may call an image
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A scratch path to write to: after the block it is flushed and renamed to `path`; after an error it is removed.
+
+    Raises Broken, naming `path`, where the system refuses; the file that was there before stays.
+    """
+    scratch = path.with_name(f".{path.stem}.new{path.suffix}")
+    try:
+        with written(path):
+            yield scratch
+            with scratch.open("r+b") as file:
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+            sync_directory(path.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """The system's refusal to write, in words that name the file."""
+    try:
+        yield
+    except OSError as error:
+        reason, again = error.strerror or str(error), "make room or get leave, then run the same command again"
+        raise Broken(f"{path} cannot be written: {reason}; what was there before is whole: {again}") from error
+
+
+def sync_directory(directory: Path) -> None:
+    """Have a rename in it survive a power cut, where the system lets a directory be opened."""
+    if hasattr(os, "O_DIRECTORY"):
+        opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one JSON line, flushed to the disk."""
+    with written(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file as it lies there, which is also what the Hub shows for it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """A checksum of the values' JSON, by which damage is found: CRC-32, no protection against intent."""
+    return f"crc32:{zlib.crc32(json.dumps(values, sort_keys=True, separators=(',', ':')).encode()):08x}"
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with their "checksum" beside them."""
+    rest = {key: value for key, value in values.items() if key != "checksum"}
+    return rest | {"checksum": checksum(rest)}
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """The object that a JSON text holds, without its checksum. ValueError if it is none, or not what its checksum says.
+
+    Text without a checksum is another program's and is taken as it is.
+    """
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError("it is no object of named values")
+    try:
+        whole = "checksum" not in values or values["checksum"] == sealed(values)["checksum"]
+    except (RecursionError, UnicodeEncodeError) as error:
+        raise ValueError(f"{type(error).__name__}") from None
+    if not whole:
+        raise ValueError('its content is not what its checksum says; if you changed it, delete its "checksum"')
+    values.pop("checksum", None)
+    return values
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object, held against its checksum. Raises ValueError, or OSError, if there is no whole one."""
+    with path.open("rb") as file:
+        content = file.read(LONGEST + 1)
+    if len(content) > LONGEST:
+        raise ValueError(f"it is longer than {LONGEST // 2**20} MiB")
+    return unsealed(content.decode("utf-8"))
+
+
+def read_lines(path: Path, *, strict: bool = True) -> list[dict[str, Any]]:
+    """The objects of a file with one a line, [] where there is no file.
+
+    InputError naming the first damaged line; with strict=False such lines are left out.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(unsealed(line))
+        except ValueError as error:
+            if not strict:
+                continue
+            raise InputError(damaged(path, number, error)) from error
+    return found
+
+
+def damaged(path: Path, line: int, why: object) -> str:
+    """What a message says of a damaged line of a run's records."""
+    return f"{path} is damaged in line {line} ({why}); the training's own command with --resume writes it again"
+
+
+def own(directory: str | Path, name: str) -> Path:
+    """The path of a file of a model folder. InputError if it is a link that leads out of the folder.
+
+    The Hub's cache is such a folder too: its files are links into the blobs beside it.
+    """
+    path = Path(directory) / name
+    real, home = path.resolve(), Path(directory).resolve()
+    blobs = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
+    if real.parent not in (home, *blobs):
+        raise InputError(
+            f"{path} is a link that leads out of its folder, to {real}; a model's files lie in its own folder"
+        )
+    return path
+
+
+def texts(values: Any) -> Iterator[str]:
+    """Every text in nested JSON values, names too."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, Mapping):
+        for key, value in values.items():
+            yield str(key)
+            yield from texts(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from texts(value)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A model's config.json, held against its checksum, as a dict; it may be anyone's.
+
+    Raises InputError unless it is whole and an object that names an architecture, its texts can be printed, and what we
+    read of it has the form of timm's: model_args, pretrained_cfg, piat and label_names.
+    """
+    try:
+        config = read_json(path)
+        unprintable = [text for text in texts(config) if not text.isprintable()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no config of a model ({error}); fetch or write the model again") from error
+    if not isinstance(config.get("architecture"), str):
+        raise InputError(f"{path} names no architecture; it is no model of timm's format")
+    if unprintable:
+        raise InputError(f"{path} holds {unprintable[0][:40]!a}, which is no printable text; write the model again")
+    for key in ("model_args", "pretrained_cfg", "piat"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise InputError(f"{path}: {key} must be an object; it is no model of timm's format")
+    names, image = config.get("label_names") or [], (config.get("pretrained_cfg") or {}).get("input_size")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: label_names must be a list of texts; it is no model of timm's format")
+    if image is not None and not (
+        isinstance(image, list) and len(image) == 3 and all(type(side) is int and 0 < side <= WIDEST for side in image)
+    ):
+        raise InputError(
+            f"{path}: input_size must be [channels, height, width], each of 1 to {WIDEST}, not {image!r:.80}"
+        )
+    return config

@@ -1,0 +1,177 @@
+"""untrusted.py: anyone's config.json builds what its weights hold, and nothing else happens."""
+
+import dataclasses
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import piat_hub
+from piat_hub import hub, recipes, untrusted
+from piat_hub.config import InputError, to_dict
+from piat_hub.files import read_json
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    """Saves a small model whose config.json then holds other values; gives its directory."""
+
+    def make(**changes):
+        model = piat_hub.create_model("cifar_resnet8", num_classes=10, in_chans=1)
+        hub.save_pretrained(model, tmp_path / "m", input_size=(1, 8, 8))
+        config = read_json(tmp_path / "m/config.json")
+        for key, value in changes.items():
+            config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
+        (tmp_path / "m/config.json").write_text(json.dumps(config))
+        return tmp_path / "m"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_classes": 10**9}, r"'fc.bias' has shape \[10\], the architecture wants \[1000000000\]"),
+        ({"num_classes": 10**30}, "cannot be built"),
+        ({"num_classes": True}, "num_classes must be a whole number"),
+        ({"num_classes": -1}, "num_classes must be a whole number"),
+        ({"num_classes": "10"}, "num_classes must be a whole number"),
+        ({"label_names": ["a", "b"]}, "2 label_names for 10 classes"),
+        ({"model_args": {"channels": [16, 32, 10**5]}}, "has shape"),
+        ({"model_args": {"channels": [16, 32, 10**9]}}, "none above 100,000"),
+        ({"model_args": {"layers": [99_999, 99_999, 99_999]}}, "more than 50,000 modules"),
+        ({"model_args": {"channels": list(range(2000))}}, "at most 1000 values"),
+        ({"model_args": {"drop_rate": float("nan")}}, "none above 100,000"),
+        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "may not hold 'checkpoint_path'"),
+        ({"model_args": {"pretrained": True}}, "may not hold 'pretrained'"),
+        ({"model_args": {"pretrained_cfg": {"file": "bomb.pth"}}}, "may not hold 'pretrained_cfg'"),
+        ({"model_args": {"cache_dir": "/tmp"}}, "may not hold 'cache_dir'"),
+        ({"model_args": {"features_only": True}}, "may not hold 'features_only'"),
+        ({"model_args": {"block": "os.system"}}, "cannot be built"),
+        ({"model_args": {"norm_layer": "os.system"}}, "cannot be built"),
+        ({"architecture": "hf-hub:nobody/resnet18"}, "unknown architecture"),
+        ({"architecture": "local-dir:/etc"}, "unknown architecture"),
+        ({"architecture": "../cifar_resnet8"}, "unknown architecture"),
+        ({"architecture": "os.system"}, "unknown architecture"),
+        (
+            {"architecture": "small_image", "model_args": {"base": "hf-hub:a/b", "img_size": 96}},
+            "none of timm's models",
+        ),
+        (
+            {"architecture": "small_image", "model_args": {"base": "local-dir:/", "img_size": 32}},
+            "none of timm's models",
+        ),
+        ({"architecture": "small_image", "model_args": {"base": 5}}, "cannot be built"),
+        (
+            {"architecture": "small_image", "model_args": {"base": "small_image", "img_size": 99}},
+            "tensor|cannot be built",
+        ),
+        ({"architecture": "swin_tiny_patch4_window7_224", "model_args": {"img_size": 90_000}}, "tensor"),
+    ],
+)
+def test_what_describes_no_model_is_refused_before_memory_is_taken(stranger, change, message):
+    directory, before = stranger(**change), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    clock = time.monotonic()
+    with pytest.raises(InputError, match=message) as error:
+        piat_hub.from_pretrained(directory)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 700
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB: a quarter GiB
+    assert time.monotonic() - clock < 30
+
+
+def test_what_is_not_ours_to_take_is_left_out(stranger):
+    model = piat_hub.from_pretrained(
+        stranger(
+            pretrained_cfg={"url": "http://evil", "file": "/etc/passwd", "hf_hub_id": "evil/model", "custom_load": True}
+        )
+    )
+    assert not {"evil", "/etc/passwd"} & set(map(str, model.pretrained_cfg.values()))
+    assert model.pretrained_cfg["input_size"] == [1, 8, 8]
+
+
+def test_buffers_that_no_file_holds_are_counted_too(stranger, monkeypatch):
+    """Attention masks and the like are computed when a model is built: here a model that is larger than its weights."""
+    directory = stranger()
+    monkeypatch.setattr(untrusted, "SPARE", -(2**30))
+    with pytest.raises(InputError, match="far more than its weights"):
+        piat_hub.from_pretrained(directory)
+
+
+def test_numbers_of_another_kind_are_refused(stranger):
+    from safetensors.torch import load_file, save_file
+
+    directory = stranger()
+    weights = load_file(directory / "model.safetensors")
+    save_file({k: t.int() if k == "fc.bias" else t for k, t in weights.items()}, directory / "model.safetensors")
+    with pytest.raises(InputError, match=r"'fc\.bias' has numbers of another kind"):
+        piat_hub.from_pretrained(directory)
+    save_file(
+        {k: t.half() if t.is_floating_point() else t for k, t in weights.items()}, directory / "model.safetensors"
+    )
+    loaded = piat_hub.from_pretrained(directory)
+    assert torch.equal(loaded.fc.weight, weights["fc.weight"].half().float())  # half the size on disk, fp32 in use
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_models_files_lie_in_its_folder(stranger, tmp_path, name):
+    directory = stranger()
+    (directory / name).rename(tmp_path / "elsewhere")
+    (directory / name).symlink_to("../elsewhere")
+    with pytest.raises(InputError, match="leads out of its folder"):
+        piat_hub.from_pretrained(directory)
+
+
+def test_a_pipe_is_no_file(stranger):
+    directory = stranger()
+    (directory / "config.json").unlink()
+    os.mkfifo(directory / "config.json")
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        piat_hub.from_pretrained(directory)
+
+
+def test_nothing_is_imported_for_a_config(stranger, tmp_path, monkeypatch):
+    (tmp_path / "planted.py").write_text("open('imported', 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for change in (
+        {"architecture": "planted:model"},
+        {"architecture": "planted.model"},
+        {"model_args": {"block": "planted.Block"}},
+        {"model_args": {"norm_layer": "planted.Norm"}},
+        {"pretrained_cfg": {"architecture": "planted", "custom_load": "planted"}, "architecture": "planted"},
+    ):
+        with pytest.raises(InputError):
+            piat_hub.from_pretrained(stranger(**change))
+    assert "planted" not in sys.modules and not Path("imported").exists()
+
+
+def test_our_names_shadow_none_of_timms():
+    ours = [n for n in timm.list_models() if not timm.models.model_entrypoint(n).__module__.startswith("timm.")]
+    assert {"cifar_resnet20", "small_image"} <= set(ours)
+    known = {n for m in vars(timm.models).values() if hasattr(m, "__all__") for n in m.__all__}
+    assert "resnet18" in known and not set(ours) & known
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar_resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto"]
+)
+def test_building_twice_changes_no_bit(name, tmp_path):
+    sized = {} if name.startswith("cifar") else {"img_size": 32}
+    model = piat_hub.create_model(name, **sized).eval()
+    hub.save_pretrained(model, tmp_path / "m", input_size=(3, 32, 32))
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(piat_hub.from_pretrained(tmp_path / "m")(x), model(x))
+
+
+def test_a_config_chooses_no_folder_of_the_users(stranger, tmp_path, do_evaluate):
+    (tmp_path / "private").mkdir()
+    for dataset in ("private", "../" + tmp_path.name + "/private", str(tmp_path / "private")):
+        directory = stranger(piat=to_dict(dataclasses.replace(recipes.get("digits"), dataset=dataset)))
+        with pytest.raises(InputError, match="may not choose; name the data with --dataset"):
+            do_evaluate(directory, "clean", n=4)
+    assert do_evaluate(directory, "clean", n=4, dataset="digits").results.n == 4
