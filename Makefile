@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-robustbench lint bench clean
+.PHONY: demo test test-robustbench faults lint bench clean
 .DELETE_ON_ERROR:
 
 .venv/ready: pyproject.toml constraints.txt
@@ -32,6 +32,10 @@ $(RB)/ready: .venv/ready
 
 test-robustbench: $(RB)/ready  ## our models in the real RobustBench, in an environment of its own
 	$(RB)/bin/python -m pytest -W ignore tests/with_robustbench.py
+
+faults: .venv/ready  ## the fault campaign of docs/faults.md: runs killed, files damaged, a failing Hub, hostile files; half an hour
+	$(BIN)/python tests/campaign.py --output docs/results/faults.json
+	$(BIN)/python docs/tables.py faults
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -4,6 +4,8 @@ A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a funct
 on disk are what this writes, so no figure in them is typed by hand.
 """
 
+import csv
+import itertools
 import json
 import re
 import statistics
@@ -12,11 +14,16 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from piat_hub.card import HEADERS, percent, rows
+import piat_hub
+from piat_hub import card
+from piat_hub.card import HEADERS, percent, rows, summary
+from piat_hub.results import compare
 
 DOCS = Path(__file__).parent
 BENCHMARKS = DOCS.parent / "benchmarks" / "results"
-FILES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
+CARDS = DOCS.parent / "model_cards"
+PAPER = Path(piat_hub.__file__).with_name("paper.csv")  # the tables of He et al. 2023
+FILES = [DOCS.parent / "README.md", CARDS / "README.md", *sorted(DOCS.glob("*.md"))]
 METHODS = {  # name: (paper, loss, what the inner attack maximises and where it starts)
     "standard": ("", "CE(z, y)", "none"),
     "pgd_at": ("Madry et al. 2018", "CE(z', y)", "CE, uniform"),
@@ -120,6 +127,111 @@ def cifar10_jpeg_methods():
             gain = difference([results], [runs["none"]], "pgd20").split(" ")[0] if kind == "piat" else ""
             lines.append([label(method, kind), *(cell(results, attack) for attack in ("clean", "pgd20", "cw20")), gain])
     return markdown(lines, ["method", "clean", "PGD-20", "CW-20", "PIAT adds to PGD-20"])
+
+
+def leaderboard():
+    """The models in model_cards, most robust first."""
+    lines = []
+    for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
+        facts = summary(folder)
+        found = card.measured(folder)
+        cells = {"clean": "", "pgd20": "", "aa": ""}
+        for key in [key for key in reversed(found) if key.rpartition("/")[2] == "last"]:
+            for attack in cells:
+                if attack in found[key]["attacks"]:
+                    cells[attack] = f"{cell(found[key], attack)}, n {found[key]['dataset']['n']}"
+        trained = json.loads((folder / "config.json").read_text(encoding="utf-8"))["piat"]
+        name = f"[{folder.name}]({folder.name}/README.md)"
+        hours = (
+            sum(line["train_seconds"] + line["check_seconds"] for line in json_lines(folder / "timing.jsonl")) / 3600
+        )
+        budget = f"{trained['epochs']} ({hours:.1f} h)"
+        row = [name, facts["method"], facts["architecture"], budget, *cells.values()]
+        lines.append((facts.get("pgd20_acc", 0), row))
+    headers = ["model", "method", "architecture", "epochs (time)", "clean", "PGD-20", "AutoAttack"]
+    return markdown([row for _, row in sorted(lines, key=lambda line: -line[0])], headers)
+
+
+def best_and_last():
+    """Both checkpoints of the models in model_cards on the same images."""
+    lines = []
+    for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
+        metrics = json_lines(folder / "metrics.jsonl")
+        best = max(metrics, key=lambda m: (m["holdout_pgd10_acc"], -m["epoch"]))["epoch"]
+        for kind, results in card.measured(folder).items():
+            if "/" not in kind:
+                epoch = best if kind == "best" else metrics[-1]["epoch"]
+                lines.append([folder.name, kind, epoch, *(cell(results, attack) for attack in ("clean", "pgd20"))])
+    return markdown(lines, ["model", "checkpoint", "of epoch", "clean", "PGD-20"])
+
+
+def steadiness():
+    """How much held-out PGD-10 accuracy changes from one epoch to the next, while the learning rate is constant and after."""
+    lines = []
+    for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
+        metrics = json_lines(folder / "metrics.jsonl")
+        first = metrics[0]["lr"]
+        pairs = [
+            (a, b) for a, b in itertools.pairwise(metrics) if a["epoch"] >= 5
+        ]  # after the clean epochs and the first rise
+        moves = {
+            constant: [
+                abs(b["holdout_pgd10_acc"] - a["holdout_pgd10_acc"]) for a, b in pairs if (b["lr"] == first) == constant
+            ]
+            for constant in (True, False)
+        }
+        lines.append([folder.name, *(f"{100 * statistics.mean(m):.2f} (n {len(m)})" for m in moves.values())])
+    return markdown(lines, ["model", "mean change at constant learning rate, points", "while it falls"])
+
+
+def json_lines(path):
+    """The objects of a file with one a line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def paired():
+    """PIAT+NMSE against PGD-AT, image by image."""
+    a, b = (CARDS / f"resnet20-cifar10-jpeg{suffix}" for suffix in ("-pgd_at", ""))
+    few = [(p, "last") for p in compare(a / "aa200", b / "aa200") if p.attack == "aa"]
+    lines = [
+        [
+            f"{card.attack_name(p.attack)}, {which}, n {p.n}",
+            f"{100 * p.difference:+.2f}",
+            " to ".join(f"{100 * end:+.2f}" for end in p.ci95),
+            f"{p.only_a} / {p.only_b}",
+            f"{p.p_value:.2g}",
+        ]
+        for p, which in [*((p, which) for which in ("last", "best") for p in compare(a, b, which)), *few]
+    ]
+    headers = [
+        "",
+        "PIAT+NMSE minus PGD-AT, points",
+        "95 % interval",
+        "only PGD-AT / only PIAT+NMSE stands",
+        "McNemar's p",
+    ]
+    return markdown(lines, headers)
+
+
+def published():
+    """The paper's rows for CIFAR-10 and RobustBench's, as published."""
+    lines = []
+    for source, file in (("paper", PAPER), ("RobustBench", CARDS / "robustbench.csv")):
+        with file.open(encoding="utf-8", newline="") as rows:
+            for row in csv.DictReader(rows):
+                if row["dataset"] == "cifar10" and row.get("table", "1") in "12":
+                    where = f"{source}, table {row['table']}" if source == "paper" else source
+                    data = row.get("training data", "CIFAR-10")
+                    cells = [f"{row[key]} %" if row.get(key) else "" for key in ("clean", "pgd20", "aa")]
+                    lines.append([where, row["method"], row["architecture"], data, *cells])
+    return markdown(lines, ["source", "method", "architecture", "training data", "clean", "PGD-20", "AutoAttack"])
+
+
+def faults():
+    """The fault campaign: what was tried, and what was lost."""
+    facts = json.loads((DOCS / "results" / "faults.json").read_text(encoding="utf-8"))
+    lines = [[what, f"{tried:,}", f"{lost:,}"] for part in facts.values() for what, tried, lost in part["rows"]]
+    return markdown(lines, ["what", "tried", "lost"])
 
 
 def measured(name):

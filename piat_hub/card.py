@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import shlex
@@ -117,7 +118,7 @@ def render(directory: Path, repo_id: str | None = None) -> str:
         shape=tuple(config["pretrained_cfg"]["input_size"]),
         tables={c: tabulate(rows(r), HEADERS, tablefmt="github", disable_numparse=True) for c, r in found.items()},
         measured=found,
-        verdicts=VERDICTS,
+        verdicts={key: verdicts_of(key) for key in found},
         notes=[f["changed"] for r in found.values() for f in r["attacks"].values() if "changed" in f],
         checks={c: r["checks"] for c, r in found.items() if r.get("checks")},
         curves=(directory / "curves.png").exists(),
@@ -170,8 +171,8 @@ def public(config: TrainConfig) -> TrainConfig:
 def summary(directory: Path) -> dict[str, Any]:
     """What a list of models says of a run directory: what it is, and its last checkpoint's accuracies as far as measured."""
     config, trained = read(directory)
-    found = measured(directory).get("last", {})
-    attacks = found.get("attacks", {})
+    found = [results for key, results in measured(directory).items() if key.rpartition("/")[2] == "last"]
+    attacks = {name: figures for results in reversed(found) for name, figures in results["attacks"].items()}
     return {
         "model": str(directory),
         "architecture": config["architecture"],
@@ -179,7 +180,7 @@ def summary(directory: Path) -> dict[str, Any]:
         "num_classes": config["num_classes"],
         "dataset": trained.dataset,
         "method": method_name(trained),
-        "threat_model": found.get("threat_model"),
+        "threat_model": found[0]["threat_model"] if found else None,
         **{f"{attack}_acc": figures["accuracy"] for attack, figures in attacks.items()},
         "n": {attack: figures["n"] for attack, figures in attacks.items()},
         "weights_sha256": {c: file_digest(directory / f) for c, f in WEIGHTS.items() if (directory / f).exists()},
@@ -210,19 +211,31 @@ def _training(directory: Path) -> dict[str, str] | None:
 
 
 def measured(directory: Path) -> dict[str, dict[str, Any]]:
-    """Results by checkpoint, as far as they were measured on the weights that lie there now. InputError for a damaged file."""
+    """Results by checkpoint, as far as they were measured on the weights that lie there now; then those in folders below.
+
+    A folder holds what was measured on other images, such as a slow attack on fewer of them: its results go by
+    "FOLDER/last" or "FOLDER/best". InputError for a damaged file.
+    """
     found = {}
-    for checkpoint, name in RESULTS.items():
-        results, weights = own(directory, name), own(directory, WEIGHTS[checkpoint])
+    folders = sorted({path.parent.name for path in directory.glob("*/results*.json")})
+    for folder, checkpoint in itertools.product(["", *folders], RESULTS):
+        own(directory, folder) if folder else None
+        results, weights = own(directory / folder, RESULTS[checkpoint]), own(directory, WEIGHTS[checkpoint])
         if not (results.exists() and weights.exists()):
             continue
         try:
             known = read_json(results)
             if known["weights_sha256"] == file_digest(weights):
-                found[checkpoint] = _well_formed(known)
+                found[f"{folder}/{checkpoint}".lstrip("/")] = _well_formed(known)
         except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
             raise InputError(f"{results} is damaged ({error!r}); move it away and evaluate again") from error
     return found
+
+
+def verdicts_of(key: str) -> str:
+    """The file of verdicts that belongs to a key of `measured`."""
+    folder, _, checkpoint = key.rpartition("/")
+    return f"{folder}/{VERDICTS[checkpoint]}".lstrip("/")
 
 
 def _well_formed(results: dict[str, Any]) -> dict[str, Any]:
@@ -253,11 +266,11 @@ def _metadata(name: str, config: TrainConfig, found: dict[str, dict[str, Any]]) 
             dataset_split=results["dataset"]["split"],
             metric_type="accuracy",
             metric_name=f"{attack_name(attack)} accuracy"
-            + ("" if checkpoint == "last" else f" ({checkpoint} checkpoint)"),
+            + ("" if results["checkpoint"] == "last" else f" ({results['checkpoint']} checkpoint)"),
             metric_value=figures["accuracy"],
             metric_args={"attack": attack, **results["threat_model"], "steps": figures.get("steps"), "n": figures["n"]},
         )
-        for checkpoint, results in found.items()
+        for results in found.values()
         for attack, figures in results["attacks"].items()
     ]
     training_tags = ["adversarial-training"] if config.method != "standard" else []

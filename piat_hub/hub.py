@@ -188,7 +188,7 @@ def push_to_hub(
             return _push(api, files, repo_id, options)
         except InputError:
             raise
-        except (HTTPError, OSError, ValueError, RuntimeError) as found:
+        except (HTTPError, OSError, ValueError, RuntimeError, KeyError) as found:
             error = found.__cause__ if type(found) is RuntimeError and found.__cause__ else found  # a failed upload
             response = getattr(error, "response", None)
             passing = response is None and isinstance(error, HTTPError)
@@ -211,7 +211,8 @@ def _push(api: HfApi, files: Mapping[str, Any], repo_id: str, options: PushOptio
         if theirs is None or "piat" not in read_config(Path(theirs)):
             raise InputError(f"{repo_id} holds something that piat_hub did not push; choose another name")
     operations: list[Any] = [CommitOperationAdd(path, content) for path, content in files.items()]
-    operations += [CommitOperationDelete(path) for path in sorted(there & set(RECORDS) - set(files))]
+    ours = {path for path in there if path.rpartition("/")[2] in RECORDS}
+    operations += [CommitOperationDelete(path) for path in sorted(ours - set(files))]
     message = f"{'Update' if there & set(RECORDS) else 'Add'} {repo_id.rpartition('/')[2]}"
     where: dict[str, Any] = {"revision": branch, "create_pr": options.create_pr, "parent_commit": head.sha}
     done = api.create_commit(repo_id, operations, commit_message=message, **where)
@@ -232,9 +233,11 @@ def publication(run: Path, repo_id: str) -> dict[str, bytes | str]:
         "config.json": (json.dumps(sealed(config), indent=2) + "\n").encode(),
         "README.md": card.render(run, repo_id).encode(),
     }
-    kept = {name for checkpoint in card.measured(run) for name in (RESULTS[checkpoint], VERDICTS[checkpoint])}
-    skipped = {*files, *({*RESULTS.values(), *VERDICTS.values()} - kept)}
-    return files | {name: str(own(run, name)) for name in RECORDS if name not in skipped and (run / name).exists()}
+    verdicts = [card.verdicts_of(key) for key in card.measured(run)]
+    kept = {*verdicts, *(name.replace("verdicts", "results").replace(".npz", ".json") for name in verdicts)}
+    others = set(RECORDS) - {*RESULTS.values(), *VERDICTS.values(), *files}
+    paths = {name: own((run / name).parent, Path(name).name) for name in sorted({*others, *kept})}
+    return files | {name: str(path) for name, path in paths.items() if path.exists()}
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:
@@ -265,6 +268,8 @@ def _advice(error: BaseException, repo_id: str) -> str:
         return known[401]
     if status in known:
         return known[status]
+    if isinstance(error, KeyError):
+        return f"the Hub's answer lacks {error}, which the client needs; push again later"
     again = "push again: what has arrived is not sent twice"
     if status in PASSING:
         return f"the Hub answers with {status}; {again}"

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from piat_hub.config import RESULTS, VERDICTS, InputError, ThreatModel, pixels
 from piat_hub.data import Split
 from piat_hub.files import own, read_json, sealed, whole_file
 
+LARGEST = 2**28  # bytes of verdicts; those of a million images under a hundred attacks take less
 Z95 = 1.959963984540054  # a standard normal lies within this of 0 with probability 95 %
 
 
@@ -138,14 +140,14 @@ class Results:
         self.environment = {key: before.get(key) for key in ("versions", "git", "device")}
         for path in sorted(directory.glob(_partial(verdicts, "*").name)) if stopped else ():
             try:
-                with np.load(path, allow_pickle=False) as arrays:
-                    facts = json.loads(str(arrays["facts"]))
-                    if facts.pop("of") != self._identity():
-                        raise ValueError("it is of another model, images or threat model")
-                    running = Running(**facts, entry=arrays["entry"], standing=arrays["standing"])
+                arrays = _load_arrays(path)
+                facts = json.loads(str(arrays["facts"]))
+                if facts.pop("of") != self._identity():
+                    raise ValueError("it is of another model, images or threat model")
+                running = Running(**facts, entry=arrays["entry"], standing=arrays["standing"])
                 if not running.entry.shape == running.standing.shape == (self.n,):
                     raise ValueError("verdicts of another shape")
-            except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(
                     f"{path} is not a whole state of an evaluation ({error}); it was moved to {move_aside(path).name}: "
                     "the same command begins that attack anew"
@@ -196,6 +198,26 @@ def _partial(verdicts: Path, attack: str) -> Path:
 def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
     with whole_file(path) as scratch:
         np.savez_compressed(scratch, **arrays)  # type: ignore[arg-type]
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz file; no pickle is read. ValueError if it is damaged or unpacks to an absurd size."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            if sum(member.file_size for member in packed.infolist()) > LARGEST:
+                raise ValueError(f"it unpacks to more than {LARGEST // 2**20} MiB")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        MemoryError,
+        SyntaxError,
+    ) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -255,13 +277,12 @@ def read_results(directory: Path, checkpoint: str = "last") -> tuple[dict[str, A
     if not results.exists():
         raise InputError(f"{directory} has no {results.name}; evaluate it first: python evaluate.py {directory}")
     try:
-        facts = read_json(own(directory, results.name))
-        with np.load(own(directory, verdicts.name), allow_pickle=False) as arrays:
-            kept = {name: arrays[name] for name in facts["attacks"]}
+        facts, arrays = read_json(own(directory, results.name)), _load_arrays(own(directory, verdicts.name))
+        kept = {name: arrays[name] for name in facts["attacks"]}
         if any(k.shape != (facts["dataset"]["n"],) or k.dtype != bool for k in kept.values()):
             raise ValueError("verdicts of another shape or type")
         if any(facts["attacks"][name]["correct"] != int(k.sum()) for name, k in kept.items()):
             raise ValueError("they do not tell the same accuracies")
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{results} and {verdicts.name} cannot be read together ({error}); evaluate again") from error
     return facts, kept

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -282,3 +283,28 @@ def test_results_that_do_not_fit_are_refused_in_one_line(evaluated, change):
     with pytest.raises(InputError, match=r"results\.json is damaged .*move it away and evaluate again") as error:
         card.render(evaluated)
     assert str(error.value).isprintable()
+
+
+def test_what_was_measured_on_other_images_lies_in_a_folder_below(evaluated, do_evaluate, tmp_path):
+    """As AutoAttack on fewer images: the card, the list and a push have it, each figure with its own n."""
+    do_evaluate("r", "clean", "pgd5", n=12, output="r/few")
+    text = card.render(evaluated)
+    assert "first 30 images" in text and "first 12 images" in text and "`few/verdicts.npz`" in text
+    names = {(e.metric_name, e.metric_args["n"]) for e in ModelCard(text).data.eval_results}
+    assert {("PGD-3 accuracy", 30), ("PGD-5 accuracy", 12), ("clean accuracy", 30)} <= names
+    row = card.summary(evaluated)
+    few = json.loads((evaluated / "few/results.json").read_text())["attacks"]
+    assert row["n"] == {"clean": 30, "pgd3": 30, "aa": 30, "pgd5": 12} and row["pgd5_acc"] == few["pgd5"]["accuracy"]
+    sent = hub.publication(evaluated, "org/net")
+    assert {"few/results.json", "few/verdicts.npz", "results.json"} <= set(sent)
+    with torch.no_grad():
+        model = piat_hub.from_pretrained(evaluated)
+        model.fc.bias += 1
+    hub.save_weights(model, evaluated / "model.safetensors")  # the results are of other weights now
+    assert not any("results" in name for name in hub.publication(evaluated, "org/net"))
+    shutil.rmtree(evaluated / "few")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/results.json").write_text("{}")
+    (evaluated / "few").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="leads out of its folder"):
+        card.render(evaluated)

@@ -104,7 +104,7 @@ def test_a_push_is_one_commit_of_what_lies_there(endpoint, shell, run):
     )
     for name in records - {"config.json", "README.md", ".gitattributes"}:
         assert files[name] == (run / name).read_bytes()
-    assert not any(body.startswith(b"\x80") for body in files.values())
+    assert not any(body.startswith(b"\x80") or b"hf_secret" in body for body in files.values())
     text = files["config.json"] + files["README.md"]
     assert b"secret-place" not in text and b"my-digits" in text and b"older" in text
     assert first == endpoint.commits("models/org/net", first)[0]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,7 @@ from piat_hub.config import InputError, ThreatModel
 from piat_hub.data import Split
 from piat_hub.evaluation import measure
 from piat_hub.files import read_json
-from piat_hub.results import Results, class_accuracy, compare, paired
+from piat_hub.results import Results, class_accuracy, compare, paired, read_results
 
 THREAT = ThreatModel("Linf", 0.08)
 
@@ -171,3 +172,20 @@ def test_killed_at_twenty_random_moments_the_verdicts_are_the_same_bytes(killed,
             "results.json",
             "verdicts.npz",
         ]
+
+
+def test_verdicts_that_would_fill_the_memory_are_refused(tmp_path):
+    measured(tmp_path)
+    with zipfile.ZipFile(tmp_path / "verdicts.npz", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("clean.npy", bytes(2**28 + 1))  # 260 KB on the disk
+    with pytest.raises(InputError, match="unpacks to more than 256 MiB"):
+        read_results(tmp_path)
+    np.save(tmp_path / "a.npy", np.zeros(3, bool))
+    huge = (tmp_path / "a.npy").read_bytes().replace(b"(3,)", b"(3" + b"0" * 15 + b",)")[:128]
+    with zipfile.ZipFile(tmp_path / "verdicts.npz", "w") as packed:
+        packed.writestr("clean.npy", huge)  # promises what it does not hold
+    with pytest.raises(InputError, match="cannot be read together"):
+        read_results(tmp_path)
+    np.savez(tmp_path / "verdicts.npz", clean=np.array([print], dtype=object))
+    with pytest.raises(InputError, match="Object arrays cannot be loaded"):
+        read_results(tmp_path)

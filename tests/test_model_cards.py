@@ -1,0 +1,60 @@
+"""model_cards/: what lies there loads, is what its checksums and results say, and its cards are as generated."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import piat_hub
+from piat_hub import card, results, run
+from piat_hub.config import WEIGHTS
+from piat_hub.files import file_digest
+
+ROOT = Path(__file__).parent.parent
+MODELS = sorted(path.parent.name for path in (ROOT / "model_cards").glob("*/config.json"))
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_there_are_models():
+    assert {"resnet20-cifar10-jpeg", "resnet20-cifar10-jpeg-pgd_at"} <= set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_loads_and_is_what_its_card_says(name):
+    folder = Path("model_cards") / name
+    model = piat_hub.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(torch.rand(3, 3, 32, 32))
+    assert logits.shape == (3, 10) and logits.isfinite().all() and len(model.label_names) == 10
+    text = (folder / "README.md").read_text()
+    for checkpoint, file in WEIGHTS.items():
+        assert file_digest(folder / file) in text
+        piat_hub.from_pretrained(folder, checkpoint=checkpoint)
+    assert card.render(folder) == text, f"stale: run piat card {folder}"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_results_are_of_these_weights_and_of_their_verdicts(name):
+    folder = ROOT / "model_cards" / name
+    found = card.measured(folder)
+    assert {"last", "best"} <= set(found) and any("aa" in facts["attacks"] for facts in found.values())
+    assert len(found) == len(list(folder.glob("**/results*.json")))  # none is of other weights
+    for key in found:
+        facts, verdicts = results.read_results((folder / card.verdicts_of(key)).parent, found[key]["checkpoint"])
+        assert facts["dataset"]["name"] == "cifar10-jpeg" and facts["threat_model"] == {"norm": "Linf", "eps": "8/255"}
+        assert all(len(v) == facts["dataset"]["n"] for v in verdicts.values())
+    config = json.loads((folder / "config.json").read_text())["piat"]
+    assert len(run.read_metrics(folder)) == config["epochs"] and "jpeg" in name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_of_the_machine_is_in_it(name):
+    for file in (ROOT / "model_cards" / name).rglob("*"):
+        if file.suffix in (".json", ".jsonl", ".md"):
+            assert not re.search(r"/(work|home|root|tmp|Users)/", file.read_text()), file
