@@ -20,15 +20,15 @@ from piat_hub.config import (
     VERDICTS,
     WEIGHTS,
     InputError,
-    ThreatModel,
     TrainConfig,
     flags,
     from_dict,
     local_name,
     pixels,
+    printable,
     to_dict,
 )
-from piat_hub.files import file_digest, own, read_config, read_json, read_lines, texts, whole_file
+from piat_hub.files import file_digest, own, read_config, read_lines, read_results, whole_file
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT"}
@@ -101,7 +101,7 @@ def render(directory: Path, repo_id: str | None = None) -> str:
     if repo_id:
         weights = f"hf_hub_download({literal(name)}, {literal(WEIGHTS['last'])})"
     own = config["architecture"] == "small_image" or config["architecture"].startswith("cifar_")
-    files = {c: (f, file_digest(directory / f)) for c, f in WEIGHTS.items() if (directory / f).exists()}
+    files = {c: (f, file_digest(directory / f)) for c, f in WEIGHTS.items() if (directory / f).is_file()}
     card = ModelCard.from_template(
         _metadata(repo_id or directory.resolve().name, trained, raw),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -118,7 +118,7 @@ def render(directory: Path, repo_id: str | None = None) -> str:
         shape=tuple(config["pretrained_cfg"]["input_size"]),
         tables={c: tabulate(rows(r), HEADERS, tablefmt="github", disable_numparse=True) for c, r in found.items()},
         measured=found,
-        verdicts={key: verdicts_of(key) for key in found},
+        verdicts={key: files_of(key)[1].replace("`", "'") for key in found},
         notes=[f["changed"] for r in found.values() for f in r["attacks"].values() if "changed" in f],
         checks={c: r["checks"] for c, r in found.items() if r.get("checks")},
         curves=(directory / "curves.png").exists(),
@@ -154,7 +154,7 @@ def read(directory: Path) -> tuple[dict[str, Any], TrainConfig]:
     config = read_config(path)
     try:
         trained = public(from_dict(TrainConfig, config["piat"]))
-        _ = config["num_classes"], config["pretrained_cfg"]["input_size"]
+        _ = config["num_classes"], tuple(config["pretrained_cfg"]["input_size"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{directory} is no run directory: nothing in config.json under {error}; train one") from error
     return config | {"piat": to_dict(trained)}, trained
@@ -171,7 +171,8 @@ def public(config: TrainConfig) -> TrainConfig:
 def summary(directory: Path) -> dict[str, Any]:
     """What a list of models says of a run directory: what it is, and its last checkpoint's accuracies as far as measured."""
     config, trained = read(directory)
-    found = [results for key, results in measured(directory).items() if key.rpartition("/")[2] == "last"]
+    whole = [results for key, results in measured(directory).items() if key.rpartition("/")[2] == "last"]
+    found = [results for results in whole if _question(results) == _question(whole[0])]
     attacks = {name: figures for results in reversed(found) for name, figures in results["attacks"].items()}
     return {
         "model": str(directory),
@@ -183,8 +184,13 @@ def summary(directory: Path) -> dict[str, Any]:
         "threat_model": found[0]["threat_model"] if found else None,
         **{f"{attack}_acc": figures["accuracy"] for attack, figures in attacks.items()},
         "n": {attack: figures["n"] for attack, figures in attacks.items()},
-        "weights_sha256": {c: file_digest(directory / f) for c, f in WEIGHTS.items() if (directory / f).exists()},
+        "weights_sha256": {c: file_digest(directory / f) for c, f in WEIGHTS.items() if (directory / f).is_file()},
     }
+
+
+def _question(results: dict[str, Any]) -> tuple[Any, ...]:
+    """What accuracies must share to stand in one row: threat model, data set and split."""
+    return results["threat_model"], results["dataset"]["name"], results["dataset"]["split"]
 
 
 def command(config: TrainConfig) -> str:
@@ -199,11 +205,16 @@ def command(config: TrainConfig) -> str:
 
 def _training(directory: Path) -> dict[str, str] | None:
     """How long training took and on what, from timing.jsonl; None where it was not recorded."""
-    epochs = read_lines(own(directory, "timing.jsonl"))
+    epochs = read_lines(path := own(directory, "timing.jsonl"))
     if not epochs:
         return None
-    minutes = round(sum(e["train_seconds"] + e["check_seconds"] for e in epochs) / 60)
-    hardware = [e["device"] if e["processes"] == 1 else f"{e['processes']} x {e['device']}" for e in epochs]
+    try:
+        minutes = round(sum(e["train_seconds"] + e["check_seconds"] for e in epochs) / 60)
+        hardware = [e["device"] if e["processes"] == 1 else f"{e['processes']} x {e['device']}" for e in epochs]
+        if not all(printable(text) for text in hardware):
+            raise ValueError("a device's name cannot be printed")
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); the training's own command with --resume mends it") from error
     time = (
         f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under a minute"
     )
@@ -219,41 +230,26 @@ def measured(directory: Path) -> dict[str, dict[str, Any]]:
     found = {}
     folders = sorted({path.parent.name for path in directory.glob("*/results*.json")})
     for folder, checkpoint in itertools.product(["", *folders], RESULTS):
-        own(directory, folder) if folder else None
-        results, weights = own(directory / folder, RESULTS[checkpoint]), own(directory, WEIGHTS[checkpoint])
-        if not (results.exists() and weights.exists()):
+        results, weights = (
+            own(directory, f"{folder}/{RESULTS[checkpoint]}".lstrip("/")),
+            own(directory, WEIGHTS[checkpoint]),
+        )
+        if not (results.is_file() and weights.is_file()):
             continue
         try:
-            known = read_json(results)
-            if known["weights_sha256"] == file_digest(weights):
-                found[f"{folder}/{checkpoint}".lstrip("/")] = _well_formed(known)
-        except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
+            known = read_results(results)
+            if known.get("weights_sha256") == file_digest(weights):
+                found[f"{folder}/{checkpoint}".lstrip("/")] = known
+        except (OSError, ValueError) as error:
             raise InputError(f"{results} is damaged ({error!r}); move it away and evaluate again") from error
     return found
 
 
-def verdicts_of(key: str) -> str:
-    """The file of verdicts that belongs to a key of `measured`."""
+def files_of(key: str) -> tuple[str, str]:
+    """The files of results and verdicts that belong to a key of `measured`."""
     folder, _, checkpoint = key.rpartition("/")
-    return f"{folder}/{VERDICTS[checkpoint]}".lstrip("/")
-
-
-def _well_formed(results: dict[str, Any]) -> dict[str, Any]:
-    """The same results; an error of any kind unless they have what a card says of them, in printable text."""
-    figures = [*results["attacks"].values(), *([results["worst_case"]] if results.get("worst_case") else [])]
-    counts = [results["seed"], results["dataset"]["n"], *(f[key] for f in figures for key in ("correct", "n"))]
-    from_dict(ThreatModel, results["threat_model"])
-    if not all(type(count) is int for count in counts) or any(f["accuracy"] != f["correct"] / f["n"] for f in figures):
-        raise ValueError("its counts and accuracies do not fit")
-    rounding = 1e-9
-    if any(not low - rounding <= f["accuracy"] <= high + rounding for f in figures for low, high in [f["ci95"]]):
-        raise ValueError("its intervals do not fit")
-    if not all({"check", "found", "passed", "n"} <= check.keys() for check in results.get("checks") or ()):
-        raise ValueError("its checks lack something")
-    _ = dict(results.get("versions") or {}), [results["dataset"][key] for key in ("name", "split")]
-    if unprintable := [text for text in texts(results) if not text.isprintable()]:
-        raise ValueError(f"{unprintable[0][:40]!a} is no printable text")
-    return results
+    results, verdicts = (f"{folder}/{names[checkpoint]}".lstrip("/") for names in (RESULTS, VERDICTS))
+    return results, verdicts
 
 
 def _metadata(name: str, config: TrainConfig, found: dict[str, dict[str, Any]]) -> ModelCardData:

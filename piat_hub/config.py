@@ -12,6 +12,7 @@ import math
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -36,7 +37,14 @@ def local_name(path: str | Path) -> str:
     return f"local-{name}" if name in (*DATASETS, "digits") else name
 
 
-TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
+UNSEEN = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they turn the order of the text that follows
+MOST = 2**53  # beyond it a float skips whole numbers
+
+
+def printable(text: str) -> bool:
+    """Whether a text is one line that a terminal and a page show as it is: no control characters, no turned order."""
+    return not UNSEEN.search(text) and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
 
 
 class InputError(ValueError):
@@ -44,7 +52,7 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         text = TOKEN.sub("hf_…", message if len(message) < 2000 else f"{message[:2000]}…")
-        super().__init__("".join(c if c.isprintable() else "\ufffd" for c in text))
+        super().__init__("".join(c if printable(c) else "\ufffd" for c in text))
 
 
 class Diverged(RuntimeError):
@@ -108,8 +116,12 @@ def check(config: Any) -> None:
             raise InputError(f"{name} {value!r} is unknown{nearest(str(value), known)}; choose {', '.join(known)}")
         if kind in (int, float, bool, str) and not isinstance(value, (int, float) if kind is float else kind):
             raise InputError(f"{name} must be {kind.__name__}, got {value!r}; see --help for its meaning")
-        if isinstance(value, str) and (not value.isprintable() or TOKEN.search(value)):
+        if isinstance(value, str) and (not printable(value) or TOKEN.search(value)):
             raise InputError(f"{name} {value!r} must be printable text without a Hub token; write it anew")
+        if isinstance(value, int) and abs(value) > MOST:
+            raise InputError(
+                f"{name} must be at most {MOST}, got a number of {len(hex(value))} hexadecimal digits; lower it"
+            )
         rules = {"above": (">", float.__gt__), "least": (">=", float.__ge__)}
         rules |= {"below": ("<", float.__lt__), "most": ("<=", float.__le__)}
         for rule, bound in f.metadata.get("limits", {}).items():

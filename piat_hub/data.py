@@ -198,6 +198,20 @@ def load(
     return Split(images, labels, label_names, name, inferred)
 
 
+def named_by(model: str | Path, dataset: str) -> str:
+    """The data set that a model's config names. InputError for a folder, unless the model lies beside a run's state.
+
+    A model that was downloaded has none, so what a stranger writes chooses no folder here.
+    """
+    known = dataset in (*DATASETS, "digits")
+    if not known and Path(dataset).exists() and not (Path(model) / "state" / "state.safetensors").is_file():
+        raise InputError(
+            f"{model} names the folder {dataset} as its data, which a model from elsewhere may not choose; "
+            "name the data with --dataset"
+        )
+    return dataset
+
+
 def hold_out(train: Split, holdout: int, train_size: int | None = None) -> tuple[Split, Split]:
     """(training images, held-out images), disjoint, both from `train` by one fixed permutation.
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from piat_hub.config import Broken, InputError
+from piat_hub.config import Broken, InputError, ThreatModel, from_dict, printable
 
 LONGEST = 16 * 2**20  # bytes; none of our JSON files comes near it
-WIDEST = 4096  # pixels a side of what a config may call an image
+WIDEST = 2048  # pixels a side of what a config may call an image
 
 
 @contextmanager
@@ -25,6 +26,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     scratch = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
+        scratch.unlink(missing_ok=True)  # it might be a link to somewhere else
         with written(path):
             yield scratch
             with scratch.open("r+b") as file:
@@ -41,8 +43,9 @@ def written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason, again = error.strerror or str(error), "make room or get leave, then run the same command again"
-        raise Broken(f"{path} cannot be written: {reason}; what was there before is whole: {again}") from error
+        reason = error.strerror or str(error)
+        again = "make room or get leave, then go on with the same command, and --resume where it has that"
+        raise Broken(f"{path} cannot be written: {reason}; what was saved before is whole: {again}") from error
 
 
 def sync_directory(directory: Path) -> None:
@@ -132,15 +135,52 @@ def damaged(path: Path, line: int, why: object) -> str:
     return f"{path} is damaged in line {line} ({why}); the training's own command with --resume writes it again"
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """A results.json, which may be anyone's. ValueError unless it is whole and has what is said of results, in printable text."""
+    results = read_json(path)
+    try:
+        _hold_results(results)
+    except (KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__} {error}") from error
+    return results
+
+
+def _hold_results(results: Mapping[str, Any]) -> None:
+    """An error of some kind unless counts, accuracies, intervals and texts are there, and fit."""
+    figures = [*results["attacks"].values(), *([results["worst_case"]] if results.get("worst_case") else [])]
+    counts = [results["seed"], results["dataset"]["n"], *(f[key] for f in figures for key in ("correct", "n"))]
+    if set(results["threat_model"]) != {"norm", "eps"}:
+        raise ValueError("its threat model lacks norm or eps")
+    from_dict(ThreatModel, results["threat_model"])
+    if not all(type(count) is int for count in counts) or any(f["accuracy"] != f["correct"] / f["n"] for f in figures):
+        raise ValueError("its counts and accuracies do not fit")
+    rounding = 1e-9
+    if any(not low - rounding <= f["accuracy"] <= high + rounding for f in figures for low, high in [f["ci95"]]):
+        raise ValueError("its intervals do not fit")
+    if not all({"check", "found", "passed", "n"} <= check.keys() for check in results.get("checks") or ()):
+        raise ValueError("its checks lack something")
+    names = [results["dataset"]["name"], results["dataset"]["split"], results["checkpoint"]]
+    if not all(isinstance(name, str) for name in names) or not isinstance(results.get("seconds", 0.0), int | float):
+        raise ValueError("its data set, split, checkpoint or seconds are none")
+    _ = dict(results.get("versions") or {})
+    if unprintable := [text for text in texts(results) if not printable(text)]:
+        raise ValueError(f"{unprintable[0][:40]!a} is no printable text")
+
+
 def own(directory: str | Path, name: str) -> Path:
     """The path of a file of a model folder. InputError if it is a link that leads out of the folder.
 
     The Hub's cache is such a folder too: its files are links into the blobs beside it.
     """
     path = Path(directory) / name
-    real, home = path.resolve(), Path(directory).resolve()
-    blobs = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
-    if real.parent not in (home, *blobs):
+    try:
+        real, home = path.resolve(), Path(directory).resolve()
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} is a link that leads back to itself; a model's files lie in its own folder"
+        ) from error
+    cached = home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
+    if home not in real.parents and not cached:
         raise InputError(
             f"{path} is a link that leads out of its folder, to {real}; a model's files lie in its own folder"
         )
@@ -168,17 +208,29 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         config = read_json(path)
-        unprintable = [text for text in texts(config) if not text.isprintable()]
+        unprintable = [text for text in texts(config) if not printable(text)]
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no config of a model ({error}); fetch or write the model again") from error
-    if not isinstance(config.get("architecture"), str):
+    if not isinstance(config.get("architecture"), str) or not re.fullmatch(
+        r"[\w.-]+", config["architecture"], re.ASCII
+    ):
         raise InputError(f"{path} names no architecture; it is no model of timm's format")
     if unprintable:
         raise InputError(f"{path} holds {unprintable[0][:40]!a}, which is no printable text; write the model again")
     for key in ("model_args", "pretrained_cfg", "piat"):
         if not isinstance(config.get(key) or {}, dict):
             raise InputError(f"{path}: {key} must be an object; it is no model of timm's format")
-    names, image = config.get("label_names") or [], (config.get("pretrained_cfg") or {}).get("input_size")
+    for key, within in (("num_classes", config), ("in_chans", config.get("model_args") or {})):
+        if key in within and (type(within[key]) is not int or not within[key] >= 0):
+            raise InputError(f"{path}: {key} must be a whole number, not {within[key]!r:.40}; write the model again")
+    preprocessing = config.get("pretrained_cfg") or {}
+    names, image = config.get("label_names") or [], preprocessing.get("input_size")
+    for key in ("mean", "std"):
+        numbers = preprocessing.get(key) or []
+        if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+            raise InputError(f"{path}: {key} must be a list of numbers; it is no model of timm's format")
+    if isinstance(names, dict):  # timm knows these too
+        names = config["label_names"] = list(names.values())
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: label_names must be a list of texts; it is no model of timm's format")
     if image is not None and not (

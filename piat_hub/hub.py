@@ -31,8 +31,9 @@ from piat_hub.config import (
     nearest,
     to_dict,
 )
-from piat_hub.files import file_digest, own, read_config, read_json, sealed, whole_file
+from piat_hub.files import file_digest, own, read_config, read_json, read_lines, sealed, whole_file
 from piat_hub.published import PUBLISHED
+from piat_hub.results import read_results
 from piat_hub.small_image import Normalize
 
 SILENCE = 300.0  # seconds without a byte from the Hub, after which a push gives up
@@ -233,11 +234,14 @@ def publication(run: Path, repo_id: str) -> dict[str, bytes | str]:
         "config.json": (json.dumps(sealed(config), indent=2) + "\n").encode(),
         "README.md": card.render(run, repo_id).encode(),
     }
-    verdicts = [card.verdicts_of(key) for key in card.measured(run)]
-    kept = {*verdicts, *(name.replace("verdicts", "results").replace(".npz", ".json") for name in verdicts)}
+    measured = [card.files_of(key) for key in card.measured(run)]
+    for _, verdicts in measured:
+        read_results((run / verdicts).parent, {v: k for k, v in VERDICTS.items()}[Path(verdicts).name])
+    read_lines(own(run, "metrics.jsonl"))
+    kept = {name for pair in measured for name in pair}
     others = set(RECORDS) - {*RESULTS.values(), *VERDICTS.values(), *files}
-    paths = {name: own((run / name).parent, Path(name).name) for name in sorted({*others, *kept})}
-    return files | {name: str(path) for name, path in paths.items() if path.exists()}
+    paths = {name: own(run, name) for name in sorted({*others, *kept})}
+    return files | {name: str(path) for name, path in paths.items() if path.is_file()}
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:
@@ -333,7 +337,7 @@ def list_pretrained(directory: str | Path = "model_cards") -> list[dict[str, Any
     for path in sorted(path.parent for path in Path(directory).glob("*/config.json")):
         try:
             rows.append(card.summary(path))
-        except InputError as error:
+        except (InputError, OSError) as error:
             rows.append({"model": str(path), "problem": str(error)})
     return rows
 

@@ -19,11 +19,12 @@ from torch import nn
 
 from piat_hub import card, checks, hub
 from piat_hub.config import InputError
-from piat_hub.data import Split, load, to_unit
+from piat_hub.data import Split, load, named_by, to_unit
 from piat_hub.evaluation import accuracy, verdict_mode
 from piat_hub.files import whole_file
 from piat_hub.published import PUBLISHED
 
+NAME = r"\w[\w.-]*(/\w[\w.-]*)?"  # of a data set, in paths and code
 IMAGES = 10_000  # of a test split; fewer are a draft
 RANKED = {"cifar10": {"Linf": "8/255", "L2": "0.5"}, "cifar100": {"Linf": "8/255"}}
 TITLE = "PIAT: Parameter Interpolation based Adversarial Training for Image Classification"
@@ -100,8 +101,10 @@ def submit(
         )
     model: Any = hub.from_pretrained(run, checkpoint=checkpoint)
     data, norm = results["dataset"]["name"], results["threat_model"]["norm"]
+    if not re.fullmatch(NAME, data, re.ASCII) or ".." in data:
+        raise InputError(f"{run} was measured on {data!r}, which can be no part of a file's name; evaluate it again")
     columns = (model.piat.get(key) for key in ("image_column", "label_column", "img_size"))
-    split = load(dataset or model.piat["dataset"], results["dataset"]["split"], *columns)
+    split = load(dataset or named_by(run, model.piat["dataset"]), results["dataset"]["split"], *columns)
     reasons = [*_claims(results), *accepts(model, split.first(results["dataset"]["n"]), results)]
     if reasons and not draft:
         raise InputError(f"{run} is no submission: {'; '.join(reasons)}; --draft writes the files all the same")

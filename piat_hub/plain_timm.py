@@ -40,7 +40,7 @@ def lines(config: dict[str, Any], weights: str) -> str | None:
 
     None where timm and torch alone cannot: small_image, or one of ours with arguments beyond classes and channels.
     """
-    given = config.get("model_args", {})
+    given = config.get("model_args") or {}
     own = {"num_classes", "in_chans", "global_pool"}
     if config["architecture"] not in BUILT or set(given) - own or given.get("global_pool", "avg") != "avg":
         return None

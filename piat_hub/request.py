@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from piat_hub import card, checks, data, evaluation, hub, tensors
-from piat_hub.config import DATASETS, EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number, pixels
+from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number, pixels
 from piat_hub.results import Results
 from piat_hub.run import check_output, set_threads
 from piat_hub.small_image import Normalize
@@ -149,21 +149,10 @@ def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) 
         found = data.load(config.dataset, config.split, *columns, img_size)
     elif trained:
         columns = (config.image_column or trained.image_column, config.label_column or trained.label_column)
-        found = data.load(_named_by(spec, trained), config.split, *columns, img_size)
+        found = data.load(data.named_by(spec, trained.dataset), config.split, *columns, img_size)
     else:
         raise InputError(f"{spec} does not say what data it is for; name it with --dataset")
     return found.first(config.n)
-
-
-def _named_by(spec: str, trained: TrainConfig) -> str:
-    """The data that a model's config names. A folder is believed only of a run that was trained here, with its state."""
-    known = trained.dataset in (*DATASETS, "digits")
-    if not known and Path(trained.dataset).exists() and not (Path(spec) / "state").is_dir():
-        raise InputError(
-            f"{spec} names the folder {trained.dataset} as its data, which a model from elsewhere may not choose; "
-            "name the data with --dataset"
-        )
-    return trained.dataset
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from piat_hub import files
 from piat_hub.config import RESULTS, VERDICTS, InputError, ThreatModel, pixels
 from piat_hub.data import Split
-from piat_hub.files import own, read_json, sealed, whole_file
+from piat_hub.files import own, sealed, whole_file
 
 LARGEST = 2**28  # bytes of verdicts; those of a million images under a hundred attacks take less
 Z95 = 1.959963984540054  # a standard normal lies within this of 0 with probability 95 %
@@ -135,7 +136,7 @@ class Results:
                     f"{results} holds results for {key} {_words(before.get(key))}, this call asks for {_words(now[key])}; "
                     "name another place with --output"
                 )
-        self.attacks, self.verdicts, self.seconds = before["attacks"], kept, float(before["seconds"])
+        self.attacks, self.verdicts, self.seconds = before["attacks"], kept, float(before.get("seconds", 0.0))
         self.checks, self.sweep = before.get("checks") or [], before.get("sweep") or []
         self.environment = {key: before.get(key) for key in ("versions", "git", "device")}
         for path in sorted(directory.glob(_partial(verdicts, "*").name)) if stopped else ():
@@ -277,7 +278,7 @@ def read_results(directory: Path, checkpoint: str = "last") -> tuple[dict[str, A
     if not results.exists():
         raise InputError(f"{directory} has no {results.name}; evaluate it first: python evaluate.py {directory}")
     try:
-        facts, arrays = read_json(own(directory, results.name)), _load_arrays(own(directory, verdicts.name))
+        facts, arrays = files.read_results(own(directory, results.name)), _load_arrays(own(directory, verdicts.name))
         kept = {name: arrays[name] for name in facts["attacks"]}
         if any(k.shape != (facts["dataset"]["n"],) or k.dtype != bool for k in kept.values()):
             raise ValueError("verdicts of another shape or type")

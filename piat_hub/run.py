@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from piat_hub.config import (
     RunOptions,
     TrainConfig,
     nearest,
+    printable,
     to_dict,
 )
 from piat_hub.files import append, checksum, damaged, read_lines, sealed, whole_file
@@ -93,6 +94,8 @@ def train(
     with accelerator.main_process_first():
         columns = config.image_column, config.label_column
         whole = data.load(config.dataset, "train", *columns, config.img_size, options.device_data_limit)
+    if bad := [name for name in whole.label_names if not printable(name)]:
+        raise InputError(f"{whole.name} has a class {bad[0]!a}, which cannot be printed on one line; rename it")
     train_split, held = (s.to(accelerator.device) for s in data.hold_out(whole, config.holdout, config.train_size))
     batch = min(config.batch_size, len(train_split))
     engine.shards(torch.arange(batch), accelerator.num_processes, config.accumulation)  # or InputError
@@ -160,14 +163,14 @@ def train(
                 yield event
                 at_stop = agreed(stopping, event.step, accelerator)
                 if at_stop or (options.save_every_steps and event.step % options.save_every_steps == 0):
-                    refuse_not_finite(bare, f"epoch {event.epoch}, step {event.step}")
+                    refuse_not_finite((bare, evaluated), f"epoch {event.epoch}, step {event.step}")
                     done.steps, done.losses, done.seconds = event.step, event.losses.all(), time.monotonic() - clock
                     save(state, done, accelerator)
                 if at_stop:
                     yield Stopped(done.epochs, done.steps)
                     return
                 continue
-            refuse_not_finite(evaluated, f"the end of epoch {event.epoch}")
+            refuse_not_finite((bare, evaluated), f"the end of epoch {event.epoch}")
             trained = time.monotonic()
             checked.load_state_dict(evaluated.state_dict())
             metrics = dataclasses.asdict(event) | check(checked, event.epoch)
@@ -215,10 +218,11 @@ def last_state(state: State, done: Done) -> str:
     return f"{state.path}, of epoch {done.epochs}{within}" if state.path.exists() else "none, no epoch was finished"
 
 
-def refuse_not_finite(model: nn.Module, where: str) -> None:
+def refuse_not_finite(models: Iterable[nn.Module], where: str) -> None:
     """Diverged if a weight or buffer is not finite: such a state is not saved."""
-    if culprit := engine.not_finite(model):
-        raise Diverged(f"{culprit} holds NaN or Inf at {where}")
+    for model in models:
+        if culprit := engine.not_finite(model):
+            raise Diverged(f"{culprit} holds NaN or Inf at {where}")
 
 
 @torch.no_grad()

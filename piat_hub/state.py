@@ -88,9 +88,9 @@ class State:
         then its last weights: what stands before the state is written again when the epoch is run again, metrics and the
         last weights are written from the state.
         """
-        if not (self.directory / "config.json").exists():
-            raise InputError(f"{self.directory} holds no run to resume; leave out --resume to start one")
         there = [path for path in (self.path, self.before) if path.exists()]
+        if not there and not (self.directory / "config.json").exists():
+            raise InputError(f"{self.directory} holds no run to resume; leave out --resume to start one")
         if not there and (self.directory / WEIGHTS["last"]).exists():
             raise InputError(
                 f"{self.directory} has weights but no {self.path}, so nothing to resume; name another --output"

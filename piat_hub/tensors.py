@@ -17,6 +17,8 @@ from torch import Tensor
 from piat_hub.config import InputError
 from piat_hub.files import whole_file
 
+FLOATING, WHOLE = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "I8", "U8", "BOOL")  # safetensors' names
+
 
 def save(tensors: Mapping[str, Tensor], path: Path, facts: str = "") -> None:
     """Write named tensors, and a text about them; the file appears whole or not at all."""
@@ -56,7 +58,13 @@ def shapes(path: Path) -> dict[str, tuple[bool, tuple[int, ...]]]:
     """(of floating point, shape) of every tensor by name, from the header alone. InputError unless the file is whole."""
     with _opened(path) as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        return {name: ("F" in part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+        found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+    for name, (kind, _) in found.items():
+        if kind not in {*FLOATING, *WHOLE}:
+            raise InputError(
+                f"{path}: {name!r} has numbers of the type {kind}, which no model here has; write it again"
+            )
+    return {name: (kind in FLOATING, shape) for name, (kind, shape) in found.items()}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import is_model_in_modules
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from piat_hub import tensors
@@ -24,6 +25,13 @@ ENTRIES = 1_000  # values in model_args
 MODULES = 50_000  # of a model; timm's largest has a tenth
 SPARE = 2**28  # bytes that a model may compute when built, beside what its file holds
 RESERVED = {*inspect.signature(timm.create_model).parameters, "features_only", "out_indices"}
+LISTING = [
+    "levit",
+    "tiny_vit",
+    "efficientvit_msra",
+    "efficientformer",
+]  # in Python they list all pairs of an image's pixels
+FEW = {"base", "num_classes", "in_chans", "drop_rate", "drop_path_rate", "global_pool"}  # what those may be told
 PREPROCESSING = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation", "tag")
 
 
@@ -48,6 +56,11 @@ def build(config: Mapping[str, Any], weights: Path, source: str) -> Any:
 
     with torch.device("meta"), _few_modules():
         sketch = create()
+    names = config.get("label_names") or ()
+    if names and len(names) != sketch.num_classes:
+        raise InputError(
+            f"{source}: {len(names)} label_names for {sketch.num_classes} classes; there must be one for each"
+        )
     fits(tensors.shapes(weights), sketch.state_dict(), weights)
     memory = sum(t.numel() * t.element_size() for t in (*sketch.parameters(), *sketch.buffers()))
     if memory > 4 * weights.stat().st_size + SPARE:
@@ -56,7 +69,9 @@ def build(config: Mapping[str, Any], weights: Path, source: str) -> Any:
         )
     model = create()
     model.load_state_dict(tensors.load(weights)[0])
-    preprocessing = config.get("pretrained_cfg") or {}
+    preprocessing = dict(config.get("pretrained_cfg") or {})
+    if preprocessing.get("input_size") and preprocessing["input_size"][0] != getattr(sketch, "in_chans", None):
+        del preprocessing["input_size"]  # of other images than the model's
     model.pretrained_cfg.update({key: preprocessing[key] for key in PREPROCESSING if key in preprocessing})
     return model
 
@@ -83,13 +98,10 @@ def _arguments(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     if len(values) > ENTRIES or not all(abs(v) <= LARGEST for v in values if isinstance(v, int | float)):
         rule = f"at most {ENTRIES} values, none above {LARGEST:,}"
         raise InputError(f"{source}: model_args describe no architecture that is known to us; they may have {rule}")
-    classes = config.get("num_classes", arguments.get("num_classes", 0))
-    if type(classes) is not int or classes < 0:
-        raise InputError(f"{source}: num_classes must be a whole number, not {classes!r}")
-    names = config.get("label_names") or ()
-    if names and "num_classes" in config and len(names) != classes:
-        raise InputError(f"{source}: {len(names)} label_names for {classes} classes; there must be one for each")
-    return arguments | {"num_classes": classes} if "num_classes" in config else arguments
+    base = str(arguments.get("base", config["architecture"]))
+    if is_model_in_modules(base.partition(".")[0], LISTING) and (other := sorted(set(arguments) - FEW)):
+        raise InputError(f"{source}: {base} is taken with {', '.join(sorted(FEW))} alone, not {other[0]!r}")
+    return arguments | ({"num_classes": config["num_classes"]} if "num_classes" in config else {})
 
 
 def _values(nested: Any) -> Iterator[Any]:

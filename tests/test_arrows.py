@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "plain_timm": set(),
     "published": set(),
     "card": {"config", "files", "recipes", "plain_timm"},
-    "hub": {"config", "files", "tensors", "untrusted", "small_image", "backbones", "card", "published"},
+    "hub": {"config", "files", "results", "tensors", "untrusted", "small_image", "backbones", "card", "published"},
     "export": {"config", "files"},
     "layouts": {"config", "tensors", "small_image", "backbones", "hub"},
     "leaderboard": {"config", "files", "data", "published", "evaluation", "checks", "card", "hub"},

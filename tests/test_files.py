@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from piat_hub.config import Broken, InputError
+from piat_hub.config import Broken, InputError, printable
 from piat_hub.files import append, own, read_config, read_json, read_lines, sealed, whole_file
 
 
@@ -121,7 +121,7 @@ def test_any_json_survives_its_seal(tmp_path):
         ({"model_args": [1]}, "model_args must be an object"),
         ({"pretrained_cfg": "x"}, "pretrained_cfg must be an object"),
         ({"piat": 1}, "piat must be an object"),
-        ({"pretrained_cfg": {"input_size": [3, 10**9, 10**9]}}, "each of 1 to 4096"),
+        ({"pretrained_cfg": {"input_size": [3, 10**9, 10**9]}}, "each of 1 to 2048"),
         ({"pretrained_cfg": {"input_size": 32}}, "input_size must be"),
     ],
 )
@@ -133,3 +133,30 @@ def test_a_config_has_timms_form(tmp_path, change, message):
     with pytest.raises(InputError, match=message) as error:
         read_config(tmp_path / "config.json")
     assert str(error.value).isprintable()
+
+
+def test_a_planted_link_is_not_written_through(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "m/.README.new.md").symlink_to(tmp_path / "precious")
+    with whole_file(tmp_path / "m/README.md") as scratch:
+        scratch.write_text("card")
+    assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "m/README.md").is_symlink()
+
+
+def test_links_in_a_circle_and_folders_below(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(InputError, match=r"leads (back to itself|out of its folder)"):
+        own(tmp_path, "a").read_text()
+    snapshot = tmp_path / "snapshots" / ("a" * 40)
+    (snapshot / "few").mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/b").write_text("b")
+    (snapshot / "few/results.json").symlink_to("../../../blobs/b")
+    assert own(snapshot, "few/results.json").read_text() == "b"
+
+
+def test_names_in_any_script_are_printable():
+    assert all(printable(name) for name in ("می\u200cرود", "क्‍ष", "a\u00a0b", "👩‍🚀"))
+    assert not any(printable(name) for name in ("a\nb", "\x1b[31m", "\u202egnp.exe", "\ud800", "a\u2028b"))

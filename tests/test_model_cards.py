@@ -46,7 +46,7 @@ def test_results_are_of_these_weights_and_of_their_verdicts(name):
     assert {"last", "best"} <= set(found) and any("aa" in facts["attacks"] for facts in found.values())
     assert len(found) == len(list(folder.glob("**/results*.json")))  # none is of other weights
     for key in found:
-        facts, verdicts = results.read_results((folder / card.verdicts_of(key)).parent, found[key]["checkpoint"])
+        facts, verdicts = results.read_results((folder / card.files_of(key)[1]).parent, found[key]["checkpoint"])
         assert facts["dataset"]["name"] == "cifar10-jpeg" and facts["threat_model"] == {"norm": "Linf", "eps": "8/255"}
         assert all(len(v) == facts["dataset"]["n"] for v in verdicts.values())
     config = json.loads((folder / "config.json").read_text())["piat"]

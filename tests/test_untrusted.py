@@ -1,8 +1,10 @@
 """untrusted.py: anyone's config.json builds what its weights hold, and nothing else happens."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -34,6 +36,16 @@ def stranger(tmp_path):
     return make
 
 
+def memory():
+    """What this process holds, or has held since the last reset of its peak where the system has one; KiB."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/self/status").read_text()
+        peak = int(re.search(r"VmHWM:\s+(\d+)", text)[1])
+        Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is a new one
+        return peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -55,9 +67,9 @@ def stranger(tmp_path):
         ({"model_args": {"features_only": True}}, "may not hold 'features_only'"),
         ({"model_args": {"block": "os.system"}}, "cannot be built"),
         ({"model_args": {"norm_layer": "os.system"}}, "cannot be built"),
-        ({"architecture": "hf-hub:nobody/resnet18"}, "unknown architecture"),
-        ({"architecture": "local-dir:/etc"}, "unknown architecture"),
-        ({"architecture": "../cifar_resnet8"}, "unknown architecture"),
+        ({"architecture": "hf-hub:nobody/resnet18"}, "names no architecture"),
+        ({"architecture": "local-dir:/etc"}, "names no architecture"),
+        ({"architecture": "../cifar_resnet8"}, "names no architecture"),
         ({"architecture": "os.system"}, "unknown architecture"),
         (
             {"architecture": "small_image", "model_args": {"base": "hf-hub:a/b", "img_size": 96}},
@@ -72,16 +84,24 @@ def stranger(tmp_path):
             {"architecture": "small_image", "model_args": {"base": "small_image", "img_size": 99}},
             "tensor|cannot be built",
         ),
+        (
+            {"architecture": "tiny_vit_5m_224", "model_args": {"window_sizes": [7, 600, 14, 7]}},
+            "is taken with .* alone",
+        ),
+        ({"architecture": "x`<img src=x>`"}, "names no architecture"),
+        ({"pretrained_cfg": {"mean": 0.5}}, "mean must be a list of numbers"),
         ({"architecture": "swin_tiny_patch4_window7_224", "model_args": {"img_size": 90_000}}, "tensor"),
     ],
 )
 def test_what_describes_no_model_is_refused_before_memory_is_taken(stranger, change, message):
-    directory, before = stranger(**change), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    directory = stranger(**change)
+    memory()
+    before = memory()
     clock = time.monotonic()
     with pytest.raises(InputError, match=message) as error:
         piat_hub.from_pretrained(directory)
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB: a quarter GiB
+    assert memory() - before < 2**18  # KiB: a quarter GiB
     assert time.monotonic() - clock < 30
 
 
@@ -125,6 +145,21 @@ def test_a_models_files_lie_in_its_folder(stranger, tmp_path, name):
     (directory / name).symlink_to("../elsewhere")
     with pytest.raises(InputError, match="leads out of its folder"):
         piat_hub.from_pretrained(directory)
+
+
+def test_a_type_that_no_model_has_is_refused(stranger):
+    directory = stranger()
+    file = directory / "model.safetensors"
+    length = int.from_bytes(file.read_bytes()[:8], "little")
+    header = file.read_bytes()[8 : 8 + length].replace(b'"I64"', b'"C64"', 1)
+    file.write_bytes(length.to_bytes(8, "little") + header + file.read_bytes()[8 + length :])
+    with pytest.raises(InputError, match="numbers of the type C64, which no model here has"):
+        piat_hub.from_pretrained(directory)
+
+
+def test_images_of_other_channels_than_the_models_are_not_believed(stranger):
+    model = piat_hub.from_pretrained(stranger(pretrained_cfg={"input_size": [3, 8, 8]}))
+    assert model.pretrained_cfg["input_size"] != [3, 8, 8]
 
 
 def test_a_pipe_is_no_file(stranger):
