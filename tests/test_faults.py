@@ -1,6 +1,7 @@
 """Nothing lost: runs killed, stopped and damaged end as runs never touched, or say plainly why they cannot."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -19,7 +20,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import piat_hub
-from piat_hub import run, state, tensors
+from piat_hub import data, run, state, tensors
 from piat_hub.config import Broken, Diverged, InputError, RunOptions
 
 SAME = ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "state/state.safetensors")
@@ -302,3 +303,30 @@ def test_a_damaged_metric_is_named_and_written_again(small_digits, do_train, tmp
         run.read_metrics(Path("r"))
     do_train(small_digits(), "r", resume=True)
     assert path.read_text() == whole
+
+
+def test_the_weights_behind_an_average_are_looked_at_too(small_digits, monkeypatch):
+    """The average may be finite still where the weights, which the state holds as well, are not."""
+    spoil(monkeypatch, 8, broken_buffer)
+    monkeypatch.setattr(run.EMA, "step", lambda self: None)
+    with pytest.raises(Diverged, match=r"'bn1\.running_var' holds NaN or Inf at the end of epoch 2"):
+        list(run.train(small_digits(clean_epochs=0, ema=0.9), RunOptions(output="r")))
+    assert all(t.isfinite().all() for t in tensors.load(Path("r/state/state.safetensors"))[0].values())
+
+
+def test_class_names_that_cannot_be_printed_are_told_before_the_first_step(small_digits, monkeypatch):
+    whole = data.load("digits", "train")
+    names = ("a\x1b[31m", *whole.label_names[1:])
+    monkeypatch.setattr(data, "load", lambda *_: dataclasses.replace(whole, label_names=names))
+    with pytest.raises(InputError, match="has a class .*, which cannot be printed on one line; rename it"):
+        list(run.train(small_digits(), RunOptions(output="r")))
+    assert not Path("r").exists()
+
+
+def test_without_its_config_a_run_goes_on_from_its_state(small_digits, do_train, tmp_path):
+    do_train(small_digits(), tmp_path / "whole")
+    do_train(small_digits(), "r")
+    whole = Path("r/config.json").read_bytes()
+    Path("r/config.json").unlink()
+    do_train(small_digits(), "r", resume=True)
+    assert Path("r/config.json").read_bytes() == whole and same_run(Path("r"), tmp_path / "whole")

@@ -94,8 +94,8 @@ CLAIMS = {
     "split": (lambda r: r["dataset"].update(split="train"), "40 images of the train split"),
     "version": (lambda r: r["attacks"]["aa"].update(changed="4 classes"), r"not the standard version \(4 classes\)"),
     "clean": (
-        lambda r: r["attacks"]["clean"].update(accuracy=0.999),
-        r"its clean accuracy is [\d.]+ % here, not the 99\.90 %",
+        lambda r: r["attacks"]["clean"].update(accuracy=1.0, correct=r["dataset"]["n"], ci95=[0.9, 1.0]),
+        r"its clean accuracy is [\d.]+ % here, not the 100\.00 %",
     ),
 }
 
@@ -216,3 +216,14 @@ def test_an_unmeasured_run_is_told_what_to_measure(run, tmp_path):
     (run / "results.json").unlink()
     with pytest.raises(InputError, match="no clean and AutoAttack accuracy: python evaluate.py"):
         leaderboard.submit(run, PAPER, tmp_path / "out")
+
+
+@pytest.mark.parametrize("data", ["../../outside", 'x";print(1);"', "a/b/c", "/etc", "..", "a b"])
+def test_a_data_sets_name_stays_out_of_paths_and_code(run, tmp_path, data):
+    results = read_json(run / "results.json")
+    results["dataset"]["name"] = data
+    (run / "results.json").write_text(json.dumps(results))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="can be no part of a file's name"):
+        leaderboard.submit(run, PAPER, tmp_path / "out" / "deep", draft=True)
+    assert sorted(tmp_path.rglob("*")) == before

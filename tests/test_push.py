@@ -312,6 +312,8 @@ def test_others_repositories_are_left_alone(endpoint, shell, run):
         (lambda run: (run / "model_best.safetensors").write_bytes(b""), "not a whole"),
         (lambda run: (run / "model.safetensors").unlink(), "no model.safetensors"),
         (lambda run: (run / "results.json").write_text("{"), "results.json is damaged"),
+        (lambda run: (run / "verdicts.npz").write_bytes(b"noise"), "verdicts.npz cannot be read together"),
+        (lambda run: (run / "metrics.jsonl").write_bytes(b"\0noise"), "metrics.jsonl is damaged in line 1"),
         (lambda run: (run / "config.json").unlink(), "is no run directory"),
     ],
 )
