@@ -585,6 +585,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
         except KeyboardInterrupt as stop:
             where = str(stop) or "what is finished is saved"
             return _fail(prog, f"stopped, {where}: go on with the same command and --resume", 130)
+        except BrokenPipeError:  # who reads our lines, as `head` does, has had enough of them
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         except (Diverged, Broken, OSError) as error:
             return _fail(prog, error, 1)
         except RuntimeError as error:

@@ -397,3 +397,10 @@ def test_normalised_models_and_timms_own(tmp_path, monkeypatch, capsys):
     assert "must be as many numbers each" in capsys.readouterr().err
     assert cli.main(["evaluate", "hf-hub:nobody/nothing", *flags.split()]) == 2
     assert "no model 'hf-hub:nobody/nothing' for timm" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    command = f"{sys.executable} -m piat_hub list | head -1"
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 1
