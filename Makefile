@@ -33,7 +33,7 @@ $(RB)/ready: .venv/ready
 test-robustbench: $(RB)/ready  ## our models in the real RobustBench, in an environment of its own
 	$(RB)/bin/python -m pytest -W ignore tests/with_robustbench.py
 
-faults: .venv/ready  ## the fault campaign of docs/faults.md: runs killed, files damaged, a failing Hub, hostile files; half an hour
+faults: .venv/ready  ## the fault campaign of docs/faults.md: runs killed, files damaged, a failing Hub, hostile files; under an hour
 	$(BIN)/python tests/campaign.py --output docs/results/faults.json
 	$(BIN)/python docs/tables.py faults
 

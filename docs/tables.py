@@ -17,6 +17,7 @@ from tabulate import tabulate
 import piat_hub
 from piat_hub import card
 from piat_hub.card import HEADERS, percent, rows, summary
+from piat_hub.files import read_lines
 from piat_hub.results import compare
 
 DOCS = Path(__file__).parent
@@ -143,7 +144,7 @@ def leaderboard():
         trained = json.loads((folder / "config.json").read_text(encoding="utf-8"))["piat"]
         name = f"[{folder.name}]({folder.name}/README.md)"
         hours = (
-            sum(line["train_seconds"] + line["check_seconds"] for line in json_lines(folder / "timing.jsonl")) / 3600
+            sum(line["train_seconds"] + line["check_seconds"] for line in read_lines(folder / "timing.jsonl")) / 3600
         )
         budget = f"{trained['epochs']} ({hours:.1f} h)"
         row = [name, facts["method"], facts["architecture"], budget, *cells.values()]
@@ -156,7 +157,7 @@ def best_and_last():
     """Both checkpoints of the models in model_cards on the same images."""
     lines = []
     for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
-        metrics = json_lines(folder / "metrics.jsonl")
+        metrics = read_lines(folder / "metrics.jsonl")
         best = max(metrics, key=lambda m: (m["holdout_pgd10_acc"], -m["epoch"]))["epoch"]
         for kind, results in card.measured(folder).items():
             if "/" not in kind:
@@ -169,7 +170,7 @@ def steadiness():
     """How much held-out PGD-10 accuracy changes from one epoch to the next, while the learning rate is constant and after."""
     lines = []
     for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
-        metrics = json_lines(folder / "metrics.jsonl")
+        metrics = read_lines(folder / "metrics.jsonl")
         first = metrics[0]["lr"]
         pairs = [
             (a, b) for a, b in itertools.pairwise(metrics) if a["epoch"] >= 5
@@ -182,11 +183,6 @@ def steadiness():
         }
         lines.append([folder.name, *(f"{100 * statistics.mean(m):.2f} (n {len(m)})" for m in moves.values())])
     return markdown(lines, ["model", "mean change at constant learning rate, points", "while it falls"])
-
-
-def json_lines(path):
-    """The objects of a file with one a line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def paired():

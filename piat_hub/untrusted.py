@@ -22,15 +22,11 @@ from piat_hub.config import InputError, nearest
 
 LARGEST = 100_000  # what a number in model_args may be
 ENTRIES = 1_000  # values in model_args
-MODULES = 50_000  # of a model; timm's largest has a tenth
+MODULES = 50_000  # that a model may have
 SPARE = 2**28  # bytes that a model may compute when built, beside what its file holds
 RESERVED = {*inspect.signature(timm.create_model).parameters, "features_only", "out_indices"}
-LISTING = [
-    "levit",
-    "tiny_vit",
-    "efficientvit_msra",
-    "efficientformer",
-]  # in Python they list all pairs of an image's pixels
+# these list all pairs of an image's pixels in Python
+LISTING = ["levit", "tiny_vit", "efficientvit_msra", "efficientformer"]
 FEW = {"base", "num_classes", "in_chans", "drop_rate", "drop_path_rate", "global_pool"}  # what those may be told
 PREPROCESSING = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation", "tag")
 

@@ -1,4 +1,4 @@
-"""A small part of `make faults`, the same way; the whole takes half an hour."""
+"""A small part of `make faults`, the same way; the whole takes most of an hour."""
 
 import json
 import os
