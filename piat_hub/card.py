@@ -31,7 +31,7 @@ from piat_hub.config import (
 from piat_hub.files import file_digest, own, read_config, read_lines, read_results, whole_file
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT"}
+METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT", "free_at": "Free-AT"}
 
 
 def title(config: TrainConfig) -> str:

@@ -28,6 +28,7 @@ from piat_hub.config import (
     InputError,
     PushOptions,
     RunOptions,
+    StudyOptions,
     TrainConfig,
     choices,
     duration,
@@ -40,7 +41,10 @@ from piat_hub.config import (
 
 if TYPE_CHECKING:
     from piat_hub import request
+    from piat_hub.gallery import Drawn
+    from piat_hub.records import Run
     from piat_hub.results import Results
+    from piat_hub.study import Done, Member
 
 
 class Parser(argparse.ArgumentParser):
@@ -140,7 +144,7 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     """Train with a progress bar and a line per epoch; both on rank 0 only. Raises Stopped after Ctrl-C or SIGTERM."""
     from tqdm import tqdm
 
-    from piat_hub import card, engine, figures, hub, run
+    from piat_hub import card, engine, figures, files, hub, run
     from piat_hub.card import percent
 
     main = os.environ.get("RANK", "0") == "0"
@@ -153,7 +157,9 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     with bar, _noting_signals() as noted:
         for event in run.train(config, options, lambda: bool(noted)):
             if isinstance(event, run.Stopped):
-                raise Stopped(f"after epoch {event.epochs} and {event.steps} steps of the next; all of it is saved")
+                raise Stopped(
+                    f"after epoch {event.epochs} and {event.steps} steps of the next; all of it is saved: {GO_ON}"
+                )
             if isinstance(event, run.Notice):
                 if main:
                     bar.write(event.text)
@@ -176,7 +182,7 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     if main:
         if not worked:
             print(f"nothing left to do: all {config.epochs} epochs are done")
-        figures.save(figures.curves(run.read_metrics(directory), title=card.title(config)), directory / "curves.png")
+        figures.save(figures.curves(files.read_metrics(directory), title=card.title(config)), directory / "curves.png")
         print(
             f"weights {directory / WEIGHTS['last']}\ncurves  {directory / 'curves.png'}\ncard    {card.write(directory)}"
         )
@@ -509,6 +515,112 @@ def predict(argv: Sequence[str], prog: str) -> None:
         print(f"{image}: " + ", ".join(f"{name} {percent(p)}" for name, p in classes[: given.top]))
 
 
+def study(argv: Sequence[str], prog: str) -> None:
+    """`piat study NAME [RECIPE]`: one of the paper's comparisons as a sweep, with a table at its end."""
+    from piat_hub import study as studies
+
+    description = "\n".join(f"  {n:12} {(f.__doc__ or '').splitlines()[0]}" for n, f in studies.STUDIES.items())
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} NAME [RECIPE] [flags]",
+        allow_abbrev=False,
+        description=f"Studies:\n{description}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help="a study")
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="digits, or for a table the paper's, unless named")
+    attacks_help = "as in evaluate (default: clean pgd20, or the columns of the paper's table)"
+    parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=attacks_help)
+    add_fields(parser.add_argument_group("the sweep"), StudyOptions())  # type: ignore[arg-type]
+    named = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else "digits"
+    shared = parser.add_argument_group(f"what all its members share (defaults of {named})")
+    add_fields(shared, recipes.get(named))  # type: ignore[arg-type]
+    given = vars(parser.parse_all(argv))
+    name, options = given["name"], with_flags(StudyOptions(), given)
+    lookup("study", name, studies.STUDIES)
+    chosen = [given["recipe"]] if given["recipe"] else studies.default_recipes(name)
+    attacks = given["attacks"] or studies.default_attacks(name)
+    bases = [with_flags(recipes.get(r), given) for r in chosen]
+    members = studies.members(name, bases, options)
+    failed = _run_sweep(name, members, attacks, options)
+    table = studies.write(studies.output(bases, options), name, studies.rows(members, attacks, failed), attacks)
+    print(f"\n{table.read_text(encoding='utf-8')}\ntable    {table}\nrows     {table.with_suffix('.json')}")
+
+
+def _run_sweep(name: str, members: Sequence[Member], attacks: Sequence[str], options: StudyOptions) -> list[Done]:
+    """Run a sweep with a bar of its epochs; returns the members that failed. Raises Broken if all did."""
+    from tqdm import tqdm
+
+    from piat_hub import study as studies
+
+    total, failed = sum(member.config.epochs for member in members), []
+    events = studies.sweep(members, attacks, options)
+    with tqdm(total=total, unit="epoch", desc=name, disable=None) as bar, _noting_signals() as noted:
+        bar.update(sum(member.epochs for member in members))
+        with contextlib.closing(events):
+            for turn, done in enumerate(events):
+                if noted:
+                    events.close()
+                    raise Stopped("every member is saved: go on with the same command")
+                if done and done.failed:
+                    failed.append(done)
+                    bar.write(f"{done.member.directory} failed: {done.failed} (all of it: {done.member.log})")
+                elif done:
+                    bar.write(f"{done.member.directory} is done")
+                if turn % 10 == 0:
+                    bar.update(sum(member.epochs for member in members) - bar.n)
+        bar.update(total - bar.n)
+    if len(failed) == len(members):
+        raise Broken(f"every member of the study failed; see {members[0].log}")
+    return failed
+
+
+def figures(argv: Sequence[str], prog: str) -> None:
+    """`piat figures RUN…`: draw what the runs recorded, as SVG and PNG."""
+    from piat_hub import figures as drawing
+    from piat_hub import gallery, records, run
+
+    parser = Parser(
+        prog=prog, allow_abbrev=False, description="Draw every figure that these runs allow, as SVG and PNG."
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run directories; one or two also give landscape and images"
+    )
+    parser.add_argument("--output", default="figures", help="the directory to write to (default: figures)")
+    parser.add_argument("--only", nargs="+", choices=gallery.NAMES, default=gallery.NAMES, help="leave out the others")
+    _landscape_flags(parser)
+    given = parser.parse_all(argv)
+    output, runs = Path(given.output), [records.read(one) for one in given.runs]
+    run.check_output(output)
+    output.mkdir(parents=True, exist_ok=True)
+    for drawn in _gallery(runs, given.only, given):
+        if drawn.figure is None:
+            print(f"{drawn.name}: not drawn: {drawn.why}")
+            continue
+        for suffix in ("svg", "png"):
+            drawing.save(drawn.figure, output / f"{drawn.name}.{suffix}")
+        print(f"{output / drawn.name}.svg, .png")
+
+
+def _landscape_flags(parser: Parser) -> None:
+    filterwise = "scale the landscape's directions filter by filter (Li et al. 2018)"
+    parser.add_argument("--filterwise", action="store_true", help=filterwise)
+    parser.add_argument("--dataset", help="where the test images lie (default: the data the model was trained for)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+
+
+def _gallery(runs: Sequence[Run], names: Sequence[str], given: argparse.Namespace) -> Iterator[Drawn]:
+    """The figures as they are drawn, with a bar while a landscape is measured."""
+    from tqdm import tqdm
+
+    from piat_hub import gallery, run
+
+    run.set_threads(given.threads)
+    with tqdm(total=gallery.SETTINGS["points"] ** 2 * len(runs), unit="point", desc="landscape", disable=None) as bar:
+        options = {"filterwise": given.filterwise, "dataset": given.dataset, "on_point": bar.update}
+        yield from gallery.draw(runs, names, **options)
+
+
 COMMANDS = {
     "train": train,
     "evaluate": evaluate,
@@ -519,8 +631,13 @@ COMMANDS = {
     "export": export,
     "import": import_checkpoint,
     "robustbench": robustbench,
+    "study": study,
+    "figures": figures,
     "list": list_known,
 }
+
+
+GO_ON = "go on with the same command and --resume"
 
 
 class Stopped(KeyboardInterrupt):
@@ -583,8 +700,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
         except InputError as error:
             return _fail(prog, error, 2)
         except KeyboardInterrupt as stop:
-            where = str(stop) or "what is finished is saved"
-            return _fail(prog, f"stopped, {where}: go on with the same command and --resume", 130)
+            return _fail(prog, f"stopped, {str(stop) or f'what is finished is saved: {GO_ON}'}", 130)
         except BrokenPipeError:  # who reads our lines, as `head` does, has had enough of them
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
@@ -593,8 +709,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
         except RuntimeError as error:
             if not (said := _of_connection(error)):
                 raise
-            saved = "what is finished is saved: go on with the same command and --resume"
-            return _fail(prog, Broken(f"another process has ended ({said}); {saved}"), 1)
+            return _fail(prog, Broken(f"another process has ended ({said}); what is finished is saved: {GO_ON}"), 1)
     return 0
 
 

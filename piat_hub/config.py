@@ -386,6 +386,9 @@ class RunOptions:
         False, "compile attack and update with torch.compile; left off on a CPU, where it does not pay"
     )
     gradient_checkpointing: bool = option(False, "keep fewer activations and compute them again: less memory, slower")
+    track_test: bool = option(
+        False, "also record accuracy on 1,000 test images after each epoch, for a figure; nothing is chosen by it"
+    )
     device_data_limit: float = option(
         4.0, "training data that would take more than this on the device, decoded, is streamed", unit="GiB", least=0
     )
@@ -399,6 +402,20 @@ class RunOptions:
         check(self)
         if self.push != PushOptions() and not self.push_to_hub:
             raise InputError("--private, --revision and --create-pr go with --push-to-hub ORG/NAME; give it too")
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The size of a sweep, and where it goes."""
+
+    seeds: int = option(3, "runs of each member, with seeds that follow each other", least=1)
+    jobs: int | None = option(None, "members that run at a time (default: one a GPU, else one)", least=1)
+    n: int | None = option(None, "evaluate on the first n test images (default: all)", unit="images", least=1)
+    track_test: bool = option(False, "also record accuracy on test images after each epoch, as in training")
+    output: str | None = option(None, "the directory of the members and the table (default: runs/study/RECIPE)")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def duration(text: str) -> float:

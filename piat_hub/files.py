@@ -130,6 +130,16 @@ def read_lines(path: Path, *, strict: bool = True) -> list[dict[str, Any]]:
     return found
 
 
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl. InputError for a damaged or missing one: timing.jsonl has their checksums."""
+    path = directory / "metrics.jsonl"
+    lines, timing = read_lines(path), read_lines(directory / "timing.jsonl", strict=False)
+    for epoch, known in ((line["epoch"], line["metrics"]) for line in timing if "metrics" in line):
+        if epoch > len(lines) or checksum(lines[epoch - 1]) != known:
+            raise InputError(damaged(path, epoch, "its content is not what its checksum says"))
+    return lines
+
+
 def damaged(path: Path, line: int, why: object) -> str:
     """What a message says of a damaged line of a run's records."""
     return f"{path} is damaged in line {line} ({why}); the training's own command with --resume writes it again"

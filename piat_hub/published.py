@@ -1,4 +1,4 @@
-"""The models on the Hub that we vouch for: name -> pinned revision, checksums and measured accuracy.
+"""What is published: models on the Hub that we vouch for (pinned revision, checksums, accuracy), and the paper's own rows.
 
 published.json holds a row for each, as `card.summary` gives it, with "revision" (the commit), "weights_sha256" (by
 checkpoint) and, for an architecture of ours, "tag" (its name among timm's weights for it). There is none yet.
@@ -6,6 +6,7 @@ checkpoint) and, for an architecture of ours, "tag" (its name among timm's weigh
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -26,3 +27,12 @@ def timm_configs() -> dict[str, dict[str, Any]]:
         for name, row in PUBLISHED.items()
         if "tag" in row and row["architecture"].startswith("cifar_")
     }
+
+
+def paper() -> list[dict[str, str]]:
+    """The rows of He et al. 2023's tables: table, architecture, dataset, method, and percents by attack ("" where not given)."""
+    with Path(__file__).with_name("paper.csv").open(encoding="utf-8", newline="") as rows:
+        return list(csv.DictReader(rows))
+
+
+PAPER_ATTACKS = {"clean": "clean", "pgd20": "pgd20", "pgd100": "pgd100", "mim": "mim20", "cw": "cw20", "aa": "aa"}

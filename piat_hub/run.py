@@ -35,11 +35,12 @@ from piat_hub.config import (
     printable,
     to_dict,
 )
-from piat_hub.files import append, checksum, damaged, read_lines, sealed, whole_file
+from piat_hub.files import append, checksum, read_lines, sealed, whole_file
 from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
 from piat_hub.state import Done, PerProcess, State, flat
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TRACKED = 1000  # test images that `track_test` measures at each epoch's end
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
 
 
@@ -92,8 +93,9 @@ def train(
     accelerator = make_accelerator(config, options, directory)
     threads = set_threads(options.threads)
     with accelerator.main_process_first():
-        columns = config.image_column, config.label_column
-        whole = data.load(config.dataset, "train", *columns, config.img_size, options.device_data_limit)
+        where: Any = (config.image_column, config.label_column, config.img_size, options.device_data_limit)
+        whole = data.load(config.dataset, "train", *where)
+        tracked = data.load(config.dataset, "test", *where)[:TRACKED] if options.track_test else None
     if bad := [name for name in whole.label_names if not printable(name)]:
         raise InputError(f"{whole.name} has a class {bad[0]!a}, which cannot be printed on one line; rename it")
     train_split, held = (s.to(accelerator.device) for s in data.hold_out(whole, config.holdout, config.train_size))
@@ -150,7 +152,8 @@ def train(
     threat, crafting = config.threat_model, config.attack
     budget: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm}
     attack = partial(pgd, **budget, step_size=crafting.step_size, steps=crafting.steps)
-    check = make_check(config, accelerator, train_split[: len(held) or 1000], held)
+    tracked = tracked and tracked.to(accelerator.device)
+    check = make_check(config, accelerator, train_split[: len(held) or 1000], held, tracked)
     steps = data.steps_per_epoch(len(train_split), config.batch_size)
     clock = time.monotonic() - done.seconds
     resume: dict[str, Any] = {"epochs_done": done.epochs, "steps_done": done.steps, "losses_done": done.losses}
@@ -389,11 +392,19 @@ def set_threads(threads: int | None) -> int:
 
 
 def make_check(
-    config: TrainConfig, accelerator: Accelerator, subset: data.Split, held: data.Split
+    config: TrainConfig,
+    accelerator: Accelerator,
+    subset: data.Split,
+    held: data.Split,
+    test: data.Split | None = None,
 ) -> Callable[[nn.Module, int], dict[str, float | None]]:
-    """The check at each epoch's end: PGD-10 on a fixed training subset, clean and PGD-10 on the held-out images."""
+    """The check at each epoch's end: PGD-10 on a fixed training subset, clean and PGD-10 on held-out and test images."""
     threat = config.threat_model
     attack = partial(pgd, eps=threat.eps, step_size=threat.eps / 4, steps=10, norm=threat.norm, leave=True)
+    parts: dict[str, tuple[data.Split, evaluation.Stage | None]] = {"train_pgd10_acc": (subset, attack)}
+    parts |= {"holdout_clean_acc": (held, None), "holdout_pgd10_acc": (held, attack)}
+    if test:
+        parts |= {"test_clean_acc": (test, None), "test_pgd10_acc": (test, attack)}
 
     def measure(model: nn.Module, split: data.Split, stage: evaluation.Stage | None, epoch: int) -> float | None:
         if not len(split):
@@ -404,11 +415,7 @@ def make_check(
         return float(accelerator.reduce(torch.tensor(float(right), device=accelerator.device))) / len(split)
 
     def check(model: nn.Module, epoch: int) -> dict[str, float | None]:
-        return {
-            "train_pgd10_acc": measure(model, subset, attack, epoch),
-            "holdout_clean_acc": measure(model, held, None, epoch),
-            "holdout_pgd10_acc": measure(model, held, attack, epoch),
-        }
+        return {name: measure(model, split, stage, epoch) for name, (split, stage) in parts.items()}
 
     return check
 
@@ -442,16 +449,6 @@ def keep_epochs(directory: Path, done: Done) -> None:
         if lines or (directory / name).exists():
             with whole_file(directory / name) as scratch:
                 scratch.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl. InputError for a damaged or missing one: timing.jsonl has their checksums."""
-    path = directory / "metrics.jsonl"
-    lines, timing = read_lines(path), read_lines(directory / "timing.jsonl", strict=False)
-    for epoch, known in ((line["epoch"], line["metrics"]) for line in timing if "metrics" in line):
-        if epoch > len(lines) or checksum(lines[epoch - 1]) != known:
-            raise InputError(damaged(path, epoch, "its content is not what its checksum says"))
-    return lines
 
 
 def peak_memory(device: torch.device) -> float:

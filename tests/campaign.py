@@ -26,7 +26,7 @@ import conftest  # noqa: F401  the tests' environment: no network, one thread
 import torch
 from tabulate import tabulate
 
-from piat_hub import card, evaluation, hub, recipes, results, run, tensors
+from piat_hub import card, evaluation, files, hub, recipes, results, run, tensors
 from piat_hub.config import EvalConfig, InputError, RunOptions
 from piat_hub.files import read_config
 from piat_hub.request import prepare_evaluation
@@ -174,7 +174,7 @@ def damage(count, folder, rng):
         "config.json": lambda p: (card.read(p), weights(p, "last")),
         "model.safetensors": lambda p: weights(p, "last"),
         "model_best.safetensors": lambda p: weights(p, "best"),
-        "metrics.jsonl": run.read_metrics,
+        "metrics.jsonl": files.read_metrics,
         "results.json": lambda p: (card.measured(p), results.read_results(p)[0]),
         "verdicts.npz": lambda p: {name: v.tolist() for name, v in results.read_results(p)[1].items()},
         "state/state.safetensors": resumed,

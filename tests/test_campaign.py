@@ -44,6 +44,6 @@ def breaking(folder):
 @pytest.mark.parametrize("reader", [lax, breaking])
 def test_what_is_lost_is_counted(tmp_path, monkeypatch, reader):
     """A reader that takes whatever lies there, or one that breaks over it, is found out."""
-    monkeypatch.setattr(campaign.run, "read_metrics", reader)
+    monkeypatch.setattr(campaign.files, "read_metrics", reader)
     tally = campaign.damage(28, tmp_path, random.Random(1))
     assert tally["damaged: metrics.jsonl", "lost"] > 1 and counts(tally)[0] == 28

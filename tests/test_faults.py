@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import piat_hub
-from piat_hub import data, run, state, tensors
+from piat_hub import data, files, run, state, tensors
 from piat_hub.config import Broken, Diverged, InputError, RunOptions
 
 SAME = ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "state/state.safetensors")
@@ -96,7 +96,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, timeout=200)
     assert again.returncode == 0, again.stderr
     assert torch.isfinite(piat_hub.from_pretrained("r").fc.weight).all()
-    assert len(run.read_metrics(Path("r"))) == 40
+    assert len(files.read_metrics(Path("r"))) == 40
 
 
 def spoil(monkeypatch, at, harm):
@@ -149,7 +149,7 @@ def test_what_is_not_finite_is_named_and_never_saved(small_digits, tmp_path, mon
     for name in ("model", "model_best", "state/state"):
         weights = tensors.load(Path(f"r/{name}.safetensors"))[0].values()
         assert all(t.isfinite().all() for t in weights if t.is_floating_point())
-    assert len(run.read_metrics(Path("r"))) == 1
+    assert len(files.read_metrics(Path("r"))) == 1
 
 
 def test_a_step_that_is_to_be_saved_is_looked_at_first(small_digits, monkeypatch):
@@ -297,10 +297,10 @@ def test_a_damaged_metric_is_named_and_written_again(small_digits, do_train, tmp
     metrics = do_train(small_digits(), "r")
     path = Path("r/metrics.jsonl")
     whole = path.read_text()
-    assert run.read_metrics(Path("r")) == metrics == [json.loads(line) for line in whole.splitlines()]
+    assert files.read_metrics(Path("r")) == metrics == [json.loads(line) for line in whole.splitlines()]
     path.write_text(whole.replace('"epoch": 2, "lam": 0.25', '"epoch": 2, "lam": 0.26'))
     with pytest.raises(InputError, match=r"metrics\.jsonl is damaged in line 2 .*--resume writes it again"):
-        run.read_metrics(Path("r"))
+        files.read_metrics(Path("r"))
     do_train(small_digits(), "r", resume=True)
     assert path.read_text() == whole
 

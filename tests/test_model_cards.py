@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import piat_hub
-from piat_hub import card, results, run
+from piat_hub import card, files, results
 from piat_hub.config import WEIGHTS
 from piat_hub.files import file_digest
 
@@ -50,7 +50,7 @@ def test_results_are_of_these_weights_and_of_their_verdicts(name):
         assert facts["dataset"]["name"] == "cifar10-jpeg" and facts["threat_model"] == {"norm": "Linf", "eps": "8/255"}
         assert all(len(v) == facts["dataset"]["n"] for v in verdicts.values())
     config = json.loads((folder / "config.json").read_text())["piat"]
-    assert len(run.read_metrics(folder)) == config["epochs"] and "jpeg" in name
+    assert len(files.read_metrics(folder)) == config["epochs"] and "jpeg" in name
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,0 +1,116 @@
+"""Every figure that a set of run directories allows, from their records, and from their weights where one or two are given."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from piat_hub import data, figures, probes, records, request
+from piat_hub.config import EvalConfig, InputError, TrainConfig, from_dict
+from piat_hub.evaluation import device_of, verdict_mode
+from piat_hub.files import read_json, sealed, whole_file
+from piat_hub.records import Run
+
+FROM_RECORDS: dict[str, Callable[[Sequence[Run]], Figure]] = {
+    "epochs": figures.epochs,
+    "interpolation": figures.interpolation,
+    "lambda": figures.lambdas,
+    "mu": figures.mus,
+    "gaps": figures.gaps,
+    "scatter": figures.scatter,
+}
+NAMES = (*FROM_RECORDS, "landscape", "images")
+SETTINGS: dict[str, Any] = {"points": 17, "span": 0.5, "steps": 10, "seed": 0}
+IMAGES = {"landscape": 100, "images": 6}  # the first of the test split
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A figure by its name, or why these runs allow none."""
+
+    name: str
+    figure: Figure | None
+    why: str = ""
+
+
+def draw(
+    runs: Sequence[Run],
+    names: Sequence[str] = NAMES,
+    *,
+    filterwise: bool = False,
+    dataset: str | None = None,
+    on_point: Callable[[], Any] = lambda: None,
+) -> Iterator[Drawn]:
+    """Draw the named figures of these runs; yields each, or the reason why it cannot be drawn.
+
+    filterwise: scale the landscape's directions filter by filter. dataset: where the test images lie, if not where the
+    model was trained for. on_point: called after each of the landscape's points.
+    """
+    for name in names:
+        try:
+            if name in FROM_RECORDS:
+                yield Drawn(name, FROM_RECORDS[name](runs))
+                continue
+            if len(runs) > 2:
+                raise InputError(f"it is of one or two runs, and {len(runs)} are given")
+            if name == "landscape":
+                found = {label: surface(run, filterwise, dataset, on_point) for label, run in _labelled(runs)}
+                yield Drawn(name, figures.landscape(found))
+            else:
+                for number, (label, run) in enumerate(_labelled(runs)):
+                    model, split = opened(run, IMAGES[name], dataset)
+                    with verdict_mode(model) as exact:
+                        shown = probes.examples(exact, *whole(split), run.config.threat_model)
+                    yield Drawn(
+                        f"images-{number + 1}" if number else name, figures.images(shown, split.label_names, label)
+                    )
+        except InputError as error:
+            yield Drawn(name, None, str(error))
+
+
+def _labelled(runs: Sequence[Run]) -> list[tuple[str, Run]]:
+    """Each run with its group's label, and its seed where the label alone would not tell two apart."""
+    pairs = [(label, run) for label, group in records.grouped(runs).items() for run in group]
+    labels = [label for label, _ in pairs]
+    return [(f"{one}, seed {run.config.seed}" if labels.count(one) > 1 else one, run) for one, run in pairs]
+
+
+def opened(run: Run, n: int, dataset: str | None) -> tuple[Any, data.Split]:
+    """(the run's last weights as a model, its first n test images), on one device."""
+    model: Any = request.load_model(str(run.directory))[0]
+    trained = from_dict(TrainConfig, model.piat)
+    split = request.evaluation_data(str(run.directory), EvalConfig(n=n, dataset=dataset), trained)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model, split.to(device_of(model))
+
+
+def whole(split: data.Split) -> tuple[Tensor, Tensor]:
+    """(images (B, C, H, W) in [0, 1], labels) of a small split."""
+    return data.to_unit(split.images[torch.arange(len(split))]), split.labels
+
+
+def surface(
+    run: Run, filterwise: bool, dataset: str | None = None, on_point: Callable[[], Any] = lambda: None
+) -> probes.Surface:
+    """The run's loss landscape: from RUN/landscape.json where it was measured on these weights, else measured and kept there."""
+    path = run.directory / f"landscape{'-filterwise' if filterwise else ''}.json"
+    model, split = opened(run, IMAGES["landscape"], dataset)
+    of = SETTINGS | {"weights_sha256": request.weights_digest(model), "images_sha256": split.digest()}
+    try:
+        kept = read_json(path)
+        if kept.pop("of") == of:
+            return probes.Surface(**kept)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, or one that is damaged: it is measured anew
+    with verdict_mode(model) as exact:
+        threat = run.config.threat_model
+        found = probes.surface(exact, *whole(split), threat, filterwise=filterwise, on_point=on_point, **SETTINGS)
+    with whole_file(path) as scratch:
+        scratch.write_text(json.dumps(sealed({"of": of} | dataclasses.asdict(found))) + "\n", encoding="utf-8")
+    return found
