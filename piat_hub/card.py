@@ -126,7 +126,7 @@ def render(directory: Path, repo_id: str | None = None) -> str:
         timm_name=literal(f"hf-hub:{name}" if repo_id else f"local-dir:{name}"),
         plain=plain_timm.lines(config, weights) if own else None,
         files=files,
-        training=escaped(_training(directory)),
+        training=escaped(training(directory)),
         command=command(trained).replace("`", "'"),
     )
     return str(card)
@@ -203,7 +203,7 @@ def command(config: TrainConfig) -> str:
     )
 
 
-def _training(directory: Path) -> dict[str, str] | None:
+def training(directory: Path) -> dict[str, str] | None:
     """How long training took and on what, from timing.jsonl; None where it was not recorded."""
     epochs = read_lines(path := own(directory, "timing.jsonl"))
     if not epochs:

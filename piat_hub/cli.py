@@ -578,47 +578,71 @@ def _run_sweep(name: str, members: Sequence[Member], attacks: Sequence[str], opt
 def figures(argv: Sequence[str], prog: str) -> None:
     """`piat figures RUN…`: draw what the runs recorded, as SVG and PNG."""
     from piat_hub import figures as drawing
-    from piat_hub import gallery, records, run
+    from piat_hub import records
 
     parser = Parser(
         prog=prog, allow_abbrev=False, description="Draw every figure that these runs allow, as SVG and PNG."
     )
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run directories; one or two also give landscape and images"
-    )
-    parser.add_argument("--output", default="figures", help="the directory to write to (default: figures)")
-    parser.add_argument("--only", nargs="+", choices=gallery.NAMES, default=gallery.NAMES, help="leave out the others")
-    _landscape_flags(parser)
-    given = parser.parse_all(argv)
-    output, runs = Path(given.output), [records.read(one) for one in given.runs]
-    run.check_output(output)
+    given, runs = _drawing(parser, argv, "figures", "the directory to write to")
+    output, several = Path(given.output), len(records.benchmarks(runs)) > 1
     output.mkdir(parents=True, exist_ok=True)
-    for drawn in _gallery(runs, given.only, given):
+    for place, drawn in _gallery(runs, given):
         if drawn.figure is None:
             print(f"{drawn.name}: not drawn: {drawn.why}")
             continue
+        where = output / re.sub(r"[^\w.-]+", "-", place) if several else output
+        where.mkdir(exist_ok=True)
         for suffix in ("svg", "png"):
-            drawing.save(drawn.figure, output / f"{drawn.name}.{suffix}")
-        print(f"{output / drawn.name}.svg, .png")
+            drawing.save(drawn.figure, where / f"{drawn.name}.{suffix}")
+        print(f"{where / drawn.name}.svg, .png")
 
 
-def _landscape_flags(parser: Parser) -> None:
+def report(argv: Sequence[str], prog: str) -> None:
+    """`piat report RUN…`: one self-contained page of tables, figures and checks."""
+    from piat_hub import report as page
+
+    parser = Parser(prog=prog, allow_abbrev=False, description="Write one self-contained HTML page about these runs.")
+    given, runs = _drawing(parser, argv, "report.html", "the file to write")
+    drawn: dict[str, list[Drawn]] = {}
+    for place, one in _gallery(runs, given):
+        drawn.setdefault(place, []).append(one)
+    page.write(Path(given.output), runs, drawn)
+    print(f"report   {given.output}")
+
+
+def _drawing(parser: Parser, argv: Sequence[str], default: str, what: str) -> tuple[argparse.Namespace, list[Run]]:
+    """What figures and report share: their flags, and the runs they name, read and checked with the output."""
+    from piat_hub import gallery, records, run
+
+    runs_help = "run directories; one or two of a kind also give landscape and images"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=runs_help)
+    parser.add_argument("--output", default=default, help=f"{what} (default: {default})")
+    parser.add_argument(
+        "--only", nargs="+", choices=gallery.NAMES, default=gallery.NAMES, help="leave out other figures"
+    )
     filterwise = "scale the landscape's directions filter by filter (Li et al. 2018)"
     parser.add_argument("--filterwise", action="store_true", help=filterwise)
     parser.add_argument("--dataset", help="where the test images lie (default: the data the model was trained for)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    given = parser.parse_all(argv)
+    output = Path(given.output)
+    run.check_output(output.parent if output.suffix == ".html" else output)
+    run.set_threads(given.threads)
+    return given, [records.read(one) for one in given.runs]
 
 
-def _gallery(runs: Sequence[Run], names: Sequence[str], given: argparse.Namespace) -> Iterator[Drawn]:
-    """The figures as they are drawn, with a bar while a landscape is measured."""
+def _gallery(runs: Sequence[Run], given: argparse.Namespace) -> Iterator[tuple[str, Drawn]]:
+    """(benchmark, figure) as they are drawn, with a bar while a landscape is measured."""
     from tqdm import tqdm
 
-    from piat_hub import gallery, run
+    from piat_hub import gallery, records
 
-    run.set_threads(given.threads)
-    with tqdm(total=gallery.SETTINGS["points"] ** 2 * len(runs), unit="point", desc="landscape", disable=None) as bar:
+    with tqdm(unit="point", desc="landscape", disable=None) as bar:
         options = {"filterwise": given.filterwise, "dataset": given.dataset, "on_point": bar.update}
-        yield from gallery.draw(runs, names, **options)
+        for name, group in records.benchmarks(runs).items():
+            bar.total = gallery.SETTINGS["points"] ** 2 * len(group)
+            for drawn in gallery.draw(group, given.only, **options):
+                yield name, drawn
 
 
 COMMANDS = {
@@ -633,6 +657,7 @@ COMMANDS = {
     "robustbench": robustbench,
     "study": study,
     "figures": figures,
+    "report": report,
     "list": list_known,
 }
 

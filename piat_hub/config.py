@@ -147,6 +147,17 @@ def to_dict(config: Any) -> dict[str, Any]:
     return out
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by dots; values as text where they are no number."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value if isinstance(value, int | float) else str(value)
+    return out
+
+
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     """The dataclass from what `to_dict` wrote; absent keys take the default. InputError on an unknown key or a bad value."""
     if not isinstance(values, Mapping):

@@ -14,8 +14,9 @@ from typing import Any
 from scipy.stats import t as student
 
 from piat_hub import card, methods
-from piat_hub.config import InputError, TrainConfig, to_dict
+from piat_hub.config import InputError, ThreatModel, TrainConfig, flat, to_dict
 from piat_hub.files import read_metrics
+from piat_hub.published import PAPER_ATTACKS, paper
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,10 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    """All of a configuration but its seed, flat, with the method's defaults; lists as text."""
+    """All of a configuration but its seed, flat, with the method's defaults."""
     method = dataclasses.asdict(methods.get(config.method)(**config.method_args))  # type: ignore[call-overload]
-    values = to_dict(config) | {"method_args": {}} | method
-    del values["seed"], values["recipe"]
-    nested = {f"{a} {b}": v for a, part in values.items() if isinstance(part, dict) for b, v in part.items()}
-    return {k.removeprefix("interpolation "): str(v) for k, v in (values | nested).items() if not isinstance(v, dict)}
+    values = to_dict(config) | {"method_args": method}
+    return {key.rpartition(".")[2]: value for key, value in flat(values).items() if key not in ("seed", "recipe")}
 
 
 def series(run: Run, what: str) -> tuple[str, list[float] | None]:
@@ -131,3 +130,33 @@ def strongest(runs: Sequence[Run]) -> str | None:
     """Of the attacks measured on every run the one that leaves the least; None where there is none but "clean"."""
     left = {a: statistics.fmean(f["accuracy"] for run in runs if (f := run.figures(a))) for a in attacks(runs)}
     return min(left, key=left.__getitem__) if set(left) - {"clean"} else None
+
+
+def method_of(name: str) -> tuple[str, str]:
+    """(method, interpolation) of a name in the paper's tables: 'PIAT+TRADES' -> ('trades', 'piat')."""
+    kind, rest = ("piat", name.removeprefix("PIAT").removeprefix("+")) if name.startswith("PIAT") else ("none", name)
+    return (rest.removeprefix("PGD-AT+") or "PGD-AT").lower().replace("-", "_"), kind
+
+
+def beside(config: TrainConfig) -> dict[str, float]:
+    """The paper's accuracies of this method, architecture and data by attack, {} where it has none.
+
+    Only for the paper's own data under its threat model: a copy that is not pixel-equal is another benchmark.
+    """
+    if config.dataset not in ("cifar10", "cifar100", "svhn") or config.threat_model != ThreatModel():
+        return {}
+    architecture = config.backbone.removeprefix("cifar_").replace("_", "-")
+    extras = (config.ema, config.swa, config.awp) != (None, None, None) or config.interpolation.kind == "constant"
+    for row in paper():
+        same = (row["architecture"], row["dataset"]) == (architecture, config.dataset) and not extras
+        if same and method_of(row["method"]) == (config.method, config.interpolation.kind):
+            return {attack: float(row[key]) / 100 for key, attack in PAPER_ATTACKS.items() if row[key]}
+    return {}
+
+
+def benchmarks(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs by the data and threat model they are measured with, such as 'digits, Linf eps 0.15': only these compare."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(f"{run.config.dataset}, {run.config.threat_model}", []).append(run)
+    return found

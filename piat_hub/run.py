@@ -31,13 +31,14 @@ from piat_hub.config import (
     InputError,
     RunOptions,
     TrainConfig,
+    flat,
     nearest,
     printable,
     to_dict,
 )
 from piat_hub.files import append, checksum, read_lines, sealed, whole_file
 from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
-from piat_hub.state import Done, PerProcess, State, flat
+from piat_hub.state import Done, PerProcess, State
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 TRACKED = 1000  # test images that `track_test` measures at each epoch's end

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from piat_hub import methods, tensors
-from piat_hub.config import WEIGHTS, InputError, TrainConfig, to_dict
+from piat_hub.config import WEIGHTS, InputError, TrainConfig, flat, to_dict
 from piat_hub.files import read_config, sync_directory, written
 
 
@@ -156,14 +156,3 @@ def with_tensors(value: Any, found: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
         return {int(k) if k.isdigit() else k: with_tensors(v, found) for k, v in value.items()}
     return [with_tensors(v, found) for v in value] if isinstance(value, list) else value
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined by dots; values as text where they are no number."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value if isinstance(value, int | float) else str(value)
-    return out

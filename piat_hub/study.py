@@ -26,7 +26,7 @@ import torch
 from tabulate import tabulate
 
 from piat_hub import card, data, methods, recipes, records, run
-from piat_hub.config import InputError, StudyOptions, ThreatModel, TrainConfig, flags, lookup
+from piat_hub.config import InputError, StudyOptions, TrainConfig, flags, lookup
 from piat_hub.files import whole_file
 from piat_hub.published import PAPER_ATTACKS, paper
 
@@ -106,16 +106,10 @@ def table(number: int) -> Callable[[TrainConfig], Sweep]:
 
     def sweep(base: TrainConfig) -> Sweep:
         names = dict.fromkeys(row["method"] for row in paper() if row["table"] == str(number))
-        return {f"{m}-{kind}": with_method(base, m, kind) for m, kind in map(method_of, names)}
+        return {f"{m}-{kind}": with_method(base, m, kind) for m, kind in map(records.method_of, names)}
 
     sweep.__doc__ = f"The methods of the paper's Table {number}, beside its numbers where the data are the paper's."
     return sweep
-
-
-def method_of(name: str) -> tuple[str, str]:
-    """(method, interpolation) of a name in the paper's tables: 'PIAT+TRADES' -> ('trades', 'piat')."""
-    kind, rest = ("piat", name.removeprefix("PIAT").removeprefix("+")) if name.startswith("PIAT") else ("none", name)
-    return (rest.removeprefix("PGD-AT+") or "PGD-AT").lower().replace("-", "_"), kind
 
 
 STUDIES: dict[str, Callable[[TrainConfig], Sweep]] = {
@@ -307,7 +301,7 @@ def rows(members: Sequence[Member], attacks: Sequence[str], failed: Sequence[Don
         for name, of in records.CURVES.items():
             values = [of(r.metrics) for r in group]
             row[name] = None if None in values else values
-        row["paper"] = beside(group[0].config)
+        row["paper"] = records.beside(group[0].config)
         found.append(row)
     return found
 
@@ -319,22 +313,6 @@ def write(directory: Path, name: str, rows: Sequence[dict[str, Any]], attacks: S
         with whole_file(directory / f"{name}.{suffix}") as scratch:
             scratch.write_text(text, encoding="utf-8")
     return directory / f"{name}.md"
-
-
-def beside(config: TrainConfig) -> dict[str, float]:
-    """The paper's accuracies of this method, architecture and data by attack, {} where it has none.
-
-    Only for the paper's own data under its threat model: a copy that is not pixel-equal is another benchmark.
-    """
-    if config.dataset not in ("cifar10", "cifar100", "svhn") or config.threat_model != ThreatModel():
-        return {}
-    architecture = config.backbone.removeprefix("cifar_").replace("_", "-")
-    extras = (config.ema, config.swa, config.awp) != (None, None, None) or config.interpolation.kind == "constant"
-    for row in paper():
-        same = (row["architecture"], row["dataset"]) == (architecture, config.dataset) and not extras
-        if same and method_of(row["method"]) == (config.method, config.interpolation.kind):
-            return {attack: float(row[key]) / 100 for key, attack in PAPER_ATTACKS.items() if row[key]}
-    return {}
 
 
 def markdown(name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str]) -> str:
