@@ -543,7 +543,7 @@ def study(argv: Sequence[str], prog: str) -> None:
     bases = [with_flags(recipes.get(r), given) for r in chosen]
     members = studies.members(name, bases, options)
     failed = _run_sweep(name, members, attacks, options)
-    table = studies.write(studies.output(bases, options), name, studies.rows(members, attacks, failed), attacks)
+    table = studies.write(studies.output(bases, options), name, studies.rows(name, members, attacks, failed), attacks)
     print(f"\n{table.read_text(encoding='utf-8')}\ntable    {table}\nrows     {table.with_suffix('.json')}")
 
 

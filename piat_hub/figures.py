@@ -438,11 +438,9 @@ def landscape(surfaces: dict[str, Surface]) -> Figure:
         flat.clabel(lines, fmt="%.2g", fontsize=7)
         flat.plot([0], [0], "+", color="#D55E00")
         flat.set(xlabel="along d₁", ylabel="along d₂", aspect="equal")
-        centre, edge = (
-            losses[len(at) // 2, len(at) // 2],
-            np.concatenate([losses[[0, -1]].ravel(), losses[:, [0, -1]].ravel()]),
-        )
-        flat.set_title(f"loss {centre:.2f} at the weights, {edge.mean():.2f} on average at the edge")
+        inside, middle = losses[1:-1, 1:-1], len(at) // 2
+        edge = (losses.sum() - inside.sum()) / (losses.size - inside.size)
+        flat.set_title(f"loss {losses[middle, middle]:.2f} at the weights, {edge:.2f} on average at the edge")
     length = "of each filter's own length (Li et al. 2018)" if first.filterwise else "as long as the weights"
     figure.set_label(
         f"Cross-entropy on {first.n} test images, attacked anew at every point (PGD-{first.steps}, {first.threat_model}), "

@@ -138,20 +138,24 @@ def method_of(name: str) -> tuple[str, str]:
     return (rest.removeprefix("PGD-AT+") or "PGD-AT").lower().replace("-", "_"), kind
 
 
-def beside(config: TrainConfig) -> dict[str, float]:
-    """The paper's accuracies of this method, architecture and data by attack, {} where it has none.
+def beside(config: TrainConfig, table: str = "") -> dict[str, float]:
+    """The paper's accuracies of this method, architecture and data by attack, from one of its tables or from the fullest row.
 
-    Only for the paper's own data under its threat model: a copy that is not pixel-equal is another benchmark.
+    {} where it has none, and for all but the paper's own data under its threat model: a copy that is not pixel-equal is
+    another benchmark.
     """
-    if config.dataset not in ("cifar10", "cifar100", "svhn") or config.threat_model != ThreatModel():
+    averages = (config.ema, config.swa, config.awp) != (None, None, None) or config.interpolation.kind == "constant"
+    if config.dataset not in ("cifar10", "cifar100", "svhn") or config.threat_model != ThreatModel() or averages:
         return {}
-    architecture = config.backbone.removeprefix("cifar_").replace("_", "-")
-    extras = (config.ema, config.swa, config.awp) != (None, None, None) or config.interpolation.kind == "constant"
-    for row in paper():
-        same = (row["architecture"], row["dataset"]) == (architecture, config.dataset) and not extras
-        if same and method_of(row["method"]) == (config.method, config.interpolation.kind):
-            return {attack: float(row[key]) / 100 for key, attack in PAPER_ATTACKS.items() if row[key]}
-    return {}
+    model = config.backbone.removeprefix("cifar_").replace("_", "-"), config.dataset
+    asked = *model, config.method, config.interpolation.kind
+    rows = [r for r in paper() if (r["architecture"], r["dataset"], *method_of(r["method"])) == asked]
+    found = [
+        {attack: float(row[key]) / 100 for key, attack in PAPER_ATTACKS.items() if row[key]}
+        for row in rows
+        if table in ("", row["table"])
+    ]
+    return max(found, key=len, default={})
 
 
 def benchmarks(runs: Sequence[Run]) -> dict[str, list[Run]]:

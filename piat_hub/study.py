@@ -282,7 +282,9 @@ def last_line(log: Path) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def rows(members: Sequence[Member], attacks: Sequence[str], failed: Sequence[Done] = ()) -> list[dict[str, Any]]:
+def rows(
+    name: str, members: Sequence[Member], attacks: Sequence[str], failed: Sequence[Done] = ()
+) -> list[dict[str, Any]]:
     """A row for each group of members that differ by their seed alone: its figures, and what its curves say."""
     gone = {done.member.directory for done in failed}
     runs = [records.read(member.directory) for member in members if member.directory not in gone]
@@ -301,7 +303,7 @@ def rows(members: Sequence[Member], attacks: Sequence[str], failed: Sequence[Don
         for name, of in records.CURVES.items():
             values = [of(r.metrics) for r in group]
             row[name] = None if None in values else values
-        row["paper"] = records.beside(group[0].config)
+        row["paper"] = records.beside(group[0].config, name.removeprefix("table"))
         found.append(row)
     return found
 

@@ -1,8 +1,15 @@
 """figures.py: the lines hold the metrics, in percent, and say what they are."""
 
-import pytest
+import dataclasses
+from pathlib import Path
+from xml.etree import ElementTree
 
-from piat_hub import figures
+import pytest
+import torch
+
+from piat_hub import figures, probes, recipes, records
+from piat_hub.config import InputError
+from piat_hub.results import proportion
 
 METRICS = [
     {"epoch": e, "lam": e / 10, "holdout_clean_acc": 0.5 + e / 10, "holdout_pgd10_acc": 0.3, "train_pgd10_acc": 0.31}
@@ -53,3 +60,185 @@ def test_a_sweep_leaves_no_attack_out():
     points = [{"eps": "1/255", "attacks": {"pgd1": found}}, {"eps": "2/255", "attacks": dict.fromkeys(names, found)}]
     (axis,) = figures.sweep(points).axes
     assert len(axis.containers) == len(axis.texts) == 8
+
+
+def runs_of(*configs, correct=(390, 300), epochs=6):
+    """Runs without files: each of (changes of the digits recipe), attacked by PGD-20 on 400 images."""
+    found = []
+    for k, changes in enumerate(configs):
+        law = {key: changes.pop(key) for key in ("kind", "constant") if key in changes}
+        base = recipes.get("digits")
+        config = dataclasses.replace(base, interpolation=dataclasses.replace(base.interpolation, **law), **changes)
+        lam = {"none": 0.0, "constant": config.interpolation.constant}.get(config.interpolation.kind, 0.5)
+        metrics = [
+            {
+                "epoch": e,
+                "lam": lam,
+                "holdout_clean_acc": 0.9,
+                "holdout_pgd10_acc": 0.1 * e + 0.01 * k,
+                "train_pgd10_acc": 0.8,
+            }
+            for e in range(1, epochs + 1)
+        ]
+        attacks = {"clean": proportion(correct[0] - k, 400), "pgd20": proportion(correct[1] - 10 * k, 400)}
+        found.append(records.Run(Path(f"r{k}"), config, metrics, {"last": {"dataset": {"n": 400}, "attacks": attacks}}))
+    return found
+
+
+def caption(figure):
+    return figure.get_label()
+
+
+def test_epochs_draw_the_mean_over_seeds_and_the_range():
+    runs = runs_of(*({"seed": s} for s in (0, 1, 2)), {"kind": "none", "method": "pgd_at"})
+    clean, robust = figures.epochs(runs).axes
+    lines = {line.get_label(): line for line in robust.lines}
+    assert list(lines["PIAT+NMSE"].get_ydata()) == pytest.approx([10 * e + 1 for e in range(1, 7)])
+    assert list(lines["PGD-AT"].get_ydata()) == pytest.approx([10 * e + 3 for e in range(1, 7)])
+    (band,) = robust.collections
+    assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(10)
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(62)
+    assert sorted(t.get_text() for t in robust.texts) == ["PGD-AT", "PIAT+NMSE"]
+    assert clean.get_ylabel() == "clean accuracy (%)" and robust.get_ylabel() == "PGD-10 accuracy (%)"
+    assert "150 held-out images of digits, Linf eps 0.15; mean of seeds 0, 1, 2" in caption(figures.epochs(runs))
+
+
+def test_epochs_are_of_test_images_where_those_were_tracked():
+    (run,) = runs_of({})
+    tracked = [m | {"test_clean_acc": 0.5, "test_pgd10_acc": 0.25} for m in run.metrics]
+    figure = figures.epochs([dataclasses.replace(run, metrics=tracked)])
+    assert list(figure.axes[1].lines[0].get_ydata()) == [25] * 6 and "1,000 test images" in caption(figure)
+
+
+def test_many_methods_have_a_panel_each():
+    names = ["pgd_at", "trades", "mart", "alp", "nmse"]
+    runs = runs_of(*({"method": m, "kind": kind} for m in names for kind in ("none", "piat")))
+    shown = [axis for axis in figures.epochs(runs).axes if axis.get_visible()]
+    assert [axis.get_title() for axis in shown] == ["PGD-AT", "TRADES", "MART", "ALP", "NMSE"]
+    assert all(len(axis.lines) == 4 for axis in shown)  # clean and PGD-10, without and with
+
+
+def test_interpolation_draws_two_bars_a_method_with_their_intervals():
+    runs = runs_of(*({"method": m, "kind": kind} for m in ("pgd_at", "trades") for kind in ("none", "piat")))
+    (axis,) = figures.interpolation(runs).axes
+    assert sorted(round(bar.get_width(), 2) for bar in axis.patches) == [67.5, 70.0, 72.5, 75.0]
+    low, high = (100 * end for end in proportion(300, 400)["ci95"])
+    assert any(list(line.get_xdata()) == pytest.approx([low, high]) for line in axis.lines)
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["TRADES", "PGD-AT"]
+    assert axis.get_xlabel() == "PGD-20 accuracy (%)" and "of one model (Wilson)" in caption(
+        figures.interpolation(runs)
+    )
+    with pytest.raises(InputError, match="no method has runs with and without PIAT"):
+        figures.interpolation(runs[:1])
+
+
+def test_interpolation_prefers_autoattack_of_the_runs_that_have_it():
+    runs = runs_of(*({"method": "pgd_at", "kind": kind, "seed": s} for kind in ("none", "piat") for s in (0, 1)))
+    for run in runs[::2]:
+        run.results["few/last"] = {"dataset": {"n": 100}, "attacks": {"aa": proportion(40, 100)}}
+    figure = figures.interpolation(runs)
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [40.0, 40.0]
+    assert "AutoAttack accuracy on 100 test images" in caption(figure) and "seed 0," in caption(figure)
+
+
+def test_lambdas_draw_each_schedule_and_its_accuracy():
+    laws = [{"kind": "none"}, {"kind": "constant", "constant": 0.3}, {"kind": "piat"}]
+    figure = figures.lambdas(runs_of(*(law | {"seed": s} for law in laws for s in (0, 1))))
+    top, bottom = figure.axes
+    assert {line.get_label(): line.get_ydata()[0] for line in top.lines} == {"0": 0.0, "0.3": 0.3, "g(n)": 0.5}
+    means = [container[0].get_ydata()[0] for container in bottom.containers]
+    assert means == pytest.approx([73.75, 68.75, 63.75])
+    assert [t.get_text() for t in bottom.get_xticklabels()] == ["λ = 0", "λ = 0.3", "λ = g(n)"]
+    assert [len(dots.get_offsets()) for dots in bottom.collections if len(dots.get_offsets()) > 1] == [2, 2, 2]
+    with pytest.raises(InputError, match="fewer than three schedules"):
+        figures.lambdas(runs_of({}, {"kind": "none"}))
+
+
+def test_lambdas_leave_other_averages_out():
+    laws = [{"kind": "none"}, {"kind": "none", "ema": 0.99}, {"kind": "constant", "constant": 0.3}, {"kind": "piat"}]
+    bottom = figures.lambdas(runs_of(*laws)).axes[1]
+    assert len(bottom.containers) == 3
+
+
+def test_mus_draw_clean_and_robust_against_mu():
+    figure = figures.mus(runs_of({"method_args": {"mu": 3.0}}, {}, {"method_args": {"mu": 6.0}}))
+    clean, robust = figure.axes
+    assert [c[0].get_xdata()[0] for c in robust.containers] == [3, 5, 6]
+    assert [c[0].get_ydata()[0] for c in robust.containers] == [75, 72.5, 70]
+    assert [c[0].get_ydata()[0] for c in clean.containers] == [97.5, 97.25, 97]
+    with pytest.raises(InputError, match="piat study mu"):
+        figures.mus(runs_of({}))
+
+
+def test_gaps_have_a_dot_a_run_and_a_tick_at_the_mean():
+    figure = figures.gaps(runs_of({"seed": 0}, {"seed": 1}, {"kind": "none"}))
+    overfitting, generalisation, oscillation = figure.axes
+    assert [t.get_text() for t in overfitting.get_yticklabels()] == ["NMSE", "PIAT+NMSE"]
+    dots = [list(c.get_offsets()[:, 0]) for c in generalisation.collections]
+    assert dots == [pytest.approx([18.0]), pytest.approx([20.0, 19.0])]  # .8 minus the last held-out value
+    ticks = [line.get_xdata()[0] for line in generalisation.lines if line.get_marker() == "|"]
+    assert ticks == pytest.approx([18, 19.5])
+    flat = [x for c in [*overfitting.collections, *oscillation.collections] for x in c.get_offsets()[:, 0]]
+    assert flat == pytest.approx([0] * 6)
+    with pytest.raises(InputError, match="need held-out images"):
+        figures.gaps(runs_of({}, epochs=2))
+
+
+def test_scatter_has_both_intervals_and_a_label_each():
+    (axis,) = figures.scatter(runs_of({}, {"kind": "none"})).axes
+    points = {c.get_label(): (c[0].get_xdata()[0], c[0].get_ydata()[0]) for c in axis.containers}
+    assert points == {"PIAT+NMSE": (97.5, 75.0), "NMSE": (97.25, 72.5)}
+    assert all(c.has_xerr and c.has_yerr for c in axis.containers)
+    assert sorted(t.get_text() for t in axis.texts) == ["NMSE", "PIAT+NMSE"]
+
+
+def test_two_landscapes_share_one_vertical_scale_and_one_set_of_levels():
+    low = probes.Surface([-1.0, 0.0, 1.0], [[1.0, 0.5, 1.0]] * 3, False, 10, 10, "Linf eps 0.15", 0)
+    high = dataclasses.replace(low, losses=[[4.0, 2.0, 4.0]] * 3)
+    figure = figures.landscape({"a": low, "b": high})
+    solid = [axis for axis in figure.axes if axis.name == "3d"]
+    flat = [axis for axis in figure.axes if axis.name != "3d"]
+    assert [axis.get_zlim() for axis in solid] == [(0, 4)] * 2
+    levels = [axis.collections[0].levels.tolist() for axis in flat]
+    assert levels[0] == levels[1] and levels[0][0] == pytest.approx(0.5) and levels[0][-1] == pytest.approx(4)
+    assert [axis.get_title() for axis in flat] == [
+        "loss 0.50 at the weights, 0.88 on average at the edge",
+        "loss 2.00 at the weights, 3.50 on average at the edge",
+    ]
+    assert "PGD-10, Linf eps 0.15" in caption(figure) and "as long as the weights" in caption(figure)
+
+
+def test_images_show_the_perturbation_magnified_and_both_predictions():
+    x = torch.full((2, 3, 4, 4), 0.5)
+    delta = torch.zeros_like(x)
+    delta[0, 0, 0, 0], delta[1, 2, 3, 3] = 0.125, -0.125
+    shown = probes.Examples(
+        x, x + delta, torch.tensor([0, 1]), torch.tensor([[0, 1], [1, 1]]), "PGD-20, Linf eps 0.125"
+    )
+    figure = figures.images(shown, ["cat", "dog"], "mine")
+    grid = [axis.images[0].get_array() for axis in figure.axes]
+    assert len(grid) == 6 and grid[2][0, 0].tolist() == [1.0, 0.5, 0.5] and grid[3][3, 3].tolist() == [0.5, 0.5, 0.0]
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["cat ✓", "dog ✓", "", "", "dog ✗", "dog ✓"]
+    assert figure.axes[2].get_ylabel() == "perturbation x 4" and "magnified 4 times" in caption(figure)
+
+
+def test_saved_figures_carry_their_caption_and_are_the_same_bytes_each_time(tmp_path):
+    for name in ("a", "b"):
+        figures.save(figures.epochs(runs_of({})), tmp_path / f"{name}.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    root = ElementTree.fromstring(text)
+    words = " ".join("".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text"))
+    assert "held-out images of digits, Linf eps 0.15" in words and "PGD-10 accuracy (%)" in words
+
+
+def test_labels_move_apart_in_both_directions():
+    assert figures.spread([1, 2, 3], 2) == [1, 3, 5]
+    assert figures.spread([1, 2, 3], 2, top=4) == [0, 2, 4]
+    assert figures.spread([], 1) == []
+
+
+def test_a_names_underscores_and_dollars_are_no_formula(tmp_path):
+    figures.save(figures.curves(METRICS, "a_b $c$"), tmp_path / "x.svg")
+    assert "a_b $c$" in (tmp_path / "x.svg").read_text()

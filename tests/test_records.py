@@ -1,0 +1,156 @@
+"""records.py: runs in groups, and what their curves and verdicts say, against closed forms and other libraries."""
+
+import dataclasses
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from piat_hub import card, methods, recipes, records
+from piat_hub.config import InputError, TrainConfig
+from piat_hub.published import PAPER_ATTACKS, paper
+from piat_hub.results import proportion
+
+DIGITS = recipes.get("digits")
+
+
+def config(kind="piat", base=DIGITS, **changes):
+    law = {k: changes.pop(k) for k in ("constant", "bn") if k in changes}
+    return dataclasses.replace(base, interpolation=dataclasses.replace(base.interpolation, kind=kind, **law), **changes)
+
+
+def line(epoch, held, train=0.9, **more):
+    return {
+        "epoch": epoch,
+        "lam": 0.5,
+        "holdout_clean_acc": 0.99,
+        "holdout_pgd10_acc": held,
+        "train_pgd10_acc": train,
+    } | more
+
+
+def run(correct=None, held=(0.5, 0.7, 0.6, 0.65), where="r", **changes):
+    """A run whose attacks, of 400 images, left so many correct."""
+    results = {"last": {"dataset": {"n": 400}, "attacks": {a: proportion(c, 400) for a, c in (correct or {}).items()}}}
+    metrics = [line(k, h) for k, h in enumerate(held, 1)]
+    return records.Run(Path(where), config(**changes), metrics, results if correct else {})
+
+
+def test_groups_differ_by_their_seed_alone():
+    runs = [run(kind="none", seed=s, method="nmse") for s in (0, 1)] + [run(seed=s) for s in (0, 1, 2)]
+    assert {label: len(group) for label, group in records.grouped(runs).items()} == {"NMSE": 2, "PIAT+NMSE": 3}
+
+
+def test_labels_say_what_differs_and_nothing_else():
+    runs = [run(), run(method_args={"mu": 3.0}), run(bn="copy"), run(kind="constant", constant=0.3), run(method="mart")]
+    assert list(records.grouped(runs)) == [
+        "PIAT+NMSE, mu 5.0, bn interpolate",
+        "PIAT+NMSE, mu 3.0, bn interpolate",
+        "PIAT+NMSE, mu 5.0, bn copy",
+        "lam=0.3+NMSE",
+        "PIAT+MART",
+    ]
+
+
+def test_gaps_and_oscillation_against_their_definitions():
+    held = [0.2, 0.5, 0.8, 0.6, 0.7, 0.4]
+    metrics = [line(k, h, train=0.75) for k, h in enumerate(held, 1)]
+    assert records.robust_gap(metrics) == pytest.approx(0.4)
+    assert records.generalisation_gap(metrics) == pytest.approx(0.35)
+    assert records.oscillation(metrics) == pytest.approx(float(np.diff(held[3:]).std(ddof=1)))
+    steady = [line(k, 0.5 + 0.01 * k) for k in range(8)]
+    assert records.oscillation(steady) == pytest.approx(0, abs=1e-12)  # a trend is no oscillation
+    assert records.oscillation(metrics[:3]) is None  # one change has no standard deviation
+    nothing = [m | {"holdout_pgd10_acc": None} for m in metrics]
+    assert [of(nothing) for of in records.CURVES.values()] == [None] * 3
+
+
+def test_the_interval_over_seeds_is_students():
+    values = [0.8, 0.82, 0.85, 0.79, 0.81]
+    mean, low, high = records.mean_interval(values)
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (mean, low, high) == pytest.approx((statistics.fmean(values), expected.low, expected.high))
+    with pytest.raises(ValueError, match="at least two values, got 1"):
+        records.mean_interval([0.5])
+
+
+def test_a_group_of_one_has_wilsons_interval_and_more_have_that_over_seeds():
+    one, two = run({"clean": 390, "pgd20": 300}), run({"clean": 380, "pgd20": 320}, seed=1)
+    assert records.accuracy([one], "pgd20") == (0.75, *proportion(300, 400)["ci95"])
+    assert records.accuracy([one, two], "pgd20") == pytest.approx(records.mean_interval([0.75, 0.8]), abs=1)
+    assert records.accuracy([one, two], "pgd20")[0] == pytest.approx(0.775)
+    assert records.accuracy([one, run(seed=1)], "pgd20") is None and records.accuracy([one], "aa") is None
+
+
+def test_the_strongest_attack_measured_on_all():
+    runs = [run({"pgd20": 300, "clean": 390, "aa": 200}), run({"clean": 390, "pgd20": 310, "cw20": 290}, seed=1)]
+    assert records.attacks(runs) == ["clean", "pgd20"] and records.strongest(runs) == "pgd20"
+    assert records.attacks(runs[1:]) == ["clean", "pgd20", "cw20"] and records.strongest(runs[1:]) == "cw20"
+    assert records.strongest([run()]) is None and records.strongest([run({"clean": 1})]) is None
+
+
+def test_curves_are_of_test_images_where_those_were_tracked():
+    tracked = run()
+    metrics = [m | {"test_clean_acc": 0.9, "test_pgd10_acc": 0.4} for m in tracked.metrics]
+    assert records.series(dataclasses.replace(tracked, metrics=metrics), "pgd10") == ("1,000 test images", [0.4] * 4)
+    assert records.series(tracked, "pgd10") == ("150 held-out images", [0.5, 0.7, 0.6, 0.65])
+    half = [*metrics[:2], *tracked.metrics[2:]]  # tracked from some epoch on only
+    assert records.series(dataclasses.replace(tracked, metrics=half), "clean")[0] == "150 held-out images"
+
+
+def test_every_row_of_the_papers_tables_is_a_method_we_have():
+    assert len(paper()) == 51
+    for row in paper():
+        method, kind = records.method_of(row["method"])
+        methods.get(method)
+        assert kind == ("piat" if row["method"].startswith("PIAT") else "none")
+        again = card.method_name(config(kind, base=TrainConfig(), method=method))
+        assert again == row["method"].replace("PGD-AT+NMSE", "NMSE")
+
+
+def test_published_rows_stand_beside_the_papers_own_data_only():
+    real = recipes.get("resnet18-cifar10")
+    assert records.beside(real)["aa"] == pytest.approx(0.4880) and records.beside(real)["pgd20"] == pytest.approx(
+        0.5354
+    )
+    assert set(records.beside(real)) == set(PAPER_ATTACKS.values())
+    assert records.beside(config("none", base=recipes.get("wrn-32-10-cifar100"), method="trades"))[
+        "aa"
+    ] == pytest.approx(0.2676)
+    weaker = dataclasses.replace(real.threat_model, eps=4 / 255)
+    for other in (
+        dataclasses.replace(real, dataset="cifar10-jpeg"),
+        dataclasses.replace(real, dataset="local-cifar10"),
+        dataclasses.replace(real, threat_model=weaker),
+        dataclasses.replace(real, backbone="cifar_resnet20"),
+        dataclasses.replace(real, awp=0.01),
+        config("constant", base=real),
+        config("none", base=real, method="fat"),
+        DIGITS,
+    ):
+        assert records.beside(other) == {}
+
+
+def test_only_runs_of_one_benchmark_compare():
+    other = dataclasses.replace(DIGITS.threat_model, eps=0.1)
+    found = records.benchmarks([run(), run(threat_model=other), run(seed=1)])
+    assert {name: len(group) for name, group in found.items()} == {
+        "digits, Linf eps 0.15": 2,
+        "digits, Linf eps 0.1": 1,
+    }
+
+
+def test_a_run_is_read_from_its_directory(small_digits, do_train, do_evaluate):
+    do_train(small_digits(epochs=2), "r")
+    do_evaluate("r", "pgd2", n=50)
+    read = records.read("r")
+    assert len(read.metrics) == 2 and read.figures("pgd2")["n"] == 50 and read.figures("aa") is None
+    Path("empty").mkdir()
+    with pytest.raises(InputError, match="empty is no run directory"):
+        records.read("empty")
+    Path("r/metrics.jsonl").unlink()
+    Path("r/timing.jsonl").unlink()
+    with pytest.raises(InputError, match="no metrics.jsonl with an epoch"):
+        records.read("r")

@@ -1,0 +1,202 @@
+"""study.py: which runs a study is made of, and that a sweep of real processes can be killed, goes on, and ends in a table."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import piat_hub
+from piat_hub import card, cli, hub, methods, recipes, records, study
+from piat_hub.config import WEIGHTS, InputError, StudyOptions
+from piat_hub.published import PAPER_ATTACKS, paper
+
+DIGITS = recipes.get("digits")
+
+
+def member(name, config=DIGITS):
+    return study.Member(Path("out") / name, config)
+
+
+def says(text, code=0):
+    """A command that prints a line."""
+    return [sys.executable, "-c", f"import sys; print({text!r}, flush=True); sys.exit({code})"]
+
+
+def test_lambda_mu_and_averaging_change_only_what_they_are_about():
+    found = study.STUDIES["lambda"](DIGITS)
+    assert list(found) == ["nmse-none", *(f"nmse-{lam}" for lam in (0.1, 0.3, 0.5, 0.7, 0.9)), "nmse-piat"]
+    assert found["nmse-piat"] == DIGITS and found["nmse-0.3"].interpolation.constant == 0.3
+    assert all(dataclasses.replace(c, interpolation=DIGITS.interpolation) == DIGITS for c in found.values())
+    assert {name: c.method_args for name, c in study.STUDIES["mu"](DIGITS).items()} == {
+        "nmse-piat-mu3": {"mu": 3.0},
+        "nmse-piat-mu4": {"mu": 4.0},
+        "nmse-piat": {},
+        "nmse-piat-mu6": {"mu": 6.0},
+    }
+    averages = study.STUDIES["averaging"](DIGITS)
+    kinds = {name: (c.interpolation.kind, c.interpolation.bn, c.ema, c.swa) for name, c in averages.items()}
+    assert kinds == {
+        "nmse-none": ("none", "interpolate", None, None),
+        "nmse-piat": ("piat", "interpolate", None, None),
+        "nmse-piat-bn-copy": ("piat", "copy", None, None),
+        "nmse-piat-bn-recalibrate": ("piat", "recalibrate", None, None),
+        "nmse-ema": ("none", "interpolate", 0.999, None),
+        "nmse-swa": ("none", "interpolate", None, 0.5),
+    }
+
+
+def test_methods_are_all_there_with_as_many_updates():
+    found = study.STUDIES["methods"](DIGITS)
+    assert {name.rpartition("-")[0] for name in found} == set(methods.names()) and len(found) == 2 * len(
+        methods.names()
+    )
+    assert found["free_at-piat"].epochs == 10 and found["mart-none"].epochs == 80
+    assert found["nmse-none"].interpolation.kind == "none"
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "table3", "table5"])
+def test_a_tables_members_are_its_rows(name):
+    rows = [row for row in paper() if row["table"] == name[-1]]
+    members = study.members(name, [recipes.get(r) for r in study.default_recipes(name)], StudyOptions(seeds=1))
+    beside = {
+        (m.config.backbone, m.config.dataset, m.directory.name): records.beside(m.config, name[-1]) for m in members
+    }
+    for row in rows:
+        method, kind = records.method_of(row["method"])
+        backbone = {"resnet18": "cifar_resnet18", "wrn-32-10": "cifar_wrn_32_10"}[row["architecture"]]
+        found = beside[backbone, row["dataset"], f"{method}-{kind}-0"]
+        for key, attack in PAPER_ATTACKS.items():
+            if row[key]:
+                assert found[attack] == pytest.approx(float(row[key]) / 100)
+    assert study.default_attacks(name)[-1] == "aa" and study.default_attacks("mu") == ("clean", "pgd20")
+
+
+def test_a_members_command_is_the_one_that_its_card_tells(monkeypatch):
+    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: False)
+    config = dataclasses.replace(study.STUDIES["mu"](DIGITS)["nmse-piat-mu3"], seed=2, epochs=7)
+    words = study.next_command(member("m", config), ["clean"], StudyOptions(track_test=True))
+    assert words[:4] == [sys.executable, "-m", "piat_hub", "train"]
+    assert words[4:] == [
+        *("digits", "--epochs", "7", "--seed", "2", "--method.mu", "3.0", "--output", "out/m", "--threads", "1"),
+        "--track-test",
+    ]
+    assert set(card.command(config).split()[3:]) < set(words)
+
+
+def test_another_run_in_a_members_place_is_refused_before_anything_runs(small_digits):
+    law = dataclasses.replace(DIGITS.interpolation, kind="none")
+    model, directory = piat_hub.create_model("cifar_resnet8", in_chans=1), Path("out/nmse-none-0")
+    directory.mkdir(parents=True)
+    about = {"label_names": [str(k) for k in range(10)], "input_size": (1, 8, 8)}
+    hub.save_config(model, directory, config=small_digits(interpolation=law), **about)
+    with pytest.raises(InputError, match=r"out/nmse-none-0 holds another run \(.*--epochs.*name another --output"):
+        study.members("lambda", [DIGITS], StudyOptions(output="out"))
+    with pytest.raises(InputError, match="unknown study 'lamda' .did you mean 'lambda'"):
+        study.members("lamda", [DIGITS], StudyOptions())
+
+
+def test_a_sweep_runs_several_at_a_time_each_on_its_own_gpu(monkeypatch):
+    script = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], time.monotonic()); time.sleep(1.5); "
+    script += "print(time.monotonic())"
+    monkeypatch.setattr(study, "devices", lambda: ["3", "5"])
+    monkeypatch.setattr(
+        study, "next_command", lambda m, *_: None if m.log.exists() else [sys.executable, "-u", "-c", script]
+    )
+    members = [member(f"m{k}") for k in range(4)]
+    done = [event for event in study.sweep(members, ["clean"], StudyOptions(jobs=2)) if event]
+    assert sorted(d.member.directory.name for d in done) == ["m0", "m1", "m2", "m3"] and not any(d.failed for d in done)
+    spans = {m.directory.name: m.log.read_text().split() for m in members}
+    assert sorted(gpu for gpu, *_ in spans.values()) == ["3", "3", "5", "5"]
+    for name, (gpu, begun, _) in spans.items():  # on one GPU never two at a time, over both always two
+        others = [(float(b), float(e)) for n, (g, b, e) in spans.items() if n != name and g == gpu]
+        assert all(not b < float(begun) < e for b, e in others)
+
+
+def test_a_member_that_fails_is_told_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(
+        study,
+        "next_command",
+        lambda m, *_: None if m.log.exists() else says(f"first\nlast of {m.directory.name}", m.directory.name == "m1"),
+    )
+    done = [event for event in study.sweep([member(f"m{k}") for k in range(3)], ["clean"], StudyOptions()) if event]
+    assert {d.member.directory.name: d.failed for d in done} == {"m0": "", "m1": "last of m1", "m2": ""}
+
+
+def test_unusable_input_ends_the_sweep(monkeypatch):
+    monkeypatch.setattr(study, "next_command", lambda *_: says("piat train: error: no such data", 2))
+    with pytest.raises(InputError, match="no such data .all of it: out/m0.log"):
+        list(study.sweep([member("m0"), member("m1")], ["clean"], StudyOptions()))
+    assert not member("m1").log.exists()
+
+
+def test_closing_a_sweep_stops_its_processes(monkeypatch):
+    script = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    monkeypatch.setattr(study, "next_command", lambda *_: [sys.executable, "-c", script])
+    events = study.sweep([member("m0")], ["clean"], StudyOptions())
+    while not (member("m0").log.exists() and member("m0").log.read_text().strip()):
+        next(events)
+    events.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(member("m0").log.read_text()), 0)
+
+
+def test_no_two_processes_work_on_a_member_also_when_their_parent_is_gone(monkeypatch):
+    script = "import time; time.sleep(3); print('done')"
+    first = study.start(member("m0"), [sys.executable, "-c", script], "")
+    assert study.start(member("m0"), says("never"), "") is None
+    monkeypatch.setattr(study, "next_command", lambda m, *_: None if "done" in m.log.read_text() else says("too early"))
+    done = [event for event in study.sweep([member("m0")], ["clean"], StudyOptions()) if event]
+    assert first.wait() == 0 and len(done) == 1 and member("m0").log.read_text() == "done\n"
+
+
+def row(label, seeds, published=None, **attacks):
+    found = {a: {"each": [v] * seeds, "n": 400, "mean": v, "low": v - 0.1, "high": v + 0.1} for a, v in attacks.items()}
+    curves = {name: [0.01, 0.03] for name in records.CURVES}
+    return {"label": label, "seeds": list(range(seeds)), "paper": published or {}} | found | curves
+
+
+def test_the_table_has_the_papers_numbers_beside_ours_or_below_never_mixed():
+    ours = [row("PIAT", 2, clean=0.8, aa=0.45)]
+    apart = study.markdown("table1", ours, ["clean", "aa"])
+    above, below = apart.split("The paper's Table 1")
+    assert "| PIAT | 2       | 80.00 [70.00, 90.00] | 45.00 [35.00, 55.00] |" in above and "47.08" not in above
+    assert "no row above can be compared with one below" in below and "47.08" in below and "80.00" not in below
+    mixed = study.markdown(
+        "table1", [row("PIAT", 2, {"clean": 0.7908, "aa": 0.4708}, clean=0.8, aa=0.45)], ["clean", "aa"]
+    )
+    assert "The paper's Table" not in mixed and "| paper's   |" in mixed and "79.08" in mixed and "47.08" in mixed
+    assert "2.00" in mixed  # the mean of the curves' figures, in points
+    assert "The paper's" not in study.markdown("mu", ours, ["clean", "aa"])
+
+
+ARGUMENTS = "study table5 digits --epochs 2 --train-size 64 --holdout 20 --seeds 1 --attacks clean pgd2 --n 20 --jobs 2"
+
+
+def test_a_killed_sweep_goes_on_and_ends_in_a_table(capsys):
+    home = Path("runs/study/digits")
+    sweep = subprocess.Popen([sys.executable, "-m", "piat_hub", *ARGUMENTS.split()], start_new_session=True)
+    with contextlib.suppress(ProcessLookupError):
+        deadline = time.monotonic() + 120
+        while not list(home.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(sweep.pid, signal.SIGKILL)  # its members live on for a while, and hold their logs
+    sweep.wait()
+    assert list(home.glob("*/metrics.jsonl"))
+    assert cli.main(ARGUMENTS.split()) == 0
+    shown = capsys.readouterr().out
+    assert "| ALP" in shown and "| NMSE" in shown and "The paper's Table 5" in shown and "lambda" not in shown
+    rows = json.loads((home / "table5.json").read_text())["rows"]
+    for name, line in zip(("alp-none-0", "nmse-none-0"), rows, strict=True):
+        run = records.read(home / name)
+        assert [m["epoch"] for m in run.metrics] == [1, 2] and line["pgd2"]["n"] == 20
+        assert line["pgd2"]["each"] == [run.figures("pgd2")["accuracy"]]
+    before = {p: p.stat().st_mtime_ns for p in home.glob(f"*/{WEIGHTS['last']}")}
+    assert cli.main(ARGUMENTS.split()) == 0 and before == {p: p.stat().st_mtime_ns for p in before}
+    assert (home / "table5.md").read_text() in capsys.readouterr().out
