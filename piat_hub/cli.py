@@ -538,7 +538,8 @@ def study(argv: Sequence[str], prog: str) -> None:
     given = vars(parser.parse_all(argv))
     name, options = given["name"], with_flags(StudyOptions(), given)
     lookup("study", name, studies.STUDIES)
-    chosen = [given["recipe"]] if given["recipe"] else studies.default_recipes(name)
+    recipe = given.pop("recipe")
+    chosen = [recipe] if recipe else studies.default_recipes(name)
     attacks = given["attacks"] or studies.default_attacks(name)
     bases = [with_flags(recipes.get(r), given) for r in chosen]
     members = studies.members(name, bases, options)

@@ -86,8 +86,9 @@ def inline(figure: Figure, prefix: str) -> str:
 
 
 def columns(runs: Sequence[Run]) -> list[str]:
-    """Every attack that was measured on any of the runs, clean first."""
+    """Every attack that was measured on any of the runs, clean first, then those of the paper's rows beside them."""
     every = [attack for run in runs for found in run.results.values() for attack in found["attacks"]]
+    every += [attack for run in runs for attack in records.beside(run.config)]
     return sorted(dict.fromkeys(every), key=lambda attack: attack != "clean")
 
 

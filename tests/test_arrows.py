@@ -32,13 +32,18 @@ MAY_IMPORT = {
     "export": {"config", "files"},
     "layouts": {"config", "tensors", "small_image", "backbones", "hub"},
     "leaderboard": {"config", "files", "data", "published", "evaluation", "checks", "card", "hub"},
-    "figures": {"config", "files", "attacks", "data", "results", "evaluation", "card"},
+    "records": {"config", "files", "methods", "published", "card"},
+    "probes": {"config", "attacks", "data"},
+    "figures": {"config", "files", "card", "records", "probes"},
     "state": {"config", "files", "tensors", "methods"},
     "run": {
         *("config", "files", "attacks", "interpolation", "data", "backbones", "methods"),
         *("engine", "evaluation", "hub", "state"),
     },
     "request": {"config", "data", "small_image", "evaluation", "results", "checks", "card", "hub", "run", "tensors"},
+    "gallery": {"config", "files", "data", "evaluation", "records", "probes", "figures", "request"},
+    "study": {"config", "files", "recipes", "data", "methods", "published", "card", "records", "run"},
+    "report": {"config", "files", "results", "published", "card", "records", "figures", "gallery"},
 }
 ANYTHING = {"cli", "__init__", "__main__"}
 

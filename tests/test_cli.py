@@ -72,6 +72,18 @@ BAD = [
     ("evaluate m m --output o", "--output takes the results of one MODEL"),
     ("card m2", "m2 is no run directory"),
     ("trian", "unknown command 'trian' .did you mean 'train'"),
+    ("study lamda", "unknown study 'lamda' .did you mean 'lambda'"),
+    ("study lambda digit", "unknown recipe 'digit' .did you mean 'digits'"),
+    ("study lambda --seeds 0", "seeds must be >= 1"),
+    ("study lambda --epochs 2 --clean-epochs 2", "leave no adversarial epoch"),
+    ("study mu digits --attack clean", "unknown argument '--attack' .did you mean '--attacks'"),
+    ("study mu --output README", "README is a file; name another --output"),
+    ("figures", "the following arguments are required: RUN"),
+    ("figures m2", "m2 is no run directory"),
+    ("figures m --only landscap", "invalid choice: 'landscap'"),
+    ("figures m --output README", "README is a file; name another --output"),
+    ("report m2", "m2 is no run directory"),
+    ("report m --output README/report.html", "README is a file; name another --output"),
 ]
 
 

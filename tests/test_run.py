@@ -553,3 +553,15 @@ def test_imagenets_weights_are_timms(small_digits, monkeypatch):
     model = run.make_backbone(config, dataclasses.replace(split, images=split.images[:4].expand(-1, 3, -1, -1)))
     block = "blocks.1.0.conv_pw.weight"
     assert torch.equal(model.state_dict()[block], source.state_dict()[block]) and model.num_classes == 10
+
+
+def test_tracked_test_images_are_recorded_and_change_nothing(small_digits, do_train, do_evaluate):
+    metrics = {name: do_train(small_digits(), name, track_test=name == "tracked") for name in ("plain", "tracked")}
+    for plain, tracked in zip(*metrics.values(), strict=True):
+        assert set(tracked) - set(plain) == {"test_clean_acc", "test_pgd10_acc"}
+        assert {key: tracked[key] for key in plain} == plain
+    for name in ("model.safetensors", "model_best.safetensors"):
+        assert (Path("plain") / name).read_bytes() == (Path("tracked") / name).read_bytes()
+    clean = do_evaluate("tracked", "clean").results.attacks["clean"]
+    assert clean["n"] == 400 and metrics["tracked"][-1]["test_clean_acc"] == clean["accuracy"]
+    assert metrics["tracked"][-1]["test_pgd10_acc"] < clean["accuracy"]
