@@ -319,8 +319,7 @@ def write(directory: Path, name: str, rows: Sequence[dict[str, Any]], attacks: S
 
 def markdown(name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str]) -> str:
     """The study's table: means over seeds with 95 % intervals, the curves' figures in points, the paper's beside ours."""
-    published = any(row["paper"] for row in rows)
-    lines = []
+    published, several, lines = any(row["paper"] for row in rows), len(rows[0]["seeds"]) > 1, []
     for row in rows:
         cells = [row["label"], len(row["seeds"])]
         for attack in attacks:
@@ -328,17 +327,28 @@ def markdown(name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str]) 
             cells.append(f"{100 * figures['mean']:.2f} [{100 * figures['low']:.2f}, {100 * figures['high']:.2f}]")
             if published:
                 cells.append(f"{100 * row['paper'][attack]:.2f}" if attack in row["paper"] else "")
+        cells += [difference(row, rows[0], attacks[-1])] if several else []
         cells += [f"{100 * statistics.fmean(row[c]):.2f}" if row[c] else "" for c in records.CURVES]
         lines.append(cells)
     heads = [h for a in attacks for h in (f"{card.attack_name(a)}, %", *(["paper's"] if published else []))]
+    heads += [f"{card.attack_name(attacks[-1])} minus the first row's, points"] if several else []
     headers = ["", "seeds", *heads, *(f"{c}, points" for c in records.CURVES)]
     sizes = ", ".join(f"{card.attack_name(a)} on {n}" for a in attacks for n in {row[a]["n"] for row in rows})
-    over = "over seeds (Student's t)" if len(rows[0]["seeds"]) > 1 else "of one model (Wilson)"
+    over = "over seeds (Student's t)" if several else "of one model (Wilson)"
     about = (
         f"Study {name}. Test images: {sizes}; 95 % intervals {over}; last checkpoint; curves are of held-out PGD-10."
     )
     text = f"{about}\n\n{tabulate(lines, headers, tablefmt='github', disable_numparse=True)}\n"
     return text if published or not name.startswith("table") else f"{text}\n{published_table(name)}"
+
+
+def difference(row: dict[str, Any], first: dict[str, Any], attack: str) -> str:
+    """'+1.20 [-0.40, 2.80]': the mean over seeds of what a row adds to the first one's accuracy, seed by seed; "" for itself."""
+    if row is first or (row["seeds"], row["recipe"]) != (first["seeds"], first["recipe"]):
+        return ""
+    gains = [a - b for a, b in zip(row[attack]["each"], first[attack]["each"], strict=True)]
+    mean, low, high = (100 * value for value in records.mean_interval(gains))
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def published_table(name: str) -> str:

@@ -159,7 +159,7 @@ def test_no_two_processes_work_on_a_member_also_when_their_parent_is_gone(monkey
 def row(label, seeds, published=None, **attacks):
     found = {a: {"each": [v] * seeds, "n": 400, "mean": v, "low": v - 0.1, "high": v + 0.1} for a, v in attacks.items()}
     curves = {name: [0.01, 0.03] for name in records.CURVES}
-    return {"label": label, "seeds": list(range(seeds)), "paper": published or {}} | found | curves
+    return {"label": label, "recipe": "digits", "seeds": list(range(seeds)), "paper": published or {}} | found | curves
 
 
 def test_the_table_has_the_papers_numbers_beside_ours_or_below_never_mixed():
@@ -174,6 +174,16 @@ def test_the_table_has_the_papers_numbers_beside_ours_or_below_never_mixed():
     assert "The paper's Table" not in mixed and "| paper's   |" in mixed and "79.08" in mixed and "47.08" in mixed
     assert "2.00" in mixed  # the mean of the curves' figures, in points
     assert "The paper's" not in study.markdown("mu", ours, ["clean", "aa"])
+
+
+def test_differences_are_taken_seed_by_seed():
+    first, other = row("NMSE", 3, pgd20=0.8), row("PIAT+NMSE", 3, pgd20=0.8)
+    first["pgd20"]["each"], other["pgd20"]["each"] = [0.80, 0.70, 0.90], [0.79, 0.68, 0.87]
+    mean, low, high = records.mean_interval([-0.01, -0.02, -0.03])
+    assert study.difference(other, first, "pgd20") == f"{100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    assert study.difference(first, first, "pgd20") == "" == study.difference(other | {"recipe": "x"}, first, "pgd20")
+    text = study.markdown("lambda", [first, other], ["pgd20"])
+    assert "| PGD-20 minus the first row's, points   |" in text and "-2.00 [" in text
 
 
 ARGUMENTS = "study table5 digits --epochs 2 --train-size 64 --holdout 20 --seeds 1 --attacks clean pgd2 --n 20 --jobs 2"
