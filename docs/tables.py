@@ -15,9 +15,9 @@ from pathlib import Path
 from tabulate import tabulate
 
 import piat_hub
-from piat_hub import card
+from piat_hub import card, figures, records, study
 from piat_hub.card import HEADERS, percent, rows, summary
-from piat_hub.files import read_lines
+from piat_hub.files import read_json, read_lines
 from piat_hub.results import compare
 
 DOCS = Path(__file__).parent
@@ -221,6 +221,67 @@ def published():
                     cells = [f"{row[key]} %" if row.get(key) else "" for key in ("clean", "pgd20", "aa")]
                     lines.append([where, row["method"], row["architecture"], data, *cells])
     return markdown(lines, ["source", "method", "architecture", "training data", "clean", "PGD-20", "AutoAttack"])
+
+
+def swept(name, file=None):
+    """A study's table, from the rows that `piat study` wrote."""
+    rows = read(f"studies/{file or name}")["rows"]
+    return study.markdown(name, rows, [key for key in rows[0] if key in ("clean", "pgd20", "aa")])
+
+
+def study_lambda():
+    """Constant lam and g(n) on digits, five seeds."""
+    return swept("lambda")
+
+
+def study_averaging():
+    """Averages of weights on digits, five seeds."""
+    return swept("averaging")
+
+
+def study_mu():
+    """The weight of NMSE on digits, three seeds."""
+    return swept("mu")
+
+
+def study_methods():
+    """Every method with and without PIAT on digits, three seeds."""
+    return swept("methods")
+
+
+def study_lambda_photographs():
+    """Three schedules with a ResNet-20 on photographs."""
+    return swept("lambda", "lambda-cifar10-jpeg")
+
+
+def steadier():
+    """How many pairs of runs that share method and seed are steadier, overfit less and are more robust with PIAT."""
+    rows = {row["label"]: row for row in read("studies/methods")["rows"]}
+    lines = []
+    for what in (*records.CURVES, "pgd20"):
+        gains = []
+        for label, row in rows.items():
+            name = {"PGD-AT": "PIAT"}.get(label, f"PIAT+{label}")
+            if name in rows and label != "standard training":
+                one, other = (r[what]["each"] if what == "pgd20" else r[what] for r in (row, rows[name]))
+                gains += [b - a for a, b in zip(one, other, strict=True)]
+        mean, low, high = (100 * v for v in records.mean_interval(gains))
+        fewer = sum(g < 0 for g in gains)
+        words = {"pgd20": "PGD-20 accuracy"}.get(what, what)
+        lines.append([words, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", f"{fewer} of {len(gains)}"])
+    return markdown(lines, ["", "with PIAT minus without, points", "lower with PIAT"])
+
+
+def flatness():
+    """The loss at the weights and around them: a run's landscape.json each."""
+    lines = []
+    for path in sorted((DOCS / "results" / "landscapes").glob("*.json")):
+        surface = read_json(path)
+        middle, edge = figures.middle_and_edge(surface["losses"])
+        how = "filter by filter" if surface["filterwise"] else "as long as the weights"
+        name = path.stem.removesuffix("-filterwise")
+        lines.append([how, name, f"{middle:.3f}", f"{edge:.3f}", f"{edge - middle:.3f}"])
+    return markdown(sorted(lines), ["directions", "run", "loss at the weights", "mean at the edge", "rise"])
 
 
 def faults():

@@ -438,9 +438,8 @@ def landscape(surfaces: dict[str, Surface]) -> Figure:
         flat.clabel(lines, fmt="%.2g", fontsize=7)
         flat.plot([0], [0], "+", color="#D55E00")
         flat.set(xlabel="along d₁", ylabel="along d₂", aspect="equal")
-        inside, middle = losses[1:-1, 1:-1], len(at) // 2
-        edge = (losses.sum() - inside.sum()) / (losses.size - inside.size)
-        flat.set_title(f"loss {losses[middle, middle]:.2f} at the weights, {edge:.2f} on average at the edge")
+        middle, edge = middle_and_edge(found.losses)
+        flat.set_title(f"loss {middle:.2f} at the weights, {edge:.2f} on average at the edge")
     length = "of each filter's own length (Li et al. 2018)" if first.filterwise else "as long as the weights"
     figure.set_label(
         f"Cross-entropy on {first.n} test images, attacked anew at every point (PGD-{first.steps}, {first.threat_model}), "
@@ -448,6 +447,14 @@ def landscape(surfaces: dict[str, Surface]) -> Figure:
         "contours rise by a constant factor; the cross is the trained model."
     )
     return figure
+
+
+def middle_and_edge(losses: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """(loss at the trained weights, mean loss over the edge of the square)."""
+    values = np.array(losses)
+    inside = values[1:-1, 1:-1]
+    edge = (values.sum() - inside.sum()) / (values.size - inside.size)
+    return float(values[len(values) // 2, len(values) // 2]), float(edge)
 
 
 @styled
