@@ -388,12 +388,13 @@ def gaps(runs: Sequence[Run]) -> Figure:
 def scatter(runs: Sequence[Run]) -> Figure:
     """Clean against robust accuracy of each configuration, both with 95 % intervals."""
     groups, attack = records.grouped(runs), records.strongest(runs)
-    if attack is None:
+    if attack is None or any(run.figures("clean", attack) is None for run in runs):
         raise InputError("no attack was measured on all runs; evaluate them with the same --attacks")
     figure, axis = canvas(7, max(4.5, 0.2 * len(groups) + 1))
     labels, right = [], 0.0
     for label, group in groups.items():
-        (x, *across), (y, *along) = ([100 * v for v in records.accuracy(group, a) or ()] for a in ("clean", attack))
+        both = [records.accuracy(group, a, beside=attack) for a in ("clean", attack)]
+        (x, *across), (y, *along) = ([100 * v for v in found or ()] for found in both)
         colour = WITHOUT if group[0].config.interpolation.kind == "none" else WITH
         errors: dict[str, Any] = {"xerr": [[x - across[0]], [across[1] - x]], "yerr": [[y - along[0]], [along[1] - y]]}
         axis.errorbar([x], [y], fmt="o", markersize=4, color=colour, elinewidth=0.8, label=label, **errors)

@@ -28,10 +28,13 @@ class Run:
     metrics: list[dict[str, Any]]
     results: dict[str, dict[str, Any]]
 
-    def figures(self, attack: str) -> dict[str, Any] | None:
-        """accuracy, correct, n and ci95 of the last weights under this attack, or None: on the run's own images first."""
-        last = [results for key, results in self.results.items() if key.rpartition("/")[2] == "last"]
-        return next((r["attacks"][attack] for r in last if attack in r["attacks"]), None)
+    def figures(self, attack: str, beside: str | None = None) -> dict[str, Any] | None:
+        """accuracy, correct, n and ci95 of the last weights under this attack, or None: on the run's own images first.
+
+        beside: an attack that was measured on the same images.
+        """
+        last = [r["attacks"] for key, r in self.results.items() if key.rpartition("/")[2] == "last"]
+        return next((found[attack] for found in last if {attack, beside or attack} <= set(found)), None)
 
 
 def read(directory: str | Path) -> Run:
@@ -106,9 +109,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def accuracy(runs: Iterable[Run], attack: str) -> tuple[float, float, float] | None:
+def accuracy(runs: Iterable[Run], attack: str, beside: str | None = None) -> tuple[float, float, float] | None:
     """(accuracy, low, high) of a group: over its seeds, or a single run's Wilson interval; None where one was not measured."""
-    found = [run.figures(attack) for run in runs]
+    found = [run.figures(attack, beside) for run in runs]
     if not found or any(f is None for f in found):
         return None
     measured = [f for f in found if f is not None]

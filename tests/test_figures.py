@@ -192,6 +192,16 @@ def test_scatter_has_both_intervals_and_a_label_each():
     assert sorted(t.get_text() for t in axis.texts) == ["NMSE", "PIAT+NMSE"]
 
 
+def test_scatter_takes_clean_and_robust_accuracy_from_the_same_images():
+    (run,) = runs_of({})
+    few = {"clean": proportion(90, 100), "aa": proportion(50, 100)}
+    figure = figures.scatter(
+        [dataclasses.replace(run, results=run.results | {"few/last": {"dataset": {"n": 100}, "attacks": few}})]
+    )
+    (point,) = figure.axes[0].containers
+    assert (point[0].get_xdata()[0], point[0].get_ydata()[0]) == (90, 50) and "on 100 test images" in caption(figure)
+
+
 def test_two_landscapes_share_one_vertical_scale_and_one_set_of_levels():
     low = probes.Surface([-1.0, 0.0, 1.0], [[1.0, 0.5, 1.0]] * 3, False, 10, 10, "Linf eps 0.15", 0)
     high = dataclasses.replace(low, losses=[[4.0, 2.0, 4.0]] * 3)
