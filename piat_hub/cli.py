@@ -532,7 +532,8 @@ def study(argv: Sequence[str], prog: str) -> None:
     attacks_help = "as in evaluate (default: clean pgd20, or the columns of the paper's table)"
     parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=attacks_help)
     add_fields(parser.add_argument_group("the sweep"), StudyOptions())  # type: ignore[arg-type]
-    named = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else "digits"
+    known = studies.default_recipes(argv[0])[0] if argv and argv[0] in studies.STUDIES else "digits"
+    named = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else known
     shared = parser.add_argument_group(f"what all its members share (defaults of {named})")
     add_fields(shared, recipes.get(named))  # type: ignore[arg-type]
     given = vars(parser.parse_all(argv))
@@ -542,9 +543,10 @@ def study(argv: Sequence[str], prog: str) -> None:
     chosen = [recipe] if recipe else studies.default_recipes(name)
     attacks = given["attacks"] or studies.default_attacks(name)
     bases = [with_flags(recipes.get(r), given) for r in chosen]
-    members = studies.members(name, bases, options)
+    members = studies.members(name, bases, attacks, options)
     failed = _run_sweep(name, members, attacks, options)
-    table = studies.write(studies.output(bases, options), name, studies.rows(name, members, attacks, failed), attacks)
+    rows = studies.rows(name, members, attacks, failed)
+    table = studies.write(studies.output(bases, options), name, rows, attacks, failed)
     print(f"\n{table.read_text(encoding='utf-8')}\ntable    {table}\nrows     {table.with_suffix('.json')}")
 
 
@@ -554,7 +556,7 @@ def _run_sweep(name: str, members: Sequence[Member], attacks: Sequence[str], opt
 
     from piat_hub import study as studies
 
-    total, failed = sum(member.config.epochs for member in members), []
+    total, failed = sum(member.config.epochs for member in members), list[studies.Done]()
     events = studies.sweep(members, attacks, options)
     with tqdm(total=total, unit="epoch", desc=name, disable=None) as bar, _noting_signals() as noted:
         bar.update(sum(member.epochs for member in members))
@@ -563,7 +565,11 @@ def _run_sweep(name: str, members: Sequence[Member], attacks: Sequence[str], opt
                 if noted:
                     events.close()
                     raise Stopped("every member is saved: go on with the same command")
-                if done and done.failed:
+                if isinstance(done, studies.Busy):
+                    bar.write(
+                        f"{done.member.directory}: another process is at work on it; its turn comes when that ends"
+                    )
+                elif done and done.failed:
                     failed.append(done)
                     bar.write(f"{done.member.directory} failed: {done.failed} (all of it: {done.member.log})")
                 elif done:
@@ -579,12 +585,13 @@ def _run_sweep(name: str, members: Sequence[Member], attacks: Sequence[str], opt
 def figures(argv: Sequence[str], prog: str) -> None:
     """`piat figures RUN…`: draw what the runs recorded, as SVG and PNG."""
     from piat_hub import figures as drawing
-    from piat_hub import records
+    from piat_hub import records, run
 
     parser = Parser(
         prog=prog, allow_abbrev=False, description="Draw every figure that these runs allow, as SVG and PNG."
     )
     given, runs = _drawing(parser, argv, "figures", "the directory to write to")
+    run.check_output(Path(given.output))
     output, several = Path(given.output), len(records.benchmarks(runs)) > 1
     output.mkdir(parents=True, exist_ok=True)
     for place, drawn in _gallery(runs, given):
@@ -601,14 +608,20 @@ def figures(argv: Sequence[str], prog: str) -> None:
 def report(argv: Sequence[str], prog: str) -> None:
     """`piat report RUN…`: one self-contained page of tables, figures and checks."""
     from piat_hub import report as page
+    from piat_hub import run
 
     parser = Parser(prog=prog, allow_abbrev=False, description="Write one self-contained HTML page about these runs.")
     given, runs = _drawing(parser, argv, "report.html", "the file to write")
+    output = Path(given.output)
+    run.check_output(output.parent)
+    if output.is_dir():
+        raise InputError(f"{output} is a directory; name a file with --output")
     drawn: dict[str, list[Drawn]] = {}
     for place, one in _gallery(runs, given):
         drawn.setdefault(place, []).append(one)
-    page.write(Path(given.output), runs, drawn)
-    print(f"report   {given.output}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    page.write(output, runs, drawn)
+    print(f"report   {output}")
 
 
 def _drawing(parser: Parser, argv: Sequence[str], default: str, what: str) -> tuple[argparse.Namespace, list[Run]]:
@@ -624,12 +637,11 @@ def _drawing(parser: Parser, argv: Sequence[str], default: str, what: str) -> tu
     filterwise = "scale the landscape's directions filter by filter (Li et al. 2018)"
     parser.add_argument("--filterwise", action="store_true", help=filterwise)
     parser.add_argument("--dataset", help="where the test images lie (default: the data the model was trained for)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=int, default=argparse.SUPPRESS, help="CPU threads (default: all cores)")
     given = parser.parse_all(argv)
-    output = Path(given.output)
-    run.check_output(output.parent if output.suffix == ".html" else output)
-    run.set_threads(given.threads)
-    return given, [records.read(one) for one in given.runs]
+    run.set_threads(RunOptions(threads=vars(given).get("threads")).threads)
+    once = {Path(one).resolve(): one for one in reversed(given.runs)}  # a run named twice is one run
+    return given, [records.read(one) for one in reversed(once.values())]
 
 
 def _gallery(runs: Sequence[Run], given: argparse.Namespace) -> Iterator[tuple[str, Drawn]]:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from piat_hub import records
 from piat_hub.card import attack_name, method_name
-from piat_hub.config import InputError, TrainConfig, number
+from piat_hub.config import InputError, InterpolationConfig, TrainConfig, number
 from piat_hub.files import whole_file
 from piat_hub.probes import Examples, Surface
 from piat_hub.records import Run
@@ -42,6 +42,7 @@ SERIES = (  # key in metrics.jsonl, label, colour, line style
 )
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a $ in a name is a $
     "svg.hashsalt": "piat_hub",  # the same figure is the same file
     "font.size": 9,
     "axes.titlesize": 9,
@@ -69,22 +70,26 @@ def save(figure: Figure, path: Path) -> None:
     caption = figure.get_label()
     line = int(figure.get_figwidth() * 17)
     if caption and not getattr(figure, "_supxlabel", None):
-        figure.supxlabel("\n".join(textwrap.wrap(str(caption), line)), x=0.01, ha="left", fontsize=8, parse_math=False)
+        figure.supxlabel("\n".join(textwrap.wrap(str(caption), line)), x=0.01, ha="left", fontsize=8)
     with whole_file(path) as scratch:
         kind = path.suffix.lstrip(".")
         figure.savefig(scratch, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
-def ends(axis: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write (x, y, text, colour) beside the ends of lines, moved up or down where they would lie on each other."""
-    if not labels:
-        return
+def ends(axis: Axes, labels: Sequence[tuple[float, float, str, str]], at: float | None = None) -> None:
+    """Write (x, y, text, colour) beside the ends of lines, moved up or down where they would lie on each other.
+
+    at: the x where all texts begin, tied to their points by thin lines.
+    """
     low, high = axis.get_ylim()
     height = axis.get_position().height * axis.get_figure(root=True).get_figheight()  # type: ignore[union-attr]
     gap = (high - low) * 0.16 / height  # a line of text, in the axis' units
     labels = sorted(labels, key=lambda one: one[1])
-    for y, (x, _, text, colour) in zip(spread([one[1] for one in labels], gap, high), labels, strict=True):
-        axis.annotate(text, (x, y), (6, 0), textcoords="offset points", color=colour, va="center", parse_math=False)
+    for y, (x, value, text, colour) in zip(spread([one[1] for one in labels], gap, high), labels, strict=True):
+        if at is not None:
+            axis.plot([x, at], [value, y], color=colour, linewidth=0.4, alpha=0.5, clip_on=False)
+        where = (x if at is None else at, y)
+        axis.annotate(text, where, (6, 0), textcoords="offset points", color=colour, va="center", annotation_clip=False)
 
 
 def spread(values: Sequence[float], gap: float, top: float = float("inf")) -> list[float]:
@@ -110,7 +115,7 @@ def seeds(runs: Sequence[Run]) -> str:
 
 def data(runs: Sequence[Run]) -> str:
     """'digits, Linf eps 0.15'."""
-    return " / ".join(dict.fromkeys(f"{run.config.dataset}, {run.config.threat_model}" for run in runs))
+    return " / ".join(dict.fromkeys(run.benchmark for run in runs))
 
 
 @styled
@@ -126,7 +131,7 @@ def curves(metrics: Sequence[dict[str, Any]], title: str = "") -> Figure:
         labels.append((epochs[-1], 100 * values[-1], f"{label}: {100 * values[-1]:.1f} %", colour))  # type: ignore[operator]
     bottom.plot(epochs, [m["lam"] for m in metrics], color="#444444")
     top.set(ylabel="accuracy (%)", ylim=(0, 100))
-    top.set_title(title, parse_math=False)
+    top.set_title(title)
     bottom.set(xlabel="epoch", ylabel="λ", ylim=(0, 1))
     whole_epochs(bottom)
     ends(top, labels)
@@ -147,7 +152,7 @@ def sweep(points: Sequence[dict[str, Any]], title: str = "") -> Figure:
         axis.errorbar(eps, values, errors, marker="o", capsize=3, color=colour, label=attack_name(attack))
         labels.append((eps[-1], values[-1], attack_name(attack), colour))
     axis.set(xlabel="eps, for images in [0, 1]", ylabel="accuracy (%)", ylim=(0, 100))
-    axis.set_title(title, parse_math=False)
+    axis.set_title(title)
     ends(axis, labels)
     return figure
 
@@ -158,56 +163,65 @@ def epochs(runs: Sequence[Run]) -> Figure:
 
     Up to seven configurations share two panels; more have a panel each method, without and with PIAT.
     """
-    groups = records.grouped(runs)
-    if len(groups) <= len(COLOURS):
-        figure, axes = canvas(7, 6.5, 2, sharex=True)
-        for axis, what in zip(axes, ("clean", "pgd10"), strict=True):
-            labels = [
-                _band(axis, group, what, colour, label)
-                for colour, (label, group) in zip(colours(list(groups.values())), groups.items(), strict=True)
-            ]
-            axis.set(ylabel=f"{attack_name(what)} accuracy (%)")
-            ends(axis, [one for one in labels if one])
-        axes[-1].set(xlabel="epoch")
-    else:
-        by_method: dict[str, dict[bool, list[Run]]] = {}
-        for label, group in groups.items():
-            law, name = group[0].config.interpolation.kind != "none", method_name(_plain(group[0]))
-            panel = by_method.setdefault(name if law not in by_method.get(name, {}) else label, {})
-            panel[law] = group
-        rows = -(-len(by_method) // 3)
-        figure, grid = canvas(8, 1.9 * rows + 0.4, rows, 3, sharex=False, sharey=True, squeeze=False)
-        for axis, (name, pair) in zip(grid.flat, by_method.items(), strict=False):
-            for law, group in sorted(pair.items()):
-                for what, dashes in (("clean", ":"), ("pgd10", "-")):
-                    _band(axis, group, what, WITH if law else WITHOUT, name, dashes)
-            axis.set_title(name, parse_math=False)
-            whole_epochs(axis)
-        for axis in list(grid.flat)[len(by_method) :]:
-            axis.set_visible(False)
-        for axis in grid[:, 0]:
-            axis.set(ylabel="accuracy (%)")
-        for axis in list(grid.flat)[max(0, len(by_method) - 3) : len(by_method)]:
-            axis.set(xlabel="epoch")
-        for text, colour, y in (("with PIAT", WITH, 0.1), ("without", WITHOUT, 0.22)):
-            grid[0, 0].text(0.97, y, text, color=colour, transform=grid[0, 0].transAxes, ha="right")
-    images = records.series(runs[0], "pgd10")[0]
-    many = len({run.config.seed for run in runs}) > 1
-    over = f"mean of {seeds(runs)}, shaded from the lowest to the highest" if many else seeds(runs)
-    dotted = "" if len(groups) <= len(COLOURS) else " Dotted: clean; solid: PGD-10."
-    figure.set_label(f"Clean and PGD-10 accuracy after each epoch on {images} of {data(runs)}; {over}.{dotted}")
+    groups, which = records.grouped(runs), records.tracked(runs)
+    few = len(groups) <= len(COLOURS)
+    figure = _two_panels(groups, which) if few else _panel_each(groups, records.paired(runs), which)
+    several = any(len(group) > 1 for group in groups.values())
+    over = f"mean of {seeds(runs)}, shaded from the lowest to the highest" if several else seeds(runs)
+    dotted = "" if few else " Dotted: clean; solid: PGD-10."
+    figure.set_label(
+        f"Clean and PGD-10 accuracy after each epoch on {records.images(runs)} of {data(runs)}; {over}.{dotted}"
+    )
+    return figure
+
+
+def _two_panels(groups: dict[str, list[Run]], which: str) -> Figure:
+    """Clean accuracy above, PGD-10 below, a line each group."""
+    figure, axes = canvas(7, 6.5, 2, sharex=True)
+    for axis, what in zip(axes, ("clean", "pgd10"), strict=True):
+        lines = zip(colours(list(groups.values())), groups.items(), strict=True)
+        labels = [_band(axis, group, f"{which}_{what}_acc", colour, label) for colour, (label, group) in lines]
+        axis.set(ylabel=f"{attack_name(what)} accuracy (%)")
+        ends(axis, labels)
+    axes[-1].set(xlabel="epoch")
+    whole_epochs(axes[-1])
+    return figure
+
+
+def _panel_each(groups: dict[str, list[Run]], pairs: dict[str, tuple[list[Run], list[Run]]], which: str) -> Figure:
+    """A panel each method without and with PIAT, then one each configuration that has no such partner."""
+    panels = {label: [(WITHOUT, plain), (WITH, piat)] for label, (plain, piat) in pairs.items()}
+    drawn = [run for pair in pairs.values() for group in pair for run in group]
+    panels |= {label: [(GREY, group)] for label, group in groups.items() if not any(run in drawn for run in group)}
+    rows = -(-len(panels) // 3)
+    figure, grid = canvas(8, 1.9 * rows + 0.4, rows, 3, sharex=False, sharey=True, squeeze=False)
+    for axis, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+        for colour, group in lines:
+            for what, dashes in (("clean", ":"), ("pgd10", "-")):
+                _band(axis, group, f"{which}_{what}_acc", colour, title, dashes)
+        axis.set_title("\n".join(textwrap.wrap(title, 34)))
+        whole_epochs(axis)
+    for axis in list(grid.flat)[len(panels) :]:
+        axis.set_visible(False)
+    for axis in grid[:, 0]:
+        axis.set(ylabel="accuracy (%)")
+    for axis in list(grid.flat)[max(0, len(panels) - 3) : len(panels)]:
+        axis.set(xlabel="epoch")
+    for text, colour, y in (("with PIAT", WITH, 0.1), ("without", WITHOUT, 0.22)) if pairs else ():
+        grid[0, 0].text(0.97, y, text, color=colour, transform=grid[0, 0].transAxes, ha="right")
     return figure
 
 
 def colours(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A colour for each of up to seven groups: without interpolation from vermilion on, with it from blue on."""
-    left, found = list(COLOURS), []
-    for group in groups:
-        plain = group[0].config.interpolation.kind == "none"
-        wanted = (VERMILION, ORANGE, PURPLE, GREY) if plain else (BLUE, GREEN, SKY)
-        found.append(next((c for c in wanted if c in left), left[0]))
-        left.remove(found[-1])
-    return found
+    """A colour for each of up to seven groups: blue and its like for those with interpolation, vermilion's for the others."""
+    left, found = list(COLOURS), {}
+    cool = (BLUE, SKY, GREEN, PURPLE, ORANGE, GREY, VERMILION)
+    warm = (VERMILION, ORANGE, PURPLE, GREY, GREEN, SKY, BLUE)
+    plain = [group[0].config.interpolation.kind == "none" for group in groups]
+    for k in sorted(range(len(groups)), key=lambda k: plain[k]):  # those with interpolation choose first
+        found[k] = next(colour for colour in (warm if plain[k] else cool) if colour in left)
+        left.remove(found[k])
+    return [found[k] for k in range(len(groups))]
 
 
 def _plain(run: Run) -> TrainConfig:
@@ -217,14 +231,12 @@ def _plain(run: Run) -> TrainConfig:
 
 
 def _band(
-    axis: Axes, group: Sequence[Run], what: str, colour: str, label: str, style: str = "-"
-) -> tuple[float, float, str, str] | None:
-    """Draw the mean over a group and the range; returns the label for the line's end. None without such images."""
-    found = [values for run in group if (values := records.series(run, what)[1])]
-    if not found:
-        return None
-    length = min(map(len, found))
-    each, at = 100 * np.array([f[:length] for f in found]), [m["epoch"] for m in group[0].metrics[:length]]
+    axis: Axes, group: Sequence[Run], key: str, colour: str, label: str, style: str = "-"
+) -> tuple[float, float, str, str]:
+    """Draw the mean over a group and the range of one of the metrics; returns the label for the line's end."""
+    length = min(len(run.metrics) for run in group)
+    each = 100 * np.array([[m[key] for m in run.metrics[:length]] for run in group])
+    at = [m["epoch"] for m in group[0].metrics[:length]]
     axis.plot(at, each.mean(0), style, color=colour, label=label)
     if len(each) > 1:
         axis.fill_between(at, each.min(0), each.max(0), color=colour, alpha=0.15, linewidth=0)
@@ -235,52 +247,46 @@ def _band(
 def interpolation(runs: Sequence[Run]) -> Figure:
     """Robust accuracy of each method with and without PIAT, with 95 % intervals (He et al. 2023, Fig. 3).
 
-    AutoAttack where both of a method's were measured under it, else the strongest attack measured on all runs.
+    AutoAttack where both of every method were measured under it, else the strongest attack measured on all runs.
     """
-    pairs: dict[str, dict[str, list[Run]]] = {}
-    for label, group in records.grouped(runs).items():
-        kind = group[0].config.interpolation.kind
-        if kind in ("none", "piat") and (group[0].config.ema, group[0].config.swa) == (None, None):
-            name = label.replace(method_name(group[0].config), method_name(_plain(group[0])), 1)
-            pairs.setdefault(name, {})[kind] = group
-    pairs = {name: pair for name, pair in pairs.items() if len(pair) == 2}
-    every = [run for pair in pairs.values() for group in pair.values() for run in group]
+    pairs = records.paired(runs)
+    every = [run for pair in pairs.values() for group in pair for run in group]
     if not every:
         raise InputError("no method has runs with and without PIAT; give both")
-    has_aa = all(any(r.figures("aa") for r in group) for pair in pairs.values() for group in pair.values())
+    has_aa = all(any(run.figures("aa") for run in group) for pair in pairs.values() for group in pair)
     attack = "aa" if has_aa else records.strongest(every)
     if attack is None:
         raise InputError("no attack was measured on all runs; evaluate them with the same --attacks")
     figure, axis = canvas(6.5, 0.55 * len(pairs) + 1)
-    used: list[Run] = []
-    for row, (_, pair) in enumerate(reversed(pairs.items())):
-        for kind, colour, shift in (("none", WITHOUT, 0.2), ("piat", WITH, -0.2)):
-            group = [run for run in pair[kind] if run.figures(attack)]
-            value, low, high = (100 * v for v in records.accuracy(group, attack) or (0, 0, 0))
+    used: list[list[Run]] = []
+    for row, pair in enumerate(reversed(pairs.values())):
+        for group, colour, shift in zip(pair, (WITHOUT, WITH), (0.2, -0.2), strict=True):
+            used.append([run for run in group if run.figures(attack)])
+            value, low, high = (100 * v for v in records.accuracy(used[-1], attack) or (np.nan,) * 3)
             axis.barh(row + shift, value, 0.36, color=colour, alpha=0.85)
             axis.plot([low, high], [row + shift] * 2, color="#222222", linewidth=1)
             axis.annotate(f"{value:.1f}", (high, row + shift), (4, 0), textcoords="offset points", va="center")
-            used += group
     axis.set(yticks=range(len(pairs)), yticklabels=list(reversed(pairs)), xlabel=f"{attack_name(attack)} accuracy (%)")
     axis.set_xlim(0, min(112, max(t.xy[0] for t in axis.texts) * 1.15 + 1))
     axis.grid(axis="y", visible=False)
-    top = len(pairs) - 1
     for text, shift in (("without PIAT", 0.2), ("with PIAT", -0.2)):
-        axis.text(0.5, top + shift, text, va="center", color="white", fontsize=8)
-    figure.set_label(f"{attack_name(attack)} accuracy on {images_of(used, attack)} of {data(used)}; {interval(used)}.")
+        axis.text(0.5, len(pairs) - 1 + shift, text, va="center", color="white", fontsize=8)
+    figure.set_label(f"{attack_name(attack)} accuracy on {tested(used, attack)}.")
     return figure
 
 
-def images_of(runs: Sequence[Run], attack: str) -> str:
-    """'400 test images', of those runs."""
+def tested(groups: Sequence[Sequence[Run]], attack: str) -> str:
+    """'400 test images of digits, Linf eps 0.15; seeds 0, 1, 95 % intervals over seeds (Student's t), last checkpoint'."""
+    runs = [run for group in groups for run in group]
     counts = sorted({f["n"] for run in runs if (f := run.figures(attack))})
-    return f"{' or '.join(f'{n:,}' for n in counts)} test images"
+    images = f"{' or '.join(f'{n:,}' for n in counts)} test images of {data(runs)}"
+    return f"{images}; {seeds(runs)}, 95 % intervals {records.intervals(groups)}, last checkpoint"
 
 
-def interval(runs: Sequence[Run]) -> str:
-    """What the error bars of groups of these runs are."""
-    over = "over seeds (Student's t)" if len({run.config.seed for run in runs}) > 1 else "of one model (Wilson)"
-    return f"{seeds(runs)}, 95 % intervals {over}, last checkpoint"
+def usual(law: InterpolationConfig) -> bool:
+    """Whether an interpolation differs from the paper's at most in a constant lam."""
+    same = dataclasses.replace(InterpolationConfig(), kind=law.kind, constant=law.constant)
+    return law.kind == "none" or law == (same if law.kind == "constant" else InterpolationConfig())
 
 
 def schedule(run: Run) -> str:
@@ -292,31 +298,29 @@ def schedule(run: Run) -> str:
 @styled
 def lambdas(runs: Sequence[Run]) -> Figure:
     """Schedules of lam, and the robust accuracy after each (He et al. 2023, Fig. 4): a dot a seed, mean and interval."""
-    by_law: dict[str, list[Run]] = {}
-    method = next((r.config.method for r in runs if r.config.interpolation.kind == "constant"), runs[0].config.method)
-    default = {"bn": "interpolate"}
-    for run in runs:
-        copies = (run.config.ema, run.config.swa) != (None, None) or run.config.interpolation.bn != default["bn"]
-        if run.config.method == method and not copies:
-            by_law.setdefault(schedule(run), []).append(run)
+    groups = records.varied(runs, *records.LAW)
+    by_law = {schedule(group[0]): group for group in groups if usual(group[0].config.interpolation)}
     if len(by_law) < 3:
-        raise InputError("fewer than three schedules of lam among these runs; `piat study lambda` makes them")
+        raise InputError(
+            "fewer than three schedules of lam among runs that share all else; `piat study lambda` makes them"
+        )
     by_law = dict(sorted(by_law.items(), key=lambda one: float("inf") if one[0] == "g(n)" else float(one[0])))
-    used = [run for group in by_law.values() for run in group]
+    groups = list(by_law.values())
     figure, (top, bottom) = canvas(6.5, 6, 2, height_ratios=(2, 3))
-    colours = {name: WITH if name == "g(n)" else GREY for name in by_law}
-    for name, group in by_law.items():
-        lam = [m["lam"] for m in group[0].metrics]
-        top.plot([m["epoch"] for m in group[0].metrics], lam, color=colours[name], label=name)
-    lasts = [(g[0].metrics[-1]["epoch"], g[0].metrics[-1]["lam"], name, colours[name]) for name, g in by_law.items()]
+    shades = [WITH if name == "g(n)" else GREY for name in by_law]
+    lasts = []
+    for colour, (name, group) in zip(shades, by_law.items(), strict=True):
+        at, lam = ([m[key] for m in group[0].metrics] for key in ("epoch", "lam"))
+        top.plot(at, lam, color=colour, label=name)
+        lasts.append((at[-1], lam[-1], name, colour))
     top.set(xlabel="epoch", ylabel="λ", ylim=(-0.03, 1))
     whole_epochs(top)
     ends(top, lasts)
-    attack = _dots(bottom, list(by_law.values()), list(range(len(by_law))), [colours[name] for name in by_law])
+    attack = _dots(bottom, groups, list(range(len(groups))), shades)
     bottom.set(xticks=range(len(by_law)), xticklabels=[f"λ = {name}" for name in by_law])
     figure.set_label(
-        f"Above, λ by epoch; below, {attack_name(attack)} accuracy of {method_name(_plain(used[0]))} on "
-        f"{images_of(used, attack)} of {data(used)}; dots are runs, bars mean and {interval(used)}."
+        f"Above, λ by epoch; below, {attack_name(attack)} accuracy of {method_name(_plain(groups[0][0]))} on "
+        f"{tested(groups, attack)}; dots are runs, bars their mean."
     )
     return figure
 
@@ -324,21 +328,18 @@ def lambdas(runs: Sequence[Run]) -> Figure:
 @styled
 def mus(runs: Sequence[Run]) -> Figure:
     """Clean and robust accuracy against mu, the weight of NMSE (He et al. 2023, Fig. 5): a dot a seed, mean and interval."""
-    by_mu: dict[float, list[Run]] = {}
-    for run in runs:
-        if run.config.method == "nmse" and run.config.interpolation.kind == "piat":
-            by_mu.setdefault(float(run.config.method_args.get("mu", 5)), []).append(run)
+    nmse = [run for run in runs if run.config.method == "nmse"]
+    by_mu = {float(g[0].config.method_args.get("mu", 5)): g for g in (records.varied(nmse, "mu") if nmse else ())}
     if len(by_mu) < 2:
-        raise InputError("fewer than two weights mu of PIAT+NMSE among these runs; `piat study mu` makes them")
-    used, weights = [run for group in by_mu.values() for run in group], sorted(by_mu)
-    figure, axes = canvas(5.5, 5, 2, sharex=True)
+        raise InputError("fewer than two weights mu of NMSE among runs that share all else; `piat study mu` makes them")
+    weights = sorted(by_mu)
     groups = [by_mu[mu] for mu in weights]
+    figure, axes = canvas(5.5, 5, 2, sharex=True)
     _dots(axes[0], groups, weights, [BLUE] * len(groups), "clean")
     attack = _dots(axes[1], groups, weights, [VERMILION] * len(groups))
     axes[1].set(xlabel="μ, weight of NMSE", xticks=weights)
-    figure.set_label(
-        f"PIAT+NMSE on {images_of(used, attack)} of {data(used)}; dots are runs, bars mean and {interval(used)}."
-    )
+    name = method_name(groups[0][0].config)
+    figure.set_label(f"{name} on {tested(groups, attack)}; dots are runs, bars their mean.")
     return figure
 
 
@@ -377,8 +378,9 @@ def gaps(runs: Sequence[Run]) -> Figure:
         axis.set(xlabel=f"{note} (points)", ylim=(-0.7, len(groups) - 0.3))
         axis.axvline(0, color="#444444", linewidth=0.8)
     axes[0].set(yticks=range(len(groups)), yticklabels=list(reversed(groups)))
+    counts = " or ".join(f"{count:,}" for count in sorted({run.config.holdout for run in runs}))
     figure.set_label(
-        f"Of PGD-10 accuracy on {runs[0].config.holdout:,} held-out images of {data(runs)}; {seeds(runs)}; blue with "
+        f"Of PGD-10 accuracy on {counts} held-out images of {data(runs)}; {seeds(runs)}; blue with "
         "interpolation, vermilion without; dots are runs, ticks their mean."
     )
     return figure
@@ -401,16 +403,10 @@ def scatter(runs: Sequence[Run]) -> Figure:
         labels.append((x, y, label, colour))
         right = max(right, across[1])
     axis.set(xlabel="clean accuracy (%)", ylabel=f"{attack_name(attack)} accuracy (%)")
-    low, high = axis.get_ylim()
-    ordered = sorted(labels, key=lambda one: one[1])
-    gap = (high - low) * 0.17 / figure.get_figheight()
-    for y, (x, at, text, colour) in zip(spread([o[1] for o in ordered], gap, high), ordered, strict=True):
-        axis.plot([x, right + 0.02 * (right - axis.get_xlim()[0])], [at, y], color=colour, linewidth=0.4, alpha=0.5)
-        where = (right + 0.025 * (right - axis.get_xlim()[0]), y)
-        axis.annotate(text, where, color=colour, va="center", fontsize=8, annotation_clip=False, parse_math=False)
+    ends(axis, labels, at=right + 0.02 * (right - axis.get_xlim()[0]))
     figure.set_label(
-        f"Clean and {attack_name(attack)} accuracy on {images_of(runs, attack)} of {data(runs)}; {interval(runs)}; blue "
-        "with interpolation, vermilion without."
+        f"Clean and {attack_name(attack)} accuracy on {tested(list(groups.values()), attack)}; blue with interpolation, "
+        "vermilion without."
     )
     return figure
 
@@ -432,7 +428,7 @@ def landscape(surfaces: dict[str, Surface]) -> Figure:
         solid: Any = figure.add_subplot(2, len(surfaces), column, projection="3d")
         solid.plot_surface(down, across, losses, cmap="viridis", vmin=low, vmax=high, linewidth=0, rasterized=True)
         solid.set(zlim=(0, high), xlabel="along d₁", ylabel="along d₂")
-        solid.set_title(f"{label}: adversarial loss", parse_math=False)
+        solid.set_title(f"{label}: adversarial loss")
         flat = figure.add_subplot(2, len(surfaces), len(surfaces) + column)
         flat.contourf(at, at, losses.T, levels=levels, cmap="viridis", vmin=low, vmax=high, extend="both")
         lines = flat.contour(at, at, losses.T, levels=levels, colors="white", linewidths=0.6)
@@ -444,7 +440,7 @@ def landscape(surfaces: dict[str, Surface]) -> Figure:
     length = "of each filter's own length (Li et al. 2018)" if first.filterwise else "as long as the weights"
     figure.set_label(
         f"Cross-entropy on {first.n} test images, attacked anew at every point (PGD-{first.steps}, {first.threat_model}), "
-        f"at the weights + a d₁ + b d₂; d₁ and d₂ are random directions (seed {first.seed}) {length}, the same for all; "
+        f"at the weights + a d₁ + b d₂; d₁ and d₂ are random directions {length}, drawn with seed {first.seed} for each; "
         "contours rise by a constant factor; the cross is the trained model."
     )
     return figure
@@ -476,10 +472,10 @@ def images(shown: Examples, label_names: Sequence[str], title: str = "") -> Figu
                 seen = int(shown.predicted[k, row // 2])
                 right = seen == int(shown.y[k])
                 words = f"{label_names[seen]} {'✓' if right else '✗'}"
-                axis.set_title(words, color="black" if right else VERMILION, parse_math=False)
+                axis.set_title(words, color="black" if right else VERMILION)
     for axis, words in zip(grid[:, 0], ("clean", f"perturbation x {factor}", "adversarial"), strict=True):
         axis.set_ylabel(words)
-    figure.suptitle(title, fontsize=9, parse_math=False)
+    figure.suptitle(title, fontsize=9)
     figure.set_label(
         f"The first {count} test images; {shown.attack}. The perturbation is magnified {factor} times about grey; above "
         "each image is what the model sees, ✓ where that is its class."

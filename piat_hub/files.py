@@ -14,6 +14,7 @@ from typing import Any
 
 from piat_hub.config import Broken, InputError, ThreatModel, from_dict, printable
 
+METRICS = {"epoch", "lam", "lr", "train_loss", "train_pgd10_acc", "holdout_clean_acc", "holdout_pgd10_acc"}
 LONGEST = 16 * 2**20  # bytes; none of our JSON files comes near it
 WIDEST = 2048  # pixels a side of what a config may call an image
 
@@ -132,11 +133,14 @@ def read_lines(path: Path, *, strict: bool = True) -> list[dict[str, Any]]:
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl. InputError for a damaged or missing one: timing.jsonl has their checksums."""
-    path = directory / "metrics.jsonl"
-    lines, timing = read_lines(path), read_lines(directory / "timing.jsonl", strict=False)
+    path = own(directory, "metrics.jsonl")
+    lines, timing = read_lines(path), read_lines(own(directory, "timing.jsonl"), strict=False)
     for epoch, known in ((line["epoch"], line["metrics"]) for line in timing if "metrics" in line):
         if epoch > len(lines) or checksum(lines[epoch - 1]) != known:
             raise InputError(damaged(path, epoch, "its content is not what its checksum says"))
+    for number, line in enumerate(lines, 1):
+        if not line.keys() >= METRICS or not all(v is None or type(v) in (int, float) for v in line.values()):
+            raise InputError(damaged(path, number, f"it must have {', '.join(sorted(METRICS))}, all of them numbers"))
     return lines
 
 

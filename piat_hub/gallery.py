@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from piat_hub import data, figures, probes, records, request
-from piat_hub.config import EvalConfig, InputError, TrainConfig, from_dict
-from piat_hub.evaluation import device_of, verdict_mode
-from piat_hub.files import read_json, sealed, whole_file
+from piat_hub.config import Broken, EvalConfig, InputError, TrainConfig, from_dict
+from piat_hub.evaluation import class_count, device_of, verdict_mode
+from piat_hub.files import own, read_json, sealed, whole_file
 from piat_hub.records import Run
 
 FROM_RECORDS: dict[str, Callable[[Sequence[Run]], Figure]] = {
@@ -86,6 +88,7 @@ def opened(run: Run, n: int, dataset: str | None) -> tuple[Any, data.Split]:
     model: Any = request.load_model(str(run.directory))[0]
     trained = from_dict(TrainConfig, model.piat)
     split = request.evaluation_data(str(run.directory), EvalConfig(n=n, dataset=dataset), trained)
+    class_count(model, split)  # or InputError: images of another kind
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, split.to(device_of(model))
 
@@ -99,18 +102,20 @@ def surface(
     run: Run, filterwise: bool, dataset: str | None = None, on_point: Callable[[], Any] = lambda: None
 ) -> probes.Surface:
     """The run's loss landscape: from RUN/landscape.json where it was measured on these weights, else measured and kept there."""
-    path = run.directory / f"landscape{'-filterwise' if filterwise else ''}.json"
+    path = own(run.directory, f"landscape{'-filterwise' if filterwise else ''}.json")
     model, split = opened(run, IMAGES["landscape"], dataset)
     of = SETTINGS | {"weights_sha256": request.weights_digest(model), "images_sha256": split.digest()}
     try:
         kept = read_json(path)
-        if kept.pop("of") == of:
+        side = len(kept["at"])
+        if kept.pop("of") == of and np.array(kept["losses"], dtype=float).shape == (side, side):
             return probes.Surface(**kept)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none yet, or one that is damaged: it is measured anew
     with verdict_mode(model) as exact:
         threat = run.config.threat_model
         found = probes.surface(exact, *whole(split), threat, filterwise=filterwise, on_point=on_point, **SETTINGS)
-    with whole_file(path) as scratch:
-        scratch.write_text(json.dumps(sealed({"of": of} | dataclasses.asdict(found))) + "\n", encoding="utf-8")
+    text = json.dumps(sealed({"of": of} | dataclasses.asdict(found))) + "\n"
+    with contextlib.suppress(Broken), whole_file(path) as scratch:  # one that cannot be kept can still be drawn
+        scratch.write_text(text, encoding="utf-8")
     return found

@@ -7,26 +7,36 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import t as student
 
 from piat_hub import card, methods
-from piat_hub.config import InputError, ThreatModel, TrainConfig, flat, to_dict
+from piat_hub.config import DATASETS, InputError, InterpolationConfig, ThreatModel, TrainConfig, flat, to_dict
 from piat_hub.files import read_metrics
 from piat_hub.published import PAPER_ATTACKS, paper
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory read: `results` by checkpoint as `card.measured` gives them; the configuration as strangers may see it."""
+    """A run directory read: its configuration as strangers may see it, and its results as `card.measured` gives them.
+
+    `results` are those of the test split of its own data under its own threat model, `elsewhere` all others.
+    """
 
     directory: Path
     config: TrainConfig
     metrics: list[dict[str, Any]]
     results: dict[str, dict[str, Any]]
+    elsewhere: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def benchmark(self) -> str:
+        """The data and threat model it was trained for, such as 'digits, Linf eps 0.15'."""
+        size = f" at {self.config.img_size} pixels" if self.config.img_size else ""
+        return f"{self.config.dataset}{size}, {self.config.threat_model}"
 
     def figures(self, attack: str, beside: str | None = None) -> dict[str, Any] | None:
         """accuracy, correct, n and ci95 of the last weights under this attack, or None: on the run's own images first.
@@ -44,13 +54,18 @@ def read(directory: str | Path) -> Run:
     metrics = read_metrics(path)
     if not metrics:
         raise InputError(f"{path} has no metrics.jsonl with an epoch in it; train it first")
-    return Run(path, config, metrics, card.measured(path))
+    found = card.measured(path)
+    asked = to_dict(config.threat_model), config.dataset, "test"
+    of = {k: (r["threat_model"], r["dataset"]["name"], r["dataset"]["split"]) for k, r in found.items()}
+    own, other = ({k: r for k, r in found.items() if (of[k] == asked) == same} for same in (True, False))
+    return Run(path, config, metrics, own, other)
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs by label, those of one configuration under all its seeds together, in the order of their first one.
 
     A label is the method's name; where that is the same for several configurations, what they differ in is added.
+    InputError for two runs of one configuration and seed.
     """
     settings = [_settings(run.config) for run in runs]
     labels = [card.method_name(run.config) for run in runs]
@@ -58,24 +73,64 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run, setting, label in zip(runs, settings, labels, strict=True):
         alike = [other for other, name in zip(settings, labels, strict=True) if name == label]
         differ = [key for key in setting if any(other.get(key) != setting[key] for other in alike)]
-        groups.setdefault(", ".join([label, *(f"{key} {setting[key]}" for key in differ)]), []).append(run)
+        group = groups.setdefault(", ".join([label, *(f"{key} {setting[key]}" for key in differ)]), [])
+        if twin := next((other for other in group if other.config.seed == run.config.seed), None):
+            raise InputError(f"{twin.directory} and {run.directory} are one configuration and seed; give one of them")
+        group.append(run)
     return groups
 
 
+def varied(runs: Sequence[Run], *keys: str) -> list[list[Run]]:
+    """The groups of runs that differ in these settings alone; of several such sets the one with the most groups."""
+    sets: dict[tuple[Any, ...], list[list[Run]]] = {}
+    for group in grouped(runs).values():
+        rest = tuple((k, str(v)) for k, v in _settings(group[0].config).items() if k not in keys)
+        sets.setdefault(rest, []).append(group)
+    return max(sets.values(), key=len)
+
+
+LAW = ("kind", "constant", *"abcd", "start_epoch", "bn")  # what `_settings` says of interpolation
+
+
+def paired(runs: Sequence[Run]) -> dict[str, tuple[list[Run], list[Run]]]:
+    """(runs without interpolation, runs with the paper's) that differ in nothing else, by the label of the former."""
+    piat = [run for run in runs if run.config.interpolation == InterpolationConfig()]
+    plain = [run for run in runs if run.config.interpolation.kind == "none"]
+
+    def rest(run: Run) -> dict[str, Any]:
+        return {k: v for k, v in _settings(run.config).items() if k not in LAW}
+
+    pairs = {label: (group, [r for r in piat if rest(r) == rest(group[0])]) for label, group in grouped(plain).items()}
+    return {label: pair for label, pair in pairs.items() if pair[1]}
+
+
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    """All of a configuration but its seed, flat, with the method's defaults."""
+    """All of a configuration but its seed and recipe, flat, with the method's defaults, without what has no effect."""
     method = dataclasses.asdict(methods.get(config.method)(**config.method_args))  # type: ignore[call-overload]
     values = to_dict(config) | {"method_args": method}
-    return {key.rpartition(".")[2]: value for key, value in flat(values).items() if key not in ("seed", "recipe")}
+    law = config.interpolation.kind
+    idle = {"none": LAW[1:], "piat": ("constant",), "constant": ("a", "b", "c", "d")}[law]
+    named = {key.rpartition(".")[2]: value for key, value in flat(values).items()}
+    return {key: value for key, value in named.items() if key not in ("seed", "recipe", *idle)}
 
 
-def series(run: Run, what: str) -> tuple[str, list[float] | None]:
-    """(the images, accuracy per epoch) of "clean" or "pgd10": on test images where those were tracked, else held out."""
-    for images, words in (("test", "1,000 test images"), ("holdout", f"{run.config.holdout:,} held-out images")):
-        values = [m.get(f"{images}_{what}_acc") for m in run.metrics]
-        if all(v is not None for v in values):
-            return words, [float(v) for v in values if v is not None]
-    return "no images", None
+def tracked(runs: Iterable[Run]) -> str:
+    """Whose curves all these runs have: "test" where test images were tracked in every epoch, else "holdout".
+
+    InputError where a run has neither.
+    """
+    for images in ("test", "holdout"):
+        if all(
+            m.get(f"{images}_{what}_acc") is not None for r in runs for m in r.metrics for what in ("clean", "pgd10")
+        ):
+            return images
+    raise InputError("a run has no held-out images; train with --holdout above 0, or with --track-test")
+
+
+def images(runs: Sequence[Run]) -> str:
+    """Those images in words."""
+    counts = " or ".join(f"{count:,}" for count in sorted({run.config.holdout for run in runs}))
+    return "the first 1,000 test images (or all there are)" if tracked(runs) == "test" else f"{counts} held-out images"
 
 
 def robust_gap(metrics: Sequence[dict[str, Any]]) -> float | None:
@@ -122,11 +177,17 @@ def accuracy(runs: Iterable[Run], attack: str, beside: str | None = None) -> tup
     return mean, max(0.0, low), min(1.0, high)
 
 
-def attacks(runs: Iterable[Run]) -> list[str]:
-    """The attacks that were measured on every run, "clean" first, then in the order of the first run's results."""
-    every = [list(dict.fromkeys(a for results in run.results.values() for a in results["attacks"])) for run in runs]
-    common = [a for a in every[0] if all(a in other for other in every)] if every else []
-    return sorted(common, key=lambda attack: attack != "clean")
+def intervals(groups: Iterable[Sequence[Run]]) -> str:
+    """What the intervals of `accuracy` are for these groups, in words."""
+    several = {len(group) > 1 for group in groups}
+    words = {True: "over seeds (Student's t)", False: "of one model (Wilson)"}
+    return words[several.pop()] if len(several) == 1 else f"{words[True]}, {words[False]} where there is one"
+
+
+def attacks(runs: Sequence[Run]) -> list[str]:
+    """The attacks that the last weights of every run were measured under, "clean" first, then in the order of the results."""
+    known = dict.fromkeys(a for run in runs for results in run.results.values() for a in results["attacks"])
+    return sorted((a for a in known if all(run.figures(a) for run in runs)), key=lambda attack: attack != "clean")
 
 
 def strongest(runs: Sequence[Run]) -> str | None:
@@ -147,8 +208,10 @@ def beside(config: TrainConfig, table: str = "") -> dict[str, float]:
     {} where it has none, and for all but the paper's own data under its threat model: a copy that is not pixel-equal is
     another benchmark.
     """
-    averages = (config.ema, config.swa, config.awp) != (None, None, None) or config.interpolation.kind == "constant"
-    if config.dataset not in ("cifar10", "cifar100", "svhn") or config.threat_model != ThreatModel() or averages:
+    others = (config.ema, config.swa, config.awp, config.img_size) != (
+        None,
+    ) * 4 or config.interpolation.kind == "constant"
+    if config.dataset not in DATASETS or config.threat_model != ThreatModel() or others:
         return {}
     model = config.backbone.removeprefix("cifar_").replace("_", "-"), config.dataset
     asked = *model, config.method, config.interpolation.kind
@@ -162,8 +225,16 @@ def beside(config: TrainConfig, table: str = "") -> dict[str, float]:
 
 
 def benchmarks(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs by the data and threat model they are measured with, such as 'digits, Linf eps 0.15': only these compare."""
+    """The runs by benchmark: only those of one compare. InputError where two had other images by the same name."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(f"{run.config.dataset}, {run.config.threat_model}", []).append(run)
+        found.setdefault(run.benchmark, []).append(run)
+    for name, group in found.items():
+        seen: dict[int, tuple[str, Path]] = {}
+        for run in group:
+            for results in run.results.values():
+                digest, n = results.get("images_sha256", ""), results["dataset"]["n"]
+                known, where = seen.setdefault(n, (digest, run.directory))
+                if known != digest:
+                    raise InputError(f"{where} and {run.directory} were measured on other images, both called {name}")
     return found

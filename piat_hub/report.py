@@ -52,7 +52,7 @@ def render(runs: Sequence[Run], drawn: Mapping[str, Sequence[Drawn]]) -> str:
                 "name": name,
                 "attacks": columns(group),
                 "groups": configurations(group),
-                "rows": [row for run in group for row in measured(run)],
+                "rows": table(group),
                 "pairs": pairs(group),
                 "pictures": pictures,
                 "left_out": [one for one in drawn.get(name, ()) if one.figure is None],
@@ -60,7 +60,9 @@ def render(runs: Sequence[Run], drawn: Mapping[str, Sequence[Drawn]]) -> str:
         )
     return template.render(
         benchmarks=benchmarks,
-        runs=[about(run) for run in runs],
+        runs=(told := [about(run) for run in runs]),
+        environment=list(dict.fromkeys(name for one in told for name in one["environment"])),
+        elsewhere=elsewhere(runs),
         differing=differing(runs),
         date=datetime.date.today().isoformat(),
         version=piat_hub.__version__,
@@ -93,17 +95,50 @@ def columns(runs: Sequence[Run]) -> list[str]:
 
 
 def measured(run: Run) -> list[dict[str, Any]]:
-    """A row for each results file of a run, then the paper's own row where the data are the paper's."""
-    name = f"{card.method_name(run.config)}, seed {run.config.seed}"
-    rows: list[dict[str, Any]] = [
-        {"name": name, "run": str(run.directory), "what": key, "n": found["dataset"]["n"], "attacks": found["attacks"]}
+    """A row for each results file of a run, on its own test images under its own threat model."""
+    about = {"name": named(run), "run": place(run)}
+    rows = [
+        about | {"what": key, "n": found["dataset"]["n"], "attacks": found["attacks"]}
         for key, found in run.results.items()
     ]
-    published = records.beside(run.config)
-    if published:
-        cells = {attack: {"accuracy": published[attack]} for attack in PAPER_ATTACKS.values() if attack in published}
-        rows.append({"name": f"{card.method_name(run.config)}, as published", "run": "", "attacks": cells})
-    return rows or [{"name": name, "run": str(run.directory), "what": "not evaluated", "n": "", "attacks": {}}]
+    return rows or [about | {"what": "not evaluated", "n": "", "attacks": {}}]
+
+
+def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The rows of all runs, each method's own row in the paper after its last run where the data are the paper's."""
+    rows = []
+    for group in records.grouped(runs).values():
+        rows += [row for run in group for row in measured(run)]
+        if published := records.beside(group[0].config):
+            cells = {
+                attack: {"accuracy": published[attack]} for attack in PAPER_ATTACKS.values() if attack in published
+            }
+            rows.append({"name": f"{card.method_name(group[0].config)}, as published", "run": "", "attacks": cells})
+    return rows
+
+
+def elsewhere(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What was measured on other images or under another threat model than the run's own: a row each, with the question."""
+    rows = []
+    for run in runs:
+        for key, found in run.elsewhere.items():
+            threat, where = found["threat_model"], found["dataset"]
+            question = f"{where['name']} ({where['split']}), {threat['norm']} eps {threat['eps']}"
+            for attack, figures in found["attacks"].items():
+                rows.append(
+                    {"name": named(run), "run": place(run), "what": key, "on": question, "attack": attack} | figures
+                )
+    return rows
+
+
+def named(run: Run) -> str:
+    """'PIAT+NMSE, seed 0'."""
+    return f"{card.method_name(run.config)}, seed {run.config.seed}"
+
+
+def place(run: Run) -> str:
+    """The run's directory as it was named; of a path from the root only the last part."""
+    return run.directory.name if run.directory.is_absolute() else str(run.directory)
 
 
 def configurations(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -119,15 +154,16 @@ def configurations(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def pairs(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each run paired image by image with the first, where both were measured on the same images; at most ten runs."""
+    """Each run paired image by image with the first, where both were measured on the same images."""
     found = []
-    for run in runs[1:10]:
+    for run in runs[1:]:
+        if not all("last" in one.results for one in (runs[0], run)):
+            continue
         try:
             compared = results.compare(runs[0].directory, run.directory)
         except InputError:
             continue
-        names = [f"{card.method_name(r.config)}, seed {r.config.seed}" for r in (runs[0], run)]
-        found += [{"a": names[0], "b": names[1]} | dataclasses.asdict(one) for one in compared]
+        found += [{"a": named(runs[0]), "b": named(run)} | dataclasses.asdict(one) for one in compared]
     return found
 
 
@@ -136,7 +172,7 @@ def about(run: Run) -> dict[str, Any]:
     latest = next(iter(run.results.values()), {})
     return {
         "title": card.title(run.config),
-        "directory": str(run.directory),
+        "directory": place(run),
         "seed": run.config.seed,
         "command": card.command(run.config),
         "config": flat(to_dict(run.config)),

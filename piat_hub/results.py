@@ -225,7 +225,8 @@ def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
     """The Wilson score interval of a proportion (Wilson 1927), 95 % by default; both ends in [0, 1]."""
     p, zz = correct / n, z * z
     middle, half = p + zz / (2 * n), z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
-    return max(0.0, (middle - half) / (1 + zz / n)), min(1.0, (middle + half) / (1 + zz / n))
+    low, high = (middle - half) / (1 + zz / n), (middle + half) / (1 + zz / n)
+    return max(0.0, low) if correct else 0.0, min(1.0, high) if correct < n else 1.0  # exact where rounding is not
 
 
 @dataclass(frozen=True)

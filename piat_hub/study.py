@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import statistics
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from piat_hub import card, data, methods, recipes, records, run
-from piat_hub.config import InputError, StudyOptions, TrainConfig, flags, lookup
+from piat_hub import card, data, evaluation, methods, recipes, records, run
+from piat_hub.config import InputError, StudyOptions, TrainConfig, flags, lookup, to_dict
 from piat_hub.files import whole_file
 from piat_hub.published import PAPER_ATTACKS, paper
 
@@ -138,10 +139,11 @@ def default_attacks(name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a sweep."""
+    """One run of a sweep, to be evaluated on the first n test images."""
 
     directory: Path
     config: TrainConfig
+    n: int
 
     @property
     def log(self) -> Path:
@@ -154,6 +156,11 @@ class Member:
         metrics = self.directory / "metrics.jsonl"
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
+    @property
+    def trained(self) -> bool:
+        """Whether its training came to its end, of which the card is the last that is written."""
+        return self.epochs >= self.config.epochs and (self.directory / "README.md").exists()
+
 
 @dataclass(frozen=True)
 class Done:
@@ -163,49 +170,66 @@ class Done:
     failed: str = ""
 
 
+@dataclass(frozen=True)
+class Busy:
+    """Another process is at work on a member; the sweep comes back to it."""
+
+    member: Member
+
+
 def output(bases: Sequence[TrainConfig], options: StudyOptions) -> Path:
     """The directory of the table: as asked, else runs/study, with the recipe's name where there is one."""
     return Path(options.output or (f"runs/study/{bases[0].recipe}" if len(bases) == 1 else "runs/study"))
 
 
-def members(name: str, bases: Sequence[TrainConfig], options: StudyOptions) -> list[Member]:
-    """The runs of a study. InputError, before anything runs, where one of their directories holds another run."""
+def members(name: str, bases: Sequence[TrainConfig], attacks: Sequence[str], options: StudyOptions) -> list[Member]:
+    """The runs of a study. InputError, before anything runs, for what training or evaluation would refuse later."""
     sweep, found = lookup("study", name, STUDIES), []
-    for base in bases:
+    for base in map(run.settled, bases):
         home = output(bases, options) / (base.recipe if len(bases) > 1 else "")
-        for key, config in sweep(run.settled(base)).items():
-            for seed in range(base.seed, base.seed + options.seeds):
-                member = Member(home / f"{key}-{seed}", dataclasses.replace(config, seed=seed))
-                _refuse_another(member)
-                found.append(member)
+        configs = {
+            home / f"{key}-{seed}": dataclasses.replace(config, seed=seed)
+            for key, config in sweep(base).items()
+            for seed in range(base.seed, base.seed + options.seeds)
+        }
+        for directory, config in configs.items():
+            _refuse_another(directory, config)
+        columns = base.image_column, base.label_column
+        test = data.load(base.dataset, "test", *columns, base.img_size).first(options.n)
+        for attack in attacks:
+            evaluation.suite(attack, base.threat_model, len(test.label_names))
+        found += [Member(directory, config, len(test)) for directory, config in configs.items()]
+    each = [to_dict(dataclasses.replace(member.config, recipe="")) for member in found]
+    if any(one in each[:k] for k, one in enumerate(each)):
+        raise InputError(f"{' and '.join(b.recipe for b in bases)} are the same under these flags; name one RECIPE")
     return found
 
 
-def _refuse_another(member: Member) -> None:
-    run.check_output(member.directory)
-    if (member.directory / "config.json").exists():
-        trained, asked = card.read(member.directory)[1], card.public(member.config)
+def _refuse_another(directory: Path, config: TrainConfig) -> None:
+    run.check_output(directory)
+    if (directory / "config.json").exists():
+        trained, asked = card.read(directory)[1], card.public(config)
         if trained != asked:
             words = " ".join(flags(trained, asked) or flags(asked, trained)) or "its method's fields"
-            raise InputError(f"{member.directory} holds another run ({words}); name another --output")
+            raise InputError(f"{directory} holds another run ({words}); name another --output")
 
 
 def next_command(member: Member, attacks: Sequence[str], options: StudyOptions) -> list[str] | None:
     """What brings a member on: its training, then its evaluation; None once both are done."""
     python = [sys.executable, "-m", "piat_hub"]
     threads = [] if torch.cuda.is_available() else ["--threads", str(max(1, data.cores() // jobs(options)))]
-    if member.epochs < member.config.epochs or not (member.directory / "model.safetensors").exists():
+    if not member.trained:
         words = flags(member.config, recipes.get(member.config.recipe))
         words += [word for key, v in member.config.method_args.items() for word in (f"--method.{key}", str(v))]
         resume = ["--resume"] if (member.directory / "config.json").exists() else []
         tracked = ["--track-test"] if options.track_test else []
         place = ["--output", str(member.directory)]
         return [*python, "train", member.config.recipe, *words, *place, *threads, *tracked, *resume]
-    measured = card.measured(member.directory).get("last", {"attacks": {}})
-    if set(attacks) <= set(measured["attacks"]):
+    measured = card.measured(member.directory).get("last")
+    if measured and measured["dataset"]["n"] == member.n and set(attacks) <= set(measured["attacks"]):
         return None
-    n = ["--n", str(options.n)] if options.n else []
-    return [*python, "evaluate", str(member.directory), "--attacks", *attacks, *n, *threads, "--resume"]
+    asked = ["--attacks", *attacks, "--n", str(member.n)]
+    return [*python, "evaluate", str(member.directory), *asked, *threads, "--resume"]
 
 
 def jobs(options: StudyOptions) -> int:
@@ -220,14 +244,14 @@ def devices() -> list[str]:
     return (named.split(",") if named else list(map(str, range(count))))[:count] or [""]
 
 
-def sweep(members: Sequence[Member], attacks: Sequence[str], options: StudyOptions) -> Generator[Done | None]:
+def sweep(members: Sequence[Member], attacks: Sequence[str], options: StudyOptions) -> Generator[Done | Busy | None]:
     """Train and evaluate every member, several at a time; yields Done for each that ends, and None a few times a second.
 
     Each command is a process of its own. While it runs it holds a lock on the member's log, even when this process is
     killed, so a sweep begun again waits for it. Closing the iterator stops them where they can go on.
     """
     waiting, running = deque(members), dict[int, tuple[Member, subprocess.Popen[bytes]]]()
-    gpus = devices()
+    gpus, busy = devices(), set()
     try:
         while waiting or running:
             for slot in set(range(jobs(options))) - set(running):
@@ -241,6 +265,9 @@ def sweep(members: Sequence[Member], attacks: Sequence[str], options: StudyOptio
                     running[slot] = member, process
                 else:
                     waiting.append(member)
+                    if member.directory not in busy:
+                        busy.add(member.directory)
+                        yield Busy(member)
             yield None
             time.sleep(0.2)
             for slot, (member, process) in list(running.items()):
@@ -270,7 +297,7 @@ def start(member: Member, command: Sequence[str], gpu: str) -> subprocess.Popen[
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:  # Windows
             pass
-        except OSError:
+        except BlockingIOError:
             return None
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
@@ -287,9 +314,11 @@ def rows(
 ) -> list[dict[str, Any]]:
     """A row for each group of members that differ by their seed alone: its figures, and what its curves say."""
     gone = {done.member.directory for done in failed}
-    runs = [records.read(member.directory) for member in members if member.directory not in gone]
+    runs = {m.directory: records.read(m.directory) for m in members if m.directory not in gone}
+    reference = dataclasses.replace(members[0].config, seed=0)
+    first = [r for m in members if dataclasses.replace(m.config, seed=0) == reference and (r := runs.get(m.directory))]
     found = []
-    for label, group in records.grouped(runs).items():
+    for label, group in records.grouped(list(runs.values())).items():
         row: dict[str, Any] = {
             "label": label,
             "recipe": group[0].config.recipe,
@@ -297,58 +326,81 @@ def rows(
         }
         row["command"] = card.command(dataclasses.replace(group[0].config, seed=0))
         for attack in attacks:
-            each = [r.figures(attack) for r in group]
-            row[attack] = {"each": [f["accuracy"] for f in each if f], "n": next(f["n"] for f in each if f)}
-            row[attack] |= dict(zip(("mean", "low", "high"), records.accuracy(group, attack) or (), strict=False))
-        for name, of in records.CURVES.items():
+            each = [f for r in group if (f := r.figures(attack))]
+            mean, low, high = records.accuracy(group, attack) or (math.nan,) * 3
+            row[attack] = {
+                "each": [f["accuracy"] for f in each],
+                "n": each[0]["n"],
+                "mean": mean,
+                "low": low,
+                "high": high,
+            }
+        for what, of in records.CURVES.items():
             values = [of(r.metrics) for r in group]
-            row[name] = None if None in values else values
+            row[what] = None if None in values else values
+        row["gain"] = gain(group, first, attacks[-1])
         row["paper"] = records.beside(group[0].config, name.removeprefix("table"))
         found.append(row)
     return found
 
 
-def write(directory: Path, name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str]) -> Path:
+def gain(group: Sequence[records.Run], first: Sequence[records.Run], attack: str) -> tuple[float, float, float] | None:
+    """(mean, low, high) of what a group adds to the first one's accuracy, seed by seed; None for itself, or one seed."""
+    to = {run.config.seed: run for run in first if run.benchmark == group[0].benchmark}
+    pairs = [(run.figures(attack), to[run.config.seed].figures(attack)) for run in group if run.config.seed in to]
+    gains = [a["accuracy"] - b["accuracy"] for a, b in pairs if a and b]
+    return records.mean_interval(gains) if len(gains) > 1 and group[0] not in first else None
+
+
+def write(
+    directory: Path, name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str], failed: Sequence[Done]
+) -> Path:
     """Write NAME.md, the table, and NAME.json, its rows with each seed's figures; returns the table's path."""
-    texts = {"json": json.dumps({"study": name, "rows": rows}, indent=1) + "\n", "md": markdown(name, rows, attacks)}
+    directory.mkdir(parents=True, exist_ok=True)
+    lost = {done.member.directory.name: done.failed for done in failed}
+    texts = {
+        "json": json.dumps({"study": name, "rows": rows, "failed": lost}, indent=1) + "\n",
+        "md": markdown(name, rows, attacks, lost),
+    }
     for suffix, text in texts.items():
         with whole_file(directory / f"{name}.{suffix}") as scratch:
             scratch.write_text(text, encoding="utf-8")
     return directory / f"{name}.md"
 
 
-def markdown(name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str]) -> str:
-    """The study's table: means over seeds with 95 % intervals, the curves' figures in points, the paper's beside ours."""
-    published, several, lines = any(row["paper"] for row in rows), len(rows[0]["seeds"]) > 1, []
+def markdown(name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str], lost: Mapping[str, str]) -> str:
+    """The study's table: means over seeds with 95 % intervals, the curves' figures in points, the paper's beside ours.
+
+    lost: the members that failed, and why.
+    """
+    published, gains, lines = any(row["paper"] for row in rows), any(row["gain"] for row in rows), []
     for row in rows:
         cells = [row["label"], len(row["seeds"])]
         for attack in attacks:
-            figures = row[attack]
-            cells.append(f"{100 * figures['mean']:.2f} [{100 * figures['low']:.2f}, {100 * figures['high']:.2f}]")
+            cells.append(between([row[attack][key] for key in ("mean", "low", "high")], ".2f"))
             if published:
                 cells.append(f"{100 * row['paper'][attack]:.2f}" if attack in row["paper"] else "")
-        cells += [difference(row, rows[0], attacks[-1])] if several else []
+        cells += [between(row["gain"], "+.2f")] if gains else []
         cells += [f"{100 * statistics.fmean(row[c]):.2f}" if row[c] else "" for c in records.CURVES]
         lines.append(cells)
     heads = [h for a in attacks for h in (f"{card.attack_name(a)}, %", *(["paper's"] if published else []))]
-    heads += [f"{card.attack_name(attacks[-1])} minus the first row's, points"] if several else []
+    heads += [f"{card.attack_name(attacks[-1])} minus {rows[0]['label']}'s, points"] if gains else []
     headers = ["", "seeds", *heads, *(f"{c}, points" for c in records.CURVES)]
-    sizes = ", ".join(f"{card.attack_name(a)} on {n}" for a in attacks for n in {row[a]["n"] for row in rows})
-    over = "over seeds (Student's t)" if several else "of one model (Wilson)"
+    sizes = ", ".join(f"{card.attack_name(a)} on {n}" for a in attacks for n in sorted({row[a]["n"] for row in rows}))
+    over = records.intervals([row["seeds"] for row in rows])
     about = (
         f"Study {name}. Test images: {sizes}; 95 % intervals {over}; last checkpoint; curves are of held-out PGD-10."
     )
     text = f"{about}\n\n{tabulate(lines, headers, tablefmt='github', disable_numparse=True)}\n"
+    if lost:
+        text += "\nFailed, and in no row:\n\n" + "".join(f"- {member}: {why}\n" for member, why in lost.items())
     return text if published or not name.startswith("table") else f"{text}\n{published_table(name)}"
 
 
-def difference(row: dict[str, Any], first: dict[str, Any], attack: str) -> str:
-    """'+1.20 [-0.40, 2.80]': the mean over seeds of what a row adds to the first one's accuracy, seed by seed; "" for itself."""
-    if row is first or (row["seeds"], row["recipe"]) != (first["seeds"], first["recipe"]):
-        return ""
-    gains = [a - b for a, b in zip(row[attack]["each"], first[attack]["each"], strict=True)]
-    mean, low, high = (100 * value for value in records.mean_interval(gains))
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+def between(values: Sequence[float] | None, form: str) -> str:
+    """'80.00 [78.00, 82.00]': a mean and its interval in percent; "" for None."""
+    mean, low, high = (f"{100 * value:{form}}" for value in values) if values else ("", "", "")
+    return f"{mean} [{low}, {high}]" if values else ""
 
 
 def published_table(name: str) -> str:

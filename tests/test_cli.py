@@ -83,6 +83,8 @@ BAD = [
     ("figures m --only landscap", "invalid choice: 'landscap'"),
     ("figures m --output README", "README is a file; name another --output"),
     ("report m2", "m2 is no run directory"),
+    ("report m --output empty", "empty is a directory; name a file with --output"),
+    ("figures m --threads 0", "threads must be >= 1"),
     ("report m --output README/report.html", "README is a file; name another --output"),
 ]
 

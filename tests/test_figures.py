@@ -66,7 +66,8 @@ def runs_of(*configs, correct=(390, 300), epochs=6):
     """Runs without files: each of (changes of the digits recipe), attacked by PGD-20 on 400 images."""
     found = []
     for k, changes in enumerate(configs):
-        law = {key: changes.pop(key) for key in ("kind", "constant") if key in changes}
+        law = {key: changes[key] for key in ("kind", "constant") if key in changes}
+        changes = {key: value for key, value in changes.items() if key not in law}
         base = recipes.get("digits")
         config = dataclasses.replace(base, interpolation=dataclasses.replace(base.interpolation, **law), **changes)
         lam = {"none": 0.0, "constant": config.interpolation.constant}.get(config.interpolation.kind, 0.5)
@@ -150,7 +151,7 @@ def test_lambdas_draw_each_schedule_and_its_accuracy():
     assert means == pytest.approx([73.75, 68.75, 63.75])
     assert [t.get_text() for t in bottom.get_xticklabels()] == ["λ = 0", "λ = 0.3", "λ = g(n)"]
     assert [len(dots.get_offsets()) for dots in bottom.collections if len(dots.get_offsets()) > 1] == [2, 2, 2]
-    with pytest.raises(InputError, match="fewer than three schedules"):
+    with pytest.raises(InputError, match="fewer than three schedules of lam among runs that share all else"):
         figures.lambdas(runs_of({}, {"kind": "none"}))
 
 
@@ -182,6 +183,55 @@ def test_gaps_have_a_dot_a_run_and_a_tick_at_the_mean():
     assert flat == pytest.approx([0] * 6)
     with pytest.raises(InputError, match="need held-out images"):
         figures.gaps(runs_of({}, epochs=2))
+
+
+def test_what_the_captions_call_intervals():
+    none, piat = ([{"kind": kind, "seed": s} for s in (0, 1)] for kind in ("none", "piat"))
+    assert "seeds 0, 1, 95 % intervals over seeds (Student's t)" in caption(
+        figures.interpolation(runs_of(*none, *piat))
+    )
+    assert "seeds 0, 1, 95 % intervals of one model (Wilson)" in caption(
+        figures.interpolation(runs_of(none[0], piat[1]))
+    )
+    mixed = caption(figures.interpolation(runs_of(*none, piat[0])))
+    assert "over seeds (Student's t), of one model (Wilson) where there is one" in mixed
+
+
+def test_figures_leave_out_what_differs_in_more():
+    laws = [{"kind": "none"}, {"kind": "constant", "constant": 0.3}, {"kind": "piat"}]
+    strays = [{"method_args": {"mu": 3.0}}, {"kind": "piat", "epochs": 9}, {"method": "mart"}, {"ema": 0.9}]
+    bottom = figures.lambdas(runs_of(*laws, *strays)).axes[1]
+    assert [c[0].get_ydata()[0] for c in bottom.containers] == pytest.approx([75, 72.5, 70])
+    weights = [{}, {"ema": 0.9}, {"method_args": {"mu": 3.0}}, {"kind": "none", "method_args": {"mu": 4.0}}]
+    robust = figures.mus(runs_of(*weights)).axes[1]
+    assert [(c[0].get_xdata()[0], c[0].get_ydata()[0]) for c in robust.containers] == [(3, 70), (5, 75)]
+    (axis,) = figures.interpolation(runs_of(*laws)).axes
+    assert [bar.get_width() for bar in axis.patches] == [75, 70]
+
+
+def test_a_constant_lam_is_not_shown_as_piat():
+    methods = [{"method": m, "kind": kind} for m in ("pgd_at", "trades", "mart") for kind in ("none", "piat")]
+    lams = [{"kind": "none"}, {"kind": "constant", "constant": 0.1}, {"kind": "piat"}, {"method_args": {"mu": 3.0}}]
+    figure = figures.epochs(runs_of(*methods, *lams))
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
+    assert list(panels) == ["PGD-AT", "TRADES", "MART", "NMSE", "lam=0.1+NMSE", "PIAT+NMSE, mu 3.0"]
+    assert {line.get_color() for line in panels["lam=0.1+NMSE"].lines} == {figures.GREY}
+    assert {line.get_color() for line in panels["NMSE"].lines} == {figures.WITHOUT, figures.WITH}
+
+
+def test_all_or_none_correct_are_no_error(tmp_path):
+    every, none = runs_of({}, correct=(400, 400)), runs_of({"kind": "none"}, correct=(400, 0))
+    figures.save(figures.scatter([*every, *none]), tmp_path / "x.png")
+    figures.save(figures.interpolation([*every, *none]), tmp_path / "y.png")
+
+
+def test_without_held_out_images_there_are_no_curves():
+    (run,) = runs_of({})
+    bare = dataclasses.replace(
+        run, metrics=[m | {"holdout_clean_acc": None, "holdout_pgd10_acc": None} for m in run.metrics]
+    )
+    with pytest.raises(InputError, match="no held-out images"):
+        figures.epochs([bare])
 
 
 def test_scatter_has_both_intervals_and_a_label_each():

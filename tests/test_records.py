@@ -1,6 +1,7 @@
 """records.py: runs in groups, and what their curves and verdicts say, against closed forms and other libraries."""
 
 import dataclasses
+import json
 import statistics
 from pathlib import Path
 
@@ -91,13 +92,62 @@ def test_the_strongest_attack_measured_on_all():
     assert records.strongest([run()]) is None and records.strongest([run({"clean": 1})]) is None
 
 
-def test_curves_are_of_test_images_where_those_were_tracked():
-    tracked = run()
-    metrics = [m | {"test_clean_acc": 0.9, "test_pgd10_acc": 0.4} for m in tracked.metrics]
-    assert records.series(dataclasses.replace(tracked, metrics=metrics), "pgd10") == ("1,000 test images", [0.4] * 4)
-    assert records.series(tracked, "pgd10") == ("150 held-out images", [0.5, 0.7, 0.6, 0.65])
-    half = [*metrics[:2], *tracked.metrics[2:]]  # tracked from some epoch on only
-    assert records.series(dataclasses.replace(tracked, metrics=half), "clean")[0] == "150 held-out images"
+def test_one_configuration_and_seed_twice_is_no_second_seed():
+    with pytest.raises(InputError, match="a and b are one configuration and seed; give one of them"):
+        records.grouped([run(where="a"), run(where="b")])
+
+
+def test_settings_without_effect_tell_no_groups_apart():
+    runs = [run(kind="none", constant=0.3), run(kind="none", bn="copy", seed=1), run(constant=0.5), run(seed=1)]
+    assert {label: len(group) for label, group in records.grouped(runs).items()} == {"NMSE": 2, "PIAT+NMSE": 2}
+
+
+def test_what_varies_alone_is_told_from_what_varies_with_more():
+    lams = [run(kind="none"), run(), run(kind="constant", constant=0.3)]
+    others = [run(method_args={"mu": 3.0}), run(ema=0.9), run(kind="none", epochs=8)]
+    assert [g[0] for g in records.varied([*others, *lams], *records.LAW)] == lams
+    assert [g[0] for g in records.varied([*others, *lams], "mu")] == [others[0], lams[1]]
+
+
+def test_pairs_with_and_without_piat_differ_in_nothing_else():
+    plain, piat = run(kind="none"), run()
+    strays = [
+        run(kind="constant", constant=0.3),
+        run(bn="copy"),
+        run(ema=0.9),
+        run(method="mart"),
+        run(method_args={"mu": 3.0}),
+    ]
+    assert records.paired([*strays, piat, plain]) == {"NMSE": ([plain], [piat])}
+    assert records.paired([plain, *strays]) == {}
+
+
+def test_curves_are_of_test_images_where_every_run_tracked_those():
+    held = run()
+    metrics = [m | {"test_clean_acc": 0.9, "test_pgd10_acc": 0.4} for m in held.metrics]
+    tracked = dataclasses.replace(held, metrics=metrics)
+    assert records.tracked([tracked]) == "test" and "test images" in records.images([tracked])
+    assert (
+        records.tracked([tracked, held])
+        == "holdout"
+        == records.tracked([dataclasses.replace(held, metrics=[*metrics[:2], *held.metrics[2:]])])
+    )
+    assert records.images([held, run(holdout=40)]) == "40 or 150 held-out images"
+    with pytest.raises(InputError, match="no held-out images; train with --holdout above 0, or with --track-test"):
+        records.tracked([dataclasses.replace(held, metrics=[m | {"holdout_pgd10_acc": None} for m in held.metrics])])
+
+
+def test_other_images_by_the_same_name_do_not_compare():
+    one, two = run({"clean": 390}, where="a"), run({"clean": 390}, where="b", seed=1)
+    one.results["last"]["images_sha256"], two.results["last"]["images_sha256"] = "x", "y"
+    with pytest.raises(InputError, match="a and b were measured on other images, both called digits, Linf eps 0.15"):
+        records.benchmarks([one, two])
+
+
+def test_a_run_measured_only_at_its_best_has_no_attack_of_its_last_weights():
+    best = run({"clean": 390, "pgd20": 300})
+    best = dataclasses.replace(best, results={"best": best.results["last"]})
+    assert records.attacks([best]) == [] and records.strongest([best]) is None and best.figures("pgd20") is None
 
 
 def test_every_row_of_the_papers_tables_is_a_method_we_have():
@@ -126,6 +176,7 @@ def test_published_rows_stand_beside_the_papers_own_data_only():
         dataclasses.replace(real, threat_model=weaker),
         dataclasses.replace(real, backbone="cifar_resnet20"),
         dataclasses.replace(real, awp=0.01),
+        dataclasses.replace(real, img_size=16),
         config("constant", base=real),
         config("none", base=real, method="fat"),
         DIGITS,
@@ -147,10 +198,17 @@ def test_a_run_is_read_from_its_directory(small_digits, do_train, do_evaluate):
     do_evaluate("r", "pgd2", n=50)
     read = records.read("r")
     assert len(read.metrics) == 2 and read.figures("pgd2")["n"] == 50 and read.figures("aa") is None
+    do_evaluate("r", "pgd3", n=50, eps=0.01, output="r/weak")  # another question of the same weights
+    read = records.read("r")
+    assert read.figures("pgd3") is None and list(read.elsewhere) == ["weak/last"] and list(read.results) == ["last"]
     Path("empty").mkdir()
     with pytest.raises(InputError, match="empty is no run directory"):
         records.read("empty")
-    Path("r/metrics.jsonl").unlink()
+    lines = [{k: v for k, v in m.items() if k != "holdout_pgd10_acc"} for m in read.metrics]
     Path("r/timing.jsonl").unlink()
+    Path("r/metrics.jsonl").write_text("".join(f"{json.dumps(m)}\n" for m in lines))
+    with pytest.raises(InputError, match="metrics.jsonl is damaged in line 1 .it must have .*holdout_pgd10_acc"):
+        records.read("r")
+    Path("r/metrics.jsonl").unlink()
     with pytest.raises(InputError, match="no metrics.jsonl with an epoch"):
         records.read("r")

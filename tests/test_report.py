@@ -92,7 +92,8 @@ def test_a_landscape_of_other_weights_is_measured_again(two_runs, do_train, smal
 
 
 def test_more_than_two_runs_have_no_landscape(two_runs):
-    runs = [records.read(one) for one in (*two_runs, two_runs[0])]
+    runs = [records.read(one) for one in two_runs]
+    runs.append(dataclasses.replace(runs[0], config=dataclasses.replace(runs[0].config, seed=1)))
     drawn = {one.name: one for one in gallery.draw(runs)}
     assert drawn["landscape"].figure is None and "3 are given" in drawn["landscape"].why
     assert drawn["epochs"].figure is not None
@@ -151,6 +152,28 @@ def test_what_strangers_wrote_is_text(two_runs):
     path.write_text(json.dumps(config))
     text = report.render([records.read("runs/b")], {})
     assert "<script" not in text and "&lt;script&gt;" in text
+
+
+def test_what_was_measured_elsewhere_stands_apart(two_runs, do_evaluate):
+    do_evaluate("runs/b", "pgd2", n=30, eps=0.05, output="runs/b/weak")
+    text = report.render([records.read("runs/b")], {})
+    own, other = text.split("<h2>On other images, or under another threat model</h2>")
+    assert "weak/last" not in own and "weak/last" in other and "digits (test), Linf eps 0.05" in other
+
+
+def test_paths_of_this_machine_stay_here(two_runs, capsys):
+    assert cli.main(["report", *(str(Path(one).absolute()) for one in two_runs), "--only", "gaps"]) == 0
+    assert str(Path.cwd()) not in Path("report.html").read_text()
+
+
+def test_a_run_named_twice_is_one_run(two_runs, capsys):
+    assert cli.main(["report", "runs/a", str(Path("runs/a").absolute()), "--only", "gaps"]) == 0
+    assert "1 run; written" in Path("report.html").read_text()
+
+
+def test_images_of_another_kind_are_told_of(two_runs):
+    drawn = list(gallery.draw([records.read("runs/b")], ["landscape", "images"], dataset="cifar10"))
+    assert all(one.figure is None and one.why for one in drawn)
 
 
 def test_runs_of_several_seeds_have_a_table_of_means(two_runs):

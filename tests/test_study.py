@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import piat_hub
-from piat_hub import card, cli, hub, methods, recipes, records, study
+from piat_hub import card, cli, data, hub, methods, recipes, records, study
 from piat_hub.config import WEIGHTS, InputError, StudyOptions
 from piat_hub.published import PAPER_ATTACKS, paper
 
@@ -21,7 +21,7 @@ DIGITS = recipes.get("digits")
 
 
 def member(name, config=DIGITS):
-    return study.Member(Path("out") / name, config)
+    return study.Member(Path("out") / name, config, 400)
 
 
 def says(text, code=0):
@@ -61,10 +61,19 @@ def test_methods_are_all_there_with_as_many_updates():
     assert found["nmse-none"].interpolation.kind == "none"
 
 
+@pytest.fixture
+def no_data(monkeypatch):
+    """Ten test images of ten classes, whatever the data set is called."""
+    ten = data.load("digits", "test").first(10)
+    monkeypatch.setattr(study.data, "load", lambda *_: ten)
+
+
 @pytest.mark.parametrize("name", ["table1", "table2", "table3", "table5"])
-def test_a_tables_members_are_its_rows(name):
+def test_a_tables_members_are_its_rows(name, no_data):
     rows = [row for row in paper() if row["table"] == name[-1]]
-    members = study.members(name, [recipes.get(r) for r in study.default_recipes(name)], StudyOptions(seeds=1))
+    bases = [recipes.get(r) for r in study.default_recipes(name)]
+    members = study.members(name, bases, study.default_attacks(name), StudyOptions(seeds=1))
+    assert all(member.n == 10 for member in members)
     beside = {
         (m.config.backbone, m.config.dataset, m.directory.name): records.beside(m.config, name[-1]) for m in members
     }
@@ -76,6 +85,12 @@ def test_a_tables_members_are_its_rows(name):
             if row[key]:
                 assert found[attack] == pytest.approx(float(row[key]) / 100)
     assert study.default_attacks(name)[-1] == "aa" and study.default_attacks("mu") == ("clean", "pgd20")
+
+
+def test_recipes_that_flags_make_the_same_are_refused(no_data):
+    bases = [dataclasses.replace(recipes.get(f"resnet18-{d}"), dataset="cifar10") for d in ("cifar10", "cifar100")]
+    with pytest.raises(InputError, match="resnet18-cifar10 and resnet18-cifar100 are the same under these flags"):
+        study.members("table1", bases, ["clean"], StudyOptions(seeds=1))
 
 
 def test_a_members_command_is_the_one_that_its_card_tells(monkeypatch):
@@ -97,9 +112,13 @@ def test_another_run_in_a_members_place_is_refused_before_anything_runs(small_di
     about = {"label_names": [str(k) for k in range(10)], "input_size": (1, 8, 8)}
     hub.save_config(model, directory, config=small_digits(interpolation=law), **about)
     with pytest.raises(InputError, match=r"out/nmse-none-0 holds another run \(.*--epochs.*name another --output"):
-        study.members("lambda", [DIGITS], StudyOptions(output="out"))
+        study.members("lambda", [DIGITS], ["clean"], StudyOptions(output="out"))
     with pytest.raises(InputError, match="unknown study 'lamda' .did you mean 'lambda'"):
-        study.members("lamda", [DIGITS], StudyOptions())
+        study.members("lamda", [DIGITS], ["clean"], StudyOptions())
+    with pytest.raises(InputError, match="unknown attack 'pgd2o'"):
+        study.members("mu", [DIGITS], ["clean", "pgd2o"], StudyOptions())
+    with pytest.raises(InputError, match="n=401 is larger than the split of digits"):
+        study.members("mu", [DIGITS], ["clean"], StudyOptions(n=401))
 
 
 def test_a_sweep_runs_several_at_a_time_each_on_its_own_gpu(monkeypatch):
@@ -152,38 +171,108 @@ def test_no_two_processes_work_on_a_member_also_when_their_parent_is_gone(monkey
     first = study.start(member("m0"), [sys.executable, "-c", script], "")
     assert study.start(member("m0"), says("never"), "") is None
     monkeypatch.setattr(study, "next_command", lambda m, *_: None if "done" in m.log.read_text() else says("too early"))
-    done = [event for event in study.sweep([member("m0")], ["clean"], StudyOptions()) if event]
-    assert first.wait() == 0 and len(done) == 1 and member("m0").log.read_text() == "done\n"
+    events = [event for event in study.sweep([member("m0")], ["clean"], StudyOptions()) if event]
+    assert [type(event) for event in events] == [study.Busy, study.Done]
+    assert first.wait() == 0 and member("m0").log.read_text() == "done\n"
+
+
+def test_a_file_system_without_locks_is_told_of(monkeypatch):
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="not implemented"):
+        study.start(member("m0"), says("never"), "")
+
+
+def test_a_member_killed_between_its_metrics_and_its_weights_is_not_done(small_digits, do_train):
+    config = small_digits(epochs=2)
+    do_train(config, "out/m")
+    one = study.Member(Path("out/m"), config, 20)
+    assert one.epochs == 2 and not one.trained  # the command line writes the card last
+    assert "--resume" in study.next_command(one, ["clean"], StudyOptions())
+    card.write(one.directory)
+    assert study.next_command(one, ["clean"], StudyOptions())[3] == "evaluate"
+
+
+@pytest.fixture
+def measured(small_digits, do_train, do_evaluate):
+    """Four members: NMSE and PIAT+NMSE, two seeds each, trained for an epoch and measured on 40 images."""
+    if not MADE:
+        found = []
+        for kind in ("none", "piat"):
+            for seed in (0, 1):
+                law = dataclasses.replace(DIGITS.interpolation, kind=kind)
+                config = small_digits(epochs=2, clean_epochs=0, train_size=64, seed=seed, interpolation=law)
+                found.append(study.Member(Path(f"m/{kind}-{seed}").absolute(), config, 40))
+                do_train(config, found[-1].directory)
+                do_evaluate(found[-1].directory, "pgd2", n=40)
+        MADE.extend(found)
+    return MADE
+
+
+MADE: list[study.Member] = []
+
+
+def test_rows_are_what_the_runs_say(measured):
+    first, second = study.rows("lambda", measured, ["clean", "pgd2"])
+    assert (first["label"], second["label"], first["seeds"]) == ("NMSE", "PIAT+NMSE", [0, 1])
+    each = [[records.read(m.directory).figures("pgd2")["accuracy"] for m in measured[k : k + 2]] for k in (0, 2)]
+    assert [first["pgd2"]["each"], second["pgd2"]["each"]] == each and first["pgd2"]["n"] == 40
+    assert first["pgd2"]["mean"] == pytest.approx(sum(each[0]) / 2) and first["gain"] is None
+    assert second["gain"] == records.mean_interval([b - a for a, b in zip(*each, strict=True)])
+    assert first["paper"] == {} == second["paper"]
+
+
+def test_rows_of_the_papers_data_have_its_numbers(measured, monkeypatch):
+    real = dataclasses.replace(recipes.get("resnet18-cifar10"), seed=0)
+    read = records.read
+
+    def pretend(directory):
+        found = read(directory)
+        return dataclasses.replace(found, config=dataclasses.replace(real, interpolation=found.config.interpolation))
+
+    monkeypatch.setattr(records, "read", pretend)
+    rows = study.rows("table3", [measured[0], measured[2]], ["clean", "pgd2"])
+    assert rows[1]["paper"] == pytest.approx({"clean": 0.8076, "pgd20": 0.5355, "aa": 0.4870})
+    assert rows[0]["paper"]["aa"] == pytest.approx(0.466)
+    text = study.markdown("table3", rows, ["clean", "pgd2"], {})
+    assert "80.76" in text and "The paper's Table 3" not in text
+
+
+def test_members_that_failed_are_named_under_the_table(measured):
+    lost = [study.Done(measured[2], "the loss is nan at epoch 1, step 2 of 4")]
+    rows = study.rows("lambda", measured, ["clean", "pgd2"], lost)
+    assert [row["seeds"] for row in rows] == [[0, 1], [1]] and rows[1]["gain"] is None
+    path = study.write(Path("out"), "lambda", rows, ["clean", "pgd2"], lost)
+    text = path.read_text()
+    assert "Failed, and in no row:\n\n- piat-0: the loss is nan" in text
+    assert "over seeds (Student's t), of one model (Wilson) where there is one" in text
+    assert json.loads(path.with_suffix(".json").read_text())["failed"] == {"piat-0": lost[0].failed}
 
 
 def row(label, seeds, published=None, **attacks):
     found = {a: {"each": [v] * seeds, "n": 400, "mean": v, "low": v - 0.1, "high": v + 0.1} for a, v in attacks.items()}
     curves = {name: [0.01, 0.03] for name in records.CURVES}
-    return {"label": label, "recipe": "digits", "seeds": list(range(seeds)), "paper": published or {}} | found | curves
+    return {"label": label, "seeds": list(range(seeds)), "paper": published or {}, "gain": None} | found | curves
 
 
 def test_the_table_has_the_papers_numbers_beside_ours_or_below_never_mixed():
     ours = [row("PIAT", 2, clean=0.8, aa=0.45)]
-    apart = study.markdown("table1", ours, ["clean", "aa"])
+    apart = study.markdown("table1", ours, ["clean", "aa"], {})
     above, below = apart.split("The paper's Table 1")
     assert "| PIAT | 2       | 80.00 [70.00, 90.00] | 45.00 [35.00, 55.00] |" in above and "47.08" not in above
     assert "no row above can be compared with one below" in below and "47.08" in below and "80.00" not in below
-    mixed = study.markdown(
-        "table1", [row("PIAT", 2, {"clean": 0.7908, "aa": 0.4708}, clean=0.8, aa=0.45)], ["clean", "aa"]
-    )
+    mixed = [row("PIAT", 2, {"clean": 0.7908, "aa": 0.4708}, clean=0.8, aa=0.45)]
+    mixed = study.markdown("table1", mixed, ["clean", "aa"], {})
     assert "The paper's Table" not in mixed and "| paper's   |" in mixed and "79.08" in mixed and "47.08" in mixed
     assert "2.00" in mixed  # the mean of the curves' figures, in points
-    assert "The paper's" not in study.markdown("mu", ours, ["clean", "aa"])
-
-
-def test_differences_are_taken_seed_by_seed():
-    first, other = row("NMSE", 3, pgd20=0.8), row("PIAT+NMSE", 3, pgd20=0.8)
-    first["pgd20"]["each"], other["pgd20"]["each"] = [0.80, 0.70, 0.90], [0.79, 0.68, 0.87]
-    mean, low, high = records.mean_interval([-0.01, -0.02, -0.03])
-    assert study.difference(other, first, "pgd20") == f"{100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-    assert study.difference(first, first, "pgd20") == "" == study.difference(other | {"recipe": "x"}, first, "pgd20")
-    text = study.markdown("lambda", [first, other], ["pgd20"])
-    assert "| PGD-20 minus the first row's, points   |" in text and "-2.00 [" in text
+    assert "The paper's" not in study.markdown("mu", ours, ["clean", "aa"], {})
+    gains = [row("NMSE", 3, pgd20=0.8), row("PIAT+NMSE", 3, pgd20=0.78) | {"gain": (-0.02, -0.03, -0.01)}]
+    text = study.markdown("lambda", gains, ["pgd20"], {})
+    assert "| PGD-20 minus NMSE's, points   |" in text and "-2.00 [-3.00, -1.00]" in text
 
 
 ARGUMENTS = "study table5 digits --epochs 2 --train-size 64 --holdout 20 --seeds 1 --attacks clean pgd2 --n 20 --jobs 2"
