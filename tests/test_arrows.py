@@ -42,7 +42,7 @@ MAY_IMPORT = {
     },
     "request": {"config", "data", "small_image", "evaluation", "results", "checks", "card", "hub", "run", "tensors"},
     "gallery": {"config", "files", "data", "evaluation", "records", "probes", "figures", "request"},
-    "study": {"config", "files", "recipes", "data", "methods", "published", "card", "records", "run"},
+    "study": {"config", "files", "recipes", "data", "evaluation", "methods", "published", "card", "records", "run"},
     "report": {"config", "files", "results", "published", "card", "records", "figures", "gallery"},
 }
 ANYTHING = {"cli", "__init__", "__main__"}
