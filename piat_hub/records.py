@@ -233,8 +233,8 @@ def benchmarks(runs: Sequence[Run]) -> dict[str, list[Run]]:
         seen: dict[int, tuple[str, Path]] = {}
         for run in group:
             for results in run.results.values():
-                digest, n = results.get("images_sha256", ""), results["dataset"]["n"]
-                known, where = seen.setdefault(n, (digest, run.directory))
-                if known != digest:
+                digest, n = results.get("images_sha256"), results["dataset"]["n"]
+                if digest and seen.setdefault(n, (digest, run.directory))[0] != digest:
+                    where = seen[n][1]
                     raise InputError(f"{where} and {run.directory} were measured on other images, both called {name}")
     return found
