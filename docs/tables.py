@@ -225,8 +225,9 @@ def published():
 
 def swept(name, file=None):
     """A study's table, from the rows that `piat study` wrote."""
-    rows = read(f"studies/{file or name}")["rows"]
-    return study.markdown(name, rows, [key for key in rows[0] if key in ("clean", "pgd20", "aa")])
+    facts = read(f"studies/{file or name}")
+    attacks = [key for key in facts["rows"][0] if key in ("clean", "pgd20", "aa")]
+    return study.markdown(name, facts["rows"], attacks, facts["failed"])
 
 
 def study_lambda():
@@ -255,20 +256,20 @@ def study_lambda_photographs():
 
 
 def steadier():
-    """How many pairs of runs that share method and seed are steadier, overfit less and are more robust with PIAT."""
-    rows = {row["label"]: row for row in read("studies/methods")["rows"]}
+    """What PIAT changes over all adversarial methods of the methods study: the mean over methods, seed by seed."""
+    rows = {row["label"]: row for row in read("studies/methods")["rows"] if "standard training" not in row["label"]}
+    pairs = [
+        (row, rows[{"PGD-AT": "PIAT"}.get(name, f"PIAT+{name}")]) for name, row in rows.items() if "PIAT" not in name
+    ]
     lines = []
     for what in (*records.CURVES, "pgd20"):
-        gains = []
-        for label, row in rows.items():
-            name = {"PGD-AT": "PIAT"}.get(label, f"PIAT+{label}")
-            if name in rows and label != "standard training":
-                one, other = (r[what]["each"] if what == "pgd20" else r[what] for r in (row, rows[name]))
-                gains += [b - a for a, b in zip(one, other, strict=True)]
-        mean, low, high = (100 * v for v in records.mean_interval(gains))
-        fewer = sum(g < 0 for g in gains)
-        words = {"pgd20": "PGD-20 accuracy"}.get(what, what)
-        lines.append([words, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", f"{fewer} of {len(gains)}"])
+        values = [[row[what]["each"] if what == "pgd20" else row[what] for row in pair] for pair in pairs]
+        gains = [[b - a for a, b in zip(*pair, strict=True)] for pair in values]  # by method, by seed
+        over = study.between(
+            records.mean_interval([statistics.fmean(seed) for seed in zip(*gains, strict=True)]), "+.2f"
+        )
+        fewer, count = sum(g < 0 for each in gains for g in each), sum(map(len, gains))
+        lines.append([{"pgd20": "PGD-20 accuracy"}.get(what, what), over, f"{fewer} of {count}"])
     return markdown(lines, ["", "with PIAT minus without, points", "lower with PIAT"])
 
 

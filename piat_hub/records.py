@@ -97,11 +97,17 @@ def paired(runs: Sequence[Run]) -> dict[str, tuple[list[Run], list[Run]]]:
     piat = [run for run in runs if run.config.interpolation == InterpolationConfig()]
     plain = [run for run in runs if run.config.interpolation.kind == "none"]
 
-    def rest(run: Run) -> dict[str, Any]:
-        return {k: v for k, v in _settings(run.config).items() if k not in LAW}
-
-    pairs = {label: (group, [r for r in piat if rest(r) == rest(group[0])]) for label, group in grouped(plain).items()}
+    pairs = {
+        label: (group, [run for run in piat if same_but_law(run.config, group[0].config)])
+        for label, group in grouped(plain).items()
+    }
     return {label: pair for label, pair in pairs.items() if pair[1]}
+
+
+def same_but_law(a: TrainConfig, b: TrainConfig) -> bool:
+    """Whether two configurations differ in nothing but interpolation and seed."""
+    one, other = ({k: v for k, v in _settings(config).items() if k not in LAW} for config in (a, b))
+    return one == other
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from piat_hub.files import whole_file
 from piat_hub.published import PAPER_ATTACKS, paper
 
 Sweep = dict[str, TrainConfig]
+Group = Sequence[records.Run]  # runs that differ by their seed alone
 
 
 def constant(config: TrainConfig, lam: float) -> TrainConfig:
@@ -315,10 +316,9 @@ def rows(
     """A row for each group of members that differ by their seed alone: its figures, and what its curves say."""
     gone = {done.member.directory for done in failed}
     runs = {m.directory: records.read(m.directory) for m in members if m.directory not in gone}
-    reference = dataclasses.replace(members[0].config, seed=0)
-    first = [r for m in members if dataclasses.replace(m.config, seed=0) == reference and (r := runs.get(m.directory))]
+    groups = list(records.grouped(list(runs.values())).items())
     found = []
-    for label, group in records.grouped(list(runs.values())).items():
+    for label, group in groups:
         row: dict[str, Any] = {
             "label": label,
             "recipe": group[0].config.recipe,
@@ -338,18 +338,27 @@ def rows(
         for what, of in records.CURVES.items():
             values = [of(r.metrics) for r in group]
             row[what] = None if None in values else values
-        row["gain"] = gain(group, first, attacks[-1])
+        row["gain"] = gain(group, reference(group, [other for _, other in groups]), attacks[-1])
         row["paper"] = records.beside(group[0].config, name.removeprefix("table"))
         found.append(row)
     return found
 
 
-def gain(group: Sequence[records.Run], first: Sequence[records.Run], attack: str) -> tuple[float, float, float] | None:
-    """(mean, low, high) of what a group adds to the first one's accuracy, seed by seed; None for itself, or one seed."""
-    to = {run.config.seed: run for run in first if run.benchmark == group[0].benchmark}
-    pairs = [(run.figures(attack), to[run.config.seed].figures(attack)) for run in group if run.config.seed in to]
+def reference(group: Group, groups: Sequence[Group]) -> Group:
+    """What a group is compared with: the same without interpolation, else the first of the same method; itself is possible."""
+    alike = [other for other in groups if other[0].config.method == group[0].config.method]
+    plain = [other for other in alike if other[0].config.interpolation.kind == "none"]
+    same = [other for other in plain if records.same_but_law(other[0].config, group[0].config)]
+    # a side copy is compared with its method's first row, not with itself
+    return (same if same and same[0] is not group else alike)[0]
+
+
+def gain(group: Group, to: Group, attack: str) -> tuple[float, float, float] | None:
+    """(mean, low, high) of what a group adds to another's accuracy, seed by seed; None for itself, or for one seed."""
+    figures = {run.config.seed: run.figures(attack) for run in to if run.benchmark == group[0].benchmark}
+    pairs = [(run.figures(attack), figures.get(run.config.seed)) for run in group]
     gains = [a["accuracy"] - b["accuracy"] for a, b in pairs if a and b]
-    return records.mean_interval(gains) if len(gains) > 1 and group[0] not in first else None
+    return records.mean_interval(gains) if len(gains) > 1 and group is not to else None
 
 
 def write(
@@ -384,13 +393,14 @@ def markdown(name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str], 
         cells += [f"{100 * statistics.fmean(row[c]):.2f}" if row[c] else "" for c in records.CURVES]
         lines.append(cells)
     heads = [h for a in attacks for h in (f"{card.attack_name(a)}, %", *(["paper's"] if published else []))]
-    heads += [f"{card.attack_name(attacks[-1])} minus {rows[0]['label']}'s, points"] if gains else []
+    heads += [f"{card.attack_name(attacks[-1])} minus the reference's, points"] if gains else []
     headers = ["", "seeds", *heads, *(f"{c}, points" for c in records.CURVES)]
     sizes = ", ".join(f"{card.attack_name(a)} on {n}" for a in attacks for n in sorted({row[a]["n"] for row in rows}))
     over = records.intervals([row["seeds"] for row in rows])
     about = (
         f"Study {name}. Test images: {sizes}; 95 % intervals {over}; last checkpoint; curves are of held-out PGD-10."
     )
+    about += " The reference is the same without interpolation, else the method's first row." if gains else ""
     text = f"{about}\n\n{tabulate(lines, headers, tablefmt='github', disable_numparse=True)}\n"
     if lost:
         text += "\nFailed, and in no row:\n\n" + "".join(f"- {member}: {why}\n" for member, why in lost.items())

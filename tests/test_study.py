@@ -226,6 +226,21 @@ def test_rows_are_what_the_runs_say(measured):
     assert first["paper"] == {} == second["paper"]
 
 
+def test_a_row_is_compared_with_the_same_without_interpolation_or_its_methods_first():
+    def group(config):
+        return [records.Run(Path("r"), config, [], {})]
+
+    for name, expected in (
+        ("methods", {"trades-piat": "trades-none", "trades-none": "trades-none"}),
+        ("averaging", {"nmse-piat-bn-copy": "nmse-none", "nmse-ema": "nmse-none"}),
+        ("mu", {"nmse-piat": "nmse-piat-mu3"}),
+        ("table1", {"pgd_at-piat": "pgd_at-none", "nmse-piat": "nmse-piat"}),
+    ):
+        groups = {key: group(config) for key, config in study.STUDIES[name](DIGITS).items()}
+        for key, other in expected.items():
+            assert study.reference(groups[key], list(groups.values())) is groups[other]
+
+
 def test_rows_of_the_papers_data_have_its_numbers(measured, monkeypatch):
     real = dataclasses.replace(recipes.get("resnet18-cifar10"), seed=0)
     read = records.read
@@ -272,7 +287,7 @@ def test_the_table_has_the_papers_numbers_beside_ours_or_below_never_mixed():
     assert "The paper's" not in study.markdown("mu", ours, ["clean", "aa"], {})
     gains = [row("NMSE", 3, pgd20=0.8), row("PIAT+NMSE", 3, pgd20=0.78) | {"gain": (-0.02, -0.03, -0.01)}]
     text = study.markdown("lambda", gains, ["pgd20"], {})
-    assert "| PGD-20 minus NMSE's, points   |" in text and "-2.00 [-3.00, -1.00]" in text
+    assert "| PGD-20 minus the reference's, points   |" in text and "-2.00 [-3.00, -1.00]" in text
 
 
 ARGUMENTS = "study table5 digits --epochs 2 --train-size 64 --holdout 20 --seeds 1 --attacks clean pgd2 --n 20 --jobs 2"
