@@ -250,9 +250,15 @@ def study_methods():
     return swept("methods")
 
 
-def study_lambda_photographs():
-    """Three schedules with a ResNet-20 on photographs."""
-    return swept("lambda", "lambda-cifar10-jpeg")
+def lambda_photographs():
+    """Three schedules of lam with a ResNet-20 on photographs, one seed."""
+    lines = []
+    for kind, name in (("none", "NMSE"), ("0.9", "lam=0.9+NMSE"), ("piat", "PIAT+NMSE")):
+        results = read(f"cifar10-jpeg-lambda/nmse-{kind}")
+        metrics = read_lines(DOCS / "results" / "cifar10-jpeg-lambda" / f"nmse-{kind}-metrics.jsonl")
+        curves = [f"{100 * of(metrics):.2f}" for of in records.CURVES.values()]
+        lines.append([name, f"{metrics[-1]['lam']:.2f}", *(cell(results, a) for a in ("clean", "pgd20")), *curves])
+    return markdown(lines, ["", "last lam", "clean", "PGD-20", *(f"{name}, points" for name in records.CURVES)])
 
 
 def steadier():

@@ -217,8 +217,11 @@ def colours(groups: Sequence[Sequence[Run]]) -> list[str]:
     left, found = list(COLOURS), {}
     cool = (BLUE, SKY, GREEN, PURPLE, ORANGE, GREY, VERMILION)
     warm = (VERMILION, ORANGE, PURPLE, GREY, GREEN, SKY, BLUE)
-    plain = [group[0].config.interpolation.kind == "none" for group in groups]
-    for k in sorted(range(len(groups)), key=lambda k: plain[k]):  # those with interpolation choose first
+    kinds = [group[0].config.interpolation.kind for group in groups]
+    plain = [kind == "none" for kind in kinds]
+    for k in sorted(
+        range(len(groups)), key=lambda k: ("piat", "constant", "none").index(kinds[k])
+    ):  # PIAT chooses first
         found[k] = next(colour for colour in (warm if plain[k] else cool) if colour in left)
         left.remove(found[k])
     return [found[k] for k in range(len(groups))]
@@ -320,7 +323,7 @@ def lambdas(runs: Sequence[Run]) -> Figure:
     bottom.set(xticks=range(len(by_law)), xticklabels=[f"λ = {name}" for name in by_law])
     figure.set_label(
         f"Above, λ by epoch; below, {attack_name(attack)} accuracy of {method_name(_plain(groups[0][0]))} on "
-        f"{tested(groups, attack)}; dots are runs, bars their mean."
+        f"{tested(groups, attack)}{_marks(groups)}."
     )
     return figure
 
@@ -339,8 +342,13 @@ def mus(runs: Sequence[Run]) -> Figure:
     attack = _dots(axes[1], groups, weights, [VERMILION] * len(groups))
     axes[1].set(xlabel="μ, weight of NMSE", xticks=weights)
     name = method_name(groups[0][0].config)
-    figure.set_label(f"{name} on {tested(groups, attack)}; dots are runs, bars their mean.")
+    figure.set_label(f"{name} on {tested(groups, attack)}{_marks(groups)}.")
     return figure
+
+
+def _marks(groups: Sequence[Sequence[Run]]) -> str:
+    """What `_dots` draws, where there is more than one run a group."""
+    return "; dots are runs, bars their mean" if any(len(group) > 1 for group in groups) else ""
 
 
 def _dots(
