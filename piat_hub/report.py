@@ -51,7 +51,8 @@ def render(runs: Sequence[Run], drawn: Mapping[str, Sequence[Drawn]]) -> str:
             {
                 "name": name,
                 "attacks": columns(group),
-                "groups": configurations(group),
+                "groups": (rows := configurations(group)),
+                "shared": [attack for attack in columns(group) if any(attack in row["attacks"] for row in rows)],
                 "rows": table(group),
                 "pairs": pairs(group),
                 "pictures": pictures,
