@@ -252,7 +252,7 @@ def sweep(members: Sequence[Member], attacks: Sequence[str], options: StudyOptio
     killed, so a sweep begun again waits for it. Closing the iterator stops them where they can go on.
     """
     waiting, running = deque(members), dict[int, tuple[Member, subprocess.Popen[bytes]]]()
-    gpus, busy = devices(), set()
+    gpus, busy, ran = devices(), set(), dict[Path, list[str]]()
     try:
         while waiting or running:
             for slot in set(range(jobs(options))) - set(running):
@@ -262,8 +262,12 @@ def sweep(members: Sequence[Member], attacks: Sequence[str], options: StudyOptio
                 command = next_command(member, attacks, options)
                 if command is None:
                     yield Done(member)
+                elif command == ran.get(member.directory):  # once more would change nothing
+                    yield Done(
+                        member, failed=f"its command came to its end and left it undone: {last_line(member.log)}"
+                    )
                 elif process := start(member, command, gpus[slot % len(gpus)]):
-                    running[slot] = member, process
+                    running[slot], ran[member.directory] = (member, process), command
                 else:
                     waiting.append(member)
                     if member.directory not in busy:

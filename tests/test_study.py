@@ -148,6 +148,12 @@ def test_a_member_that_fails_is_told_and_the_others_go_on(monkeypatch):
     assert {d.member.directory.name: d.failed for d in done} == {"m0": "", "m1": "last of m1", "m2": ""}
 
 
+def test_a_command_that_changes_nothing_is_not_run_for_ever(monkeypatch):
+    monkeypatch.setattr(study, "next_command", lambda *_: says("all is well"))
+    (done,) = [event for event in study.sweep([member("m0")], ["clean"], StudyOptions()) if event]
+    assert done.failed == "its command came to its end and left it undone: all is well"
+
+
 def test_unusable_input_ends_the_sweep(monkeypatch):
     monkeypatch.setattr(study, "next_command", lambda *_: says("piat train: error: no such data", 2))
     with pytest.raises(InputError, match="no such data .all of it: out/m0.log"):
