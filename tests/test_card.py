@@ -140,7 +140,7 @@ def test_what_is_no_run(tmp_path):
 def test_the_card_names_what_the_weights_are(small_digits, do_train, tmp_path):
     do_train(small_digits(method="free_at", ema=0.9, awp=0.01, epochs=2, train_size=128), tmp_path / "r")
     text = card.write(tmp_path / "r").read_text()
-    assert "# PIAT+FREE_AT+AWP with EMA, cifar_resnet8 on digits" in text
+    assert "# PIAT+Free-AT+AWP with EMA, cifar_resnet8 on digits" in text
     assert "are an average over training" in text and "adversarial examples by" not in text
     assert "--method free_at" in text and "--ema 0.9" in text and "--awp 0.01" in text
 
