@@ -15,7 +15,7 @@ import threading
 import time
 import typing
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -590,8 +590,7 @@ def figures(argv: Sequence[str], prog: str) -> None:
     parser = Parser(
         prog=prog, allow_abbrev=False, description="Draw every figure that these runs allow, as SVG and PNG."
     )
-    given, runs = _drawing(parser, argv, "figures", "the directory to write to")
-    run.check_output(Path(given.output))
+    given, runs = _drawing(parser, argv, "figures", "the directory to write to", run.check_output)
     output, several = Path(given.output), len(records.benchmarks(runs)) > 1
     output.mkdir(parents=True, exist_ok=True)
     for place, drawn in _gallery(runs, given):
@@ -611,12 +610,14 @@ def report(argv: Sequence[str], prog: str) -> None:
     from piat_hub import run
 
     parser = Parser(prog=prog, allow_abbrev=False, description="Write one self-contained HTML page about these runs.")
-    given, runs = _drawing(parser, argv, "report.html", "the file to write")
-    output = Path(given.output)
-    run.check_output(output.parent)
-    if output.is_dir():
-        raise InputError(f"{output} is a directory; name a file with --output")
-    drawn: dict[str, list[Drawn]] = {}
+
+    def check(output: Path) -> None:
+        run.check_output(output.parent)
+        if output.is_dir():
+            raise InputError(f"{output} is a directory; name a file with --output")
+
+    given, runs = _drawing(parser, argv, "report.html", "the file to write", check)
+    output, drawn = Path(given.output), dict[str, list[Any]]()
     for place, one in _gallery(runs, given):
         drawn.setdefault(place, []).append(one)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -624,8 +625,10 @@ def report(argv: Sequence[str], prog: str) -> None:
     print(f"report   {output}")
 
 
-def _drawing(parser: Parser, argv: Sequence[str], default: str, what: str) -> tuple[argparse.Namespace, list[Run]]:
-    """What figures and report share: their flags, and the runs they name, read and checked with the output."""
+def _drawing(
+    parser: Parser, argv: Sequence[str], default: str, what: str, check: Callable[[Path], None]
+) -> tuple[argparse.Namespace, list[Run]]:
+    """What figures and report share: their flags, the output once it is checked, and the runs, read."""
     from piat_hub import gallery, records, run
 
     runs_help = "run directories; one or two of a kind also give landscape and images"
@@ -639,6 +642,7 @@ def _drawing(parser: Parser, argv: Sequence[str], default: str, what: str) -> tu
     parser.add_argument("--dataset", help="where the test images lie (default: the data the model was trained for)")
     parser.add_argument("--threads", type=int, default=argparse.SUPPRESS, help="CPU threads (default: all cores)")
     given = parser.parse_all(argv)
+    check(Path(given.output))
     run.set_threads(RunOptions(threads=vars(given).get("threads")).threads)
     once = {Path(one).resolve(): one for one in reversed(given.runs)}  # a run named twice is one run
     return given, [records.read(one) for one in reversed(once.values())]
