@@ -14,16 +14,15 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-import piat_hub
 from piat_hub import card, figures, records, study
 from piat_hub.card import HEADERS, percent, rows, summary
 from piat_hub.files import read_json, read_lines
+from piat_hub.published import paper
 from piat_hub.results import compare
 
 DOCS = Path(__file__).parent
 BENCHMARKS = DOCS.parent / "benchmarks" / "results"
 CARDS = DOCS.parent / "model_cards"
-PAPER = Path(piat_hub.__file__).with_name("paper.csv")  # the tables of He et al. 2023
 FILES = [DOCS.parent / "README.md", CARDS / "README.md", *sorted(DOCS.glob("*.md"))]
 METHODS = {  # name: (paper, loss, what the inner attack maximises and where it starts)
     "standard": ("", "CE(z, y)", "none"),
@@ -212,14 +211,13 @@ def paired():
 def published():
     """The paper's rows for CIFAR-10 and RobustBench's, as published."""
     lines = []
-    for source, file in (("paper", PAPER), ("RobustBench", CARDS / "robustbench.csv")):
-        with file.open(encoding="utf-8", newline="") as rows:
-            for row in csv.DictReader(rows):
-                if row["dataset"] == "cifar10" and row.get("table", "1") in "12":
-                    where = f"{source}, table {row['table']}" if source == "paper" else source
-                    data = row.get("training data", "CIFAR-10")
-                    cells = [f"{row[key]} %" if row.get(key) else "" for key in ("clean", "pgd20", "aa")]
-                    lines.append([where, row["method"], row["architecture"], data, *cells])
+    with (CARDS / "robustbench.csv").open(encoding="utf-8", newline="") as file:
+        others = list(csv.DictReader(file))
+    for row in [row for row in paper() if row["table"] in "12"] + others:
+        if row["dataset"] == "cifar10":
+            where = f"paper, table {row['table']}" if "table" in row else "RobustBench"
+            cells = [f"{row[key]} %" if row.get(key) else "" for key in ("clean", "pgd20", "aa")]
+            lines.append([where, row["method"], row["architecture"], row.get("training data", "CIFAR-10"), *cells])
     return markdown(lines, ["source", "method", "architecture", "training data", "clean", "PGD-20", "AutoAttack"])
 
 

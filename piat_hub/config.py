@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
+TRACKED = 1000  # test images that `track_test` measures at the end of each epoch
 WEIGHTS = {"last": "model.safetensors", "best": "model_best.safetensors"}  # a run's weights, by checkpoint
 RESULTS = {"last": "results.json", "best": "results_best.json"}
 VERDICTS = {"last": "verdicts.npz", "best": "verdicts_best.npz"}
@@ -398,7 +399,8 @@ class RunOptions:
     )
     gradient_checkpointing: bool = option(False, "keep fewer activations and compute them again: less memory, slower")
     track_test: bool = option(
-        False, "also record accuracy on 1,000 test images after each epoch, for a figure; nothing is chosen by it"
+        False,
+        f"also record accuracy on {TRACKED:,} test images after each epoch, for a figure; nothing is chosen by it",
     )
     device_data_limit: float = option(
         4.0, "training data that would take more than this on the device, decoded, is streamed", unit="GiB", least=0

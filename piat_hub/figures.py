@@ -288,8 +288,8 @@ def tested(groups: Sequence[Sequence[Run]], attack: str) -> str:
 
 def usual(law: InterpolationConfig) -> bool:
     """Whether an interpolation differs from the paper's at most in a constant lam."""
-    same = dataclasses.replace(InterpolationConfig(), kind=law.kind, constant=law.constant)
-    return law.kind == "none" or law == (same if law.kind == "constant" else InterpolationConfig())
+    paper = InterpolationConfig()
+    return law.kind == "none" or dataclasses.replace(law, kind=paper.kind, constant=paper.constant) == paper
 
 
 def schedule(run: Run) -> str:
@@ -332,7 +332,7 @@ def lambdas(runs: Sequence[Run]) -> Figure:
 def mus(runs: Sequence[Run]) -> Figure:
     """Clean and robust accuracy against mu, the weight of NMSE (He et al. 2023, Fig. 5): a dot a seed, mean and interval."""
     nmse = [run for run in runs if run.config.method == "nmse"]
-    by_mu = {float(g[0].config.method_args.get("mu", 5)): g for g in (records.varied(nmse, "mu") if nmse else ())}
+    by_mu = {records.settings(g[0].config)["mu"]: g for g in (records.varied(nmse, "mu") if nmse else ())}
     if len(by_mu) < 2:
         raise InputError("fewer than two weights mu of NMSE among runs that share all else; `piat study mu` makes them")
     weights = sorted(by_mu)
@@ -441,7 +441,7 @@ def landscape(surfaces: dict[str, Surface]) -> Figure:
         flat.contourf(at, at, losses.T, levels=levels, cmap="viridis", vmin=low, vmax=high, extend="both")
         lines = flat.contour(at, at, losses.T, levels=levels, colors="white", linewidths=0.6)
         flat.clabel(lines, fmt="%.2g", fontsize=7)
-        flat.plot([0], [0], "+", color="#D55E00")
+        flat.plot([0], [0], "+", color=VERMILION)
         flat.set(xlabel="along d₁", ylabel="along d₂", aspect="equal")
         middle, edge = middle_and_edge(found.losses)
         flat.set_title(f"loss {middle:.2f} at the weights, {edge:.2f} on average at the edge")

@@ -14,7 +14,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from piat_hub import card, methods
-from piat_hub.config import DATASETS, InputError, InterpolationConfig, ThreatModel, TrainConfig, flat, to_dict
+from piat_hub.config import DATASETS, TRACKED, InputError, InterpolationConfig, ThreatModel, TrainConfig, flat, to_dict
 from piat_hub.files import read_metrics
 from piat_hub.published import PAPER_ATTACKS, paper
 
@@ -67,11 +67,11 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     A label is the method's name; where that is the same for several configurations, what they differ in is added.
     InputError for two runs of one configuration and seed.
     """
-    settings = [_settings(run.config) for run in runs]
+    each = [settings(run.config) for run in runs]
     labels = [card.method_name(run.config) for run in runs]
     groups: dict[str, list[Run]] = {}
-    for run, setting, label in zip(runs, settings, labels, strict=True):
-        alike = [other for other, name in zip(settings, labels, strict=True) if name == label]
+    for run, setting, label in zip(runs, each, labels, strict=True):
+        alike = [other for other, name in zip(each, labels, strict=True) if name == label]
         differ = [key for key in setting if any(other.get(key) != setting[key] for other in alike)]
         group = groups.setdefault(", ".join([label, *(f"{key} {setting[key]}" for key in differ)]), [])
         if twin := next((other for other in group if other.config.seed == run.config.seed), None):
@@ -84,12 +84,12 @@ def varied(runs: Sequence[Run], *keys: str) -> list[list[Run]]:
     """The groups of runs that differ in these settings alone; of several such sets the one with the most groups."""
     sets: dict[tuple[Any, ...], list[list[Run]]] = {}
     for group in grouped(runs).values():
-        rest = tuple((k, str(v)) for k, v in _settings(group[0].config).items() if k not in keys)
+        rest = tuple((k, str(v)) for k, v in settings(group[0].config).items() if k not in keys)
         sets.setdefault(rest, []).append(group)
     return max(sets.values(), key=len)
 
 
-LAW = ("kind", "constant", *"abcd", "start_epoch", "bn")  # what `_settings` says of interpolation
+LAW = ("kind", "constant", *"abcd", "start_epoch", "bn")  # what `settings` says of interpolation
 
 
 def paired(runs: Sequence[Run]) -> dict[str, tuple[list[Run], list[Run]]]:
@@ -106,11 +106,11 @@ def paired(runs: Sequence[Run]) -> dict[str, tuple[list[Run], list[Run]]]:
 
 def same_but_law(a: TrainConfig, b: TrainConfig) -> bool:
     """Whether two configurations differ in nothing but interpolation and seed."""
-    one, other = ({k: v for k, v in _settings(config).items() if k not in LAW} for config in (a, b))
+    one, other = ({k: v for k, v in settings(config).items() if k not in LAW} for config in (a, b))
     return one == other
 
 
-def _settings(config: TrainConfig) -> dict[str, Any]:
+def settings(config: TrainConfig) -> dict[str, Any]:
     """All of a configuration but its seed and recipe, flat, with the method's defaults, without what has no effect."""
     method = dataclasses.asdict(methods.get(config.method)(**config.method_args))  # type: ignore[call-overload]
     values = to_dict(config) | {"method_args": method}
@@ -136,7 +136,8 @@ def tracked(runs: Iterable[Run]) -> str:
 def images(runs: Sequence[Run]) -> str:
     """Those images in words."""
     counts = " or ".join(f"{count:,}" for count in sorted({run.config.holdout for run in runs}))
-    return "the first 1,000 test images (or all there are)" if tracked(runs) == "test" else f"{counts} held-out images"
+    tested = f"the first {TRACKED:,} test images (or all there are)"
+    return tested if tracked(runs) == "test" else f"{counts} held-out images"
 
 
 def robust_gap(metrics: Sequence[dict[str, Any]]) -> float | None:

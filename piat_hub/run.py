@@ -26,6 +26,7 @@ from piat_hub import backbones, data, engine, evaluation, hub, methods
 from piat_hub.attacks import Twin, pgd
 from piat_hub.config import (
     DATASETS,
+    TRACKED,
     WEIGHTS,
     Diverged,
     InputError,
@@ -41,7 +42,6 @@ from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
 from piat_hub.state import Done, PerProcess, State
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-TRACKED = 1000  # test images that `track_test` measures at each epoch's end
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
 
 
