@@ -77,11 +77,13 @@ def add_fields(parser: argparse.ArgumentParser, config: Any, prefix: str = "") -
             continue
         name = f"--{flag or prefix + f.name.replace('_', '-')}"
         doc = f.metadata.get("doc", "") + (f" [{f.metadata['unit']}]" if f.metadata.get("unit") else "")
-        doc += "" if value is None or value == "" else f" (default: {show(f, value)})"
+        doc += "" if value in (None, "", ()) else f" (default: {show(f, value)})"
         common: dict[str, Any] = {"dest": prefix + f.name, "default": argparse.SUPPRESS, "help": doc.replace("%", "%%")}
         if kind is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction if value else "store_true", **common)
             continue
+        if typing.get_origin(kind) is tuple:
+            kind, common = typing.get_args(kind)[0], common | {"nargs": "+"}
         names = choices(hints[f.name])
         metavar = "{" + ",".join(names) + "}" if names else kind.__name__.upper()
         parser.add_argument(name, type=fraction if kind is float else kind, metavar=metavar, **common)
@@ -103,7 +105,8 @@ def with_flags(config: Any, given: dict[str, Any], prefix: str = "") -> Any:
         if dataclasses.is_dataclass(value):
             changes[f.name] = with_flags(value, given, f.metadata.get("prefix", ""))
         elif prefix + f.name in given:
-            changes[f.name] = given[prefix + f.name]
+            found = given[prefix + f.name]
+            changes[f.name] = tuple(found) if isinstance(found, list) else found
     return dataclasses.replace(config, **changes)
 
 
@@ -215,22 +218,10 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         metavar="MODEL",
         help="a run or model directory, a Hub id, hf-hub:ORG/NAME, or module:callable",
     )
-    lists: dict[str, Any] = {"nargs": "+", "default": argparse.SUPPRESS}
-    attacks_help = "clean, pgdN, mimN, cwN, aa, apgd-ce, apgd-t, fab-t, square (default: clean pgd20)"
-    parser.add_argument("--attacks", metavar="ATTACK", help=attacks_help, **lists)
-    numbers = {"metavar": "FLOAT", "type": fraction, **lists}
-    parser.add_argument(
-        "--sweep-eps", help="also measure the attacks at these budgets, e.g. 2/255 4/255 8/255", **numbers
-    )
-    parser.add_argument(
-        "--mean", help="subtracted from the images, one number per channel, for a model that wants it", **numbers
-    )
-    parser.add_argument("--std", help="then divided by, one number per channel", **numbers)
     add_fields(parser, EvalConfig())
     given = vars(parser.parse_all(argv))
     models = given.pop("models")
-    listed = {name: tuple(given.pop(name)) for name in ("attacks", "sweep_eps", "mean", "std") if name in given}
-    config = dataclasses.replace(with_flags(EvalConfig(), given), **listed)
+    config = with_flags(EvalConfig(), given)
     if config.output and len(models) > 1:
         raise InputError("--output takes the results of one MODEL; leave it out, or evaluate one at a time")
 
@@ -242,7 +233,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     prepared = [request.prepare_evaluation(model, config) for model in models]
     main = prepared[0].processes.rank == 0
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(sys.stdout if main else nowhere):
-        finished = [_evaluate_one(model, one, config, ends) for model, one in zip(models, prepared, strict=True)]
+        finished = [_evaluate_one(model, one, ends) for model, one in zip(models, prepared, strict=True)]
         if len(finished) > 1:
             print(_comparison(finished))
         for done in finished:
@@ -253,18 +244,18 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
                     print(what, done.directory / name)
 
 
-def _evaluate_one(model: str, done: request.Evaluation, config: EvalConfig, ends: float) -> request.Evaluation:
+def _evaluate_one(model: str, done: request.Evaluation, ends: float) -> request.Evaluation:
     from tabulate import tabulate
     from tqdm import tqdm
 
     from piat_hub.card import HEADERS, percent, rows
     from piat_hub.evaluation import trained_against
 
-    quiet = None if done.processes.rank == 0 else True
+    config, quiet = done.config, None if done.processes.rank == 0 else True
     bar: tqdm[NoReturn] = tqdm(unit="image", disable=quiet, desc=model)
-    attack, at_a_time = "", done.batch_size(config)
+    attack, at_a_time = "", done.batch_size
     try:
-        for event in done.measure(config, ends):
+        for event in done.measure(ends):
             if event.at_a_time < at_a_time:
                 at_a_time = event.at_a_time
                 bar.write(f"{model}: the device's memory is short; {at_a_time} images at a time from here on")
@@ -293,7 +284,7 @@ def _evaluate_one(model: str, done: request.Evaluation, config: EvalConfig, ends
         print(f"the time budget of {config.time_budget} is spent: {where}not begun: {rest}; go on with --resume")
         return done
     if config.sweep_eps:
-        _sweep(done, config)
+        _sweep(done)
     if config.checks:
         _checks(done)
     return done
@@ -312,14 +303,14 @@ def _class_table(results: Results) -> str:
     return tabulate(table, ["class", *map(attack_name, classes)], disable_numparse=True)
 
 
-def _sweep(done: request.Evaluation, config: EvalConfig) -> None:
+def _sweep(done: request.Evaluation) -> None:
     """Measure, print and draw accuracy against eps."""
     from tabulate import tabulate
 
     from piat_hub import figures
     from piat_hub.card import attack_name, percent
 
-    points = list(done.sweep(config))
+    points = list(done.sweep())
     attacks = list(dict.fromkeys(a for point in points for a in point["attacks"]))
     table = [[p["eps"], *(percent(p["attacks"][a]["accuracy"]) for a in attacks)] for p in points]
     print("\n" + tabulate(table, ["eps", *map(attack_name, attacks)], disable_numparse=True))
@@ -529,8 +520,6 @@ def study(argv: Sequence[str], prog: str) -> None:
     )
     parser.add_argument("name", metavar="NAME", help="a study")
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="digits, or for a table the paper's, unless named")
-    attacks_help = "as in evaluate (default: clean pgd20, or the columns of the paper's table)"
-    parser.add_argument("--attacks", nargs="+", metavar="ATTACK", help=attacks_help)
     add_fields(parser.add_argument_group("the sweep"), StudyOptions())  # type: ignore[arg-type]
     known = studies.default_recipes(argv[0])[0] if argv and argv[0] in studies.STUDIES else "digits"
     named = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else known
@@ -541,7 +530,7 @@ def study(argv: Sequence[str], prog: str) -> None:
     lookup("study", name, studies.STUDIES)
     recipe = given.pop("recipe")
     chosen = [recipe] if recipe else studies.default_recipes(name)
-    attacks = given["attacks"] or studies.default_attacks(name)
+    attacks = options.attacks or studies.default_attacks(name)
     bases = [with_flags(recipes.get(r), given) for r in chosen]
     members = studies.members(name, bases, attacks, options)
     failed = _run_sweep(name, members, attacks, options)

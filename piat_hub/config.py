@@ -192,7 +192,9 @@ def flags(config: Any, base: Any, prefix: str = "") -> list[str]:
 
 
 def show(f: dataclasses.Field[Any], value: Any) -> str:
-    """A field's value as people write it."""
+    """A field's value as people write it; several values with spaces between them."""
+    if isinstance(value, tuple):
+        return " ".join(show(f, one) for one in value)
     return pixels(value) if f.metadata.get("unit") == "pixels" else str(value)
 
 
@@ -423,6 +425,7 @@ class StudyOptions:
 
     seeds: int = option(3, "runs of each member, with seeds that follow each other", least=1)
     jobs: int | None = option(None, "members that run at a time (default: one a GPU, else one)", least=1)
+    attacks: tuple[str, ...] = option((), "as in evaluate (default: clean pgd20, or the columns of the paper's table)")
     n: int | None = option(None, "evaluate on the first n test images (default: all)", unit="images", least=1)
     track_test: bool = option(False, "also record accuracy on test images after each epoch, as in training")
     output: str | None = option(None, "the directory of the members and the table (default: runs/study/RECIPE)")
@@ -446,10 +449,16 @@ def duration(text: str) -> float:
 class EvalConfig:
     """What `evaluate` measures, and where the figures go."""
 
-    attacks: tuple[str, ...] = option(("clean", "pgd20"), "clean, pgdN, mimN, cwN, aa", flag=None)
-    sweep_eps: tuple[float, ...] = option((), "also measure the attacks at these budgets", unit="pixels", flag=None)
-    mean: tuple[float, ...] = option((), "subtracted from the images, for a model that wants it", flag=None)
-    std: tuple[float, ...] = option((), "then divided by, for a model that wants it", flag=None)
+    attacks: tuple[str, ...] = option(
+        ("clean", "pgd20"), "any of clean, pgdN, mimN, cwN, aa, apgd-ce, apgd-t, fab-t, square"
+    )
+    sweep_eps: tuple[float, ...] = option(
+        (), "also measure the attacks at these budgets, such as 2/255 4/255 8/255", unit="pixels"
+    )
+    mean: tuple[float, ...] = option(
+        (), "subtracted from the images, one number per channel, for a model that wants it"
+    )
+    std: tuple[float, ...] = option((), "then divided by, one number per channel")
     n: int | None = option(None, "the first n images of the split (default: all)", unit="images", least=1)
     dataset: str | None = option(None, "as in training (default: the data the model was trained for)")
     split: str = option("test", "which split to evaluate on")

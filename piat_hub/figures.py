@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from piat_hub import records
 from piat_hub.card import attack_name, method_name
-from piat_hub.config import InputError, InterpolationConfig, TrainConfig, number
+from piat_hub.config import InputError, TrainConfig, number
 from piat_hub.files import whole_file
 from piat_hub.probes import Examples, Surface
 from piat_hub.records import Run
@@ -286,12 +286,6 @@ def tested(groups: Sequence[Sequence[Run]], attack: str) -> str:
     return f"{images}; {seeds(runs)}, 95 % intervals {records.intervals(groups)}, last checkpoint"
 
 
-def usual(law: InterpolationConfig) -> bool:
-    """Whether an interpolation differs from the paper's at most in a constant lam."""
-    paper = InterpolationConfig()
-    return law.kind == "none" or dataclasses.replace(law, kind=paper.kind, constant=paper.constant) == paper
-
-
 def schedule(run: Run) -> str:
     """'0', '0.3' or 'g(n)': the run's lam in words."""
     law = run.config.interpolation
@@ -302,7 +296,7 @@ def schedule(run: Run) -> str:
 def lambdas(runs: Sequence[Run]) -> Figure:
     """Schedules of lam, and the robust accuracy after each (He et al. 2023, Fig. 4): a dot a seed, mean and interval."""
     groups = records.varied(runs, *records.LAW)
-    by_law = {schedule(group[0]): group for group in groups if usual(group[0].config.interpolation)}
+    by_law = {schedule(group[0]): group for group in groups if records.law_of(group[0].config) != "other"}
     if len(by_law) < 3:
         raise InputError(
             "fewer than three schedules of lam among runs that share all else; `piat study lambda` makes them"

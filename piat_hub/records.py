@@ -94,14 +94,19 @@ LAW = ("kind", "constant", *"abcd", "start_epoch", "bn")  # what `settings` says
 
 def paired(runs: Sequence[Run]) -> dict[str, tuple[list[Run], list[Run]]]:
     """(runs without interpolation, runs with the paper's) that differ in nothing else, by the label of the former."""
-    piat = [run for run in runs if run.config.interpolation == InterpolationConfig()]
-    plain = [run for run in runs if run.config.interpolation.kind == "none"]
-
+    plain, piat = ([run for run in runs if law_of(run.config) == kind] for kind in ("none", "piat"))
     pairs = {
         label: (group, [run for run in piat if same_but_law(run.config, group[0].config)])
         for label, group in grouped(plain).items()
     }
     return {label: pair for label, pair in pairs.items() if pair[1]}
+
+
+def law_of(config: TrainConfig) -> str:
+    """The kind of interpolation, or "other" where g(n)'s numbers, its start or BatchNorm's treatment are not the paper's."""
+    law, paper = config.interpolation, InterpolationConfig()
+    usual = dataclasses.replace(law, kind=paper.kind, constant=paper.constant) == paper
+    return law.kind if usual or law.kind == "none" else "other"
 
 
 def same_but_law(a: TrainConfig, b: TrainConfig) -> bool:
@@ -212,12 +217,12 @@ def method_of(name: str) -> tuple[str, str]:
 def beside(config: TrainConfig, table: str = "") -> dict[str, float]:
     """The paper's accuracies of this method, architecture and data by attack, from one of its tables or from the fullest row.
 
-    {} where it has none, and for all but the paper's own data under its threat model: a copy that is not pixel-equal is
-    another benchmark.
+    {} where it has none: for another method's fields or interpolation than the paper's, and for all but its own data under
+    its threat model (a copy that is not pixel-equal is another benchmark).
     """
-    others = (config.ema, config.swa, config.awp, config.img_size) != (
-        None,
-    ) * 4 or config.interpolation.kind == "constant"
+    method = methods.get(config.method)
+    others = any(value is not None for value in (config.ema, config.swa, config.awp, config.img_size))
+    others = others or method(**config.method_args) != method() or law_of(config) not in ("none", "piat")
     if config.dataset not in DATASETS or config.threat_model != ThreatModel() or others:
         return {}
     model = config.backbone.removeprefix("cifar_").replace("_", "-"), config.dataset

@@ -27,6 +27,7 @@ from piat_hub.small_image import Normalize
 class Evaluation:
     """A checked request: one model, its images, its results so far, and the directory they are written to."""
 
+    config: EvalConfig
     name: str
     model: nn.Module
     split: data.Split
@@ -36,7 +37,7 @@ class Evaluation:
     surrogate: nn.Module | None = None
     processes: evaluation.Processes = evaluation.ALONE
 
-    def measure(self, config: EvalConfig, ends: float = math.inf) -> Iterator[evaluation.Progress]:
+    def measure(self, ends: float = math.inf) -> Iterator[evaluation.Progress]:
         """Run the attacks; results and verdicts are saved after every batch, a run directory's card at the end.
 
         ends: the `time.monotonic()` after which no batch is begun; `results.running` then tells where it stopped.
@@ -44,11 +45,11 @@ class Evaluation:
         events = evaluation.measure(
             self.model,
             self.split,
-            config.attacks,
+            self.config.attacks,
             self.results,
-            step_size=config.step_size,
-            restarts=config.restarts,
-            batch_size=self.batch_size(config),
+            step_size=self.config.step_size,
+            restarts=self.config.restarts,
+            batch_size=self.batch_size,
             save=self._save,
             processes=self.processes,
         )
@@ -59,15 +60,16 @@ class Evaluation:
                 return
         self._write_card()
 
-    def sweep(self, config: EvalConfig) -> Iterator[dict[str, Any]]:
-        """Measure the attacks at each of `config.sweep_eps`; yields {"eps", "attacks": {name: figures}}, saved one by one."""
+    def sweep(self) -> Iterator[dict[str, Any]]:
+        """Measure the attacks at each of `sweep_eps`; yields {"eps", "attacks": {name: figures}}, saved one by one."""
+        config = self.config
         for eps in config.sweep_eps:
             done = next((point for point in self.results.sweep if point["eps"] == pixels(eps)), None)
             if done is None or set(config.attacks) - set(done["attacks"]):
                 at = Results.of(self.split, ThreatModel(self.results.threat_model.norm, eps), seed=self.results.seed)
                 options = {
                     "restarts": config.restarts,
-                    "batch_size": self.batch_size(config),
+                    "batch_size": self.batch_size,
                     "processes": self.processes,
                 }
                 for _ in evaluation.measure(self.model, self.split, config.attacks, at, **options):  # type: ignore[arg-type]
@@ -92,9 +94,10 @@ class Evaluation:
         self._save(self.results)
         self._write_card()
 
-    def batch_size(self, config: EvalConfig) -> int:
+    @property
+    def batch_size(self) -> int:
         """How many images are attacked at a time: as asked, else 250 on a CPU, 1000 on a GPU."""
-        return config.batch_size or (250 if evaluation.device_of(self.model).type == "cpu" else 1000)
+        return self.config.batch_size or (250 if evaluation.device_of(self.model).type == "cpu" else 1000)
 
     def _save(self, results: Results) -> None:
         if self.processes.rank == 0:
@@ -115,7 +118,7 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
     set_threads(config.threads)
     with accelerator.main_process_first():
         model, name, directory = load_model(spec, config)
-        surrogate = load_model(config.surrogate, config)[0] if config.surrogate else None
+        surrogate = load_model(config.surrogate)[0] if config.surrogate else None
         piat = getattr(model, "piat", None)
         trained = from_dict(TrainConfig, piat) if piat else None
         split = evaluation_data(spec, config, trained)
@@ -138,7 +141,7 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
     rank, world = accelerator.process_index, accelerator.num_processes
     least = (lambda t: accelerator.gather(t[None]).amin(0)) if world > 1 else Tensor.clone
     processes = evaluation.Processes(rank, world, least)
-    return Evaluation(name, placed, split, results, output, own and trained is not None, surrogate, processes)
+    return Evaluation(config, name, placed, split, results, output, own and trained is not None, surrogate, processes)
 
 
 def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) -> data.Split:

@@ -52,7 +52,7 @@ def train(config, folder):
 def evaluate(folder):
     """Measure a run, or go on measuring it, in small batches."""
     config = EvalConfig(attacks=("clean", "pgd20", "mim10"), n=100, batch_size=20, resume=True, threads=1)
-    for _ in prepare_evaluation(str(folder), config).measure(config):
+    for _ in prepare_evaluation(str(folder), config).measure():
         pass
 
 

@@ -132,9 +132,8 @@ def do_evaluate():
     from piat_hub.config import EvalConfig
 
     def measure(spec, *attacks, **fields):
-        config = EvalConfig(attacks=attacks, **fields)
-        prepared = request.prepare_evaluation(str(spec), config)
-        list(prepared.measure(config))
+        prepared = request.prepare_evaluation(str(spec), EvalConfig(attacks=attacks, **fields))
+        list(prepared.measure())
         return prepared
 
     return measure

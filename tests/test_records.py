@@ -120,6 +120,8 @@ def test_pairs_with_and_without_piat_differ_in_nothing_else():
     ]
     assert records.paired([*strays, piat, plain]) == {"NMSE": ([plain], [piat])}
     assert records.paired([plain, *strays]) == {}
+    idle = run(constant=0.5, seed=1)  # a constant that g(n) does not use
+    assert records.paired([plain, idle]) == {"NMSE": ([plain], [idle])}
 
 
 def test_curves_are_of_test_images_where_every_run_tracked_those():
@@ -179,6 +181,8 @@ def test_published_rows_stand_beside_the_papers_own_data_only():
         dataclasses.replace(real, backbone="cifar_resnet20"),
         dataclasses.replace(real, awp=0.01),
         dataclasses.replace(real, img_size=16),
+        dataclasses.replace(real, method_args={"mu": 3.0}),
+        dataclasses.replace(real, interpolation=dataclasses.replace(real.interpolation, bn="copy")),
         config("constant", base=real),
         config("none", base=real, method="fat"),
         DIGITS,
