@@ -83,7 +83,7 @@ def main():
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    accelerator, rows = Accelerator(mixed_precision=args.mixed_precision), []
+    accelerator, rows = Accelerator(cpu=True, mixed_precision=args.mixed_precision), []
     for backbone in args.backbones:
         for method in args.methods:
             row = {"backbone": backbone, "method": method}

@@ -80,7 +80,7 @@ def peer(pipe, folder, method, model, x, y, steps, threads):
 
     for order in iter(pipe.recv, "stop"):
         if order == "compare":
-            with same_noise(x):
+            with same_noise(x, "randn", "randn_like", "rand_like"):
                 loss = float(update())
             pipe.send((loss, gradient(model).cpu().numpy()))
         else:
@@ -123,18 +123,18 @@ def our_update(method, model, x, y, steps, accelerator, options):
 
 
 @contextlib.contextmanager
-def same_noise(x):
-    """Every draw of the attacks' start is the same: theirs from torch or numpy on the host, ours in x's own layout."""
+def same_noise(x, *functions):
+    """Every draw of the attacks' start is the same, by these functions of torch and by numpy's uniform."""
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
     fake = {
-        "randn": lambda *_, **__: noise,
+        "randn": lambda *_, **__: noise,  # theirs; for ours it stays torch's, with which a compiler tries kernels
         "randn_like": lambda like: noise.to(like),
         "rand_like": lambda like: noise.to(like),
     }
     uniform = lambda low, high, shape: low + (high - low) * noise.double().numpy()  # noqa: E731
     with contextlib.ExitStack() as stack:
-        for name, draw in fake.items():
-            stack.enter_context(mock.patch.object(torch, name, draw))
+        for name in functions:
+            stack.enter_context(mock.patch.object(torch, name, fake[name]))
         stack.enter_context(mock.patch.object(np.random, "uniform", uniform))
         yield
 
@@ -176,7 +176,7 @@ def main():
     facts = {"method": args.method, "backbone": name, "batch_size": args.batch_size, "steps": args.steps}
     facts |= {"precision": args.mixed_precision, "compile": args.compile, "rounds": args.rounds}
     facts |= {"gradient_checkpointing": args.gradient_checkpointing, "peer": args.peer and args.peer.resolve().name}
-    with same_noise(x):
+    with same_noise(x, "randn_like", "rand_like"):
         losses = {"ours": float(update())}
     if args.peer:
         losses["theirs"], theirs = ask(pipe, "compare")

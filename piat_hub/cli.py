@@ -738,17 +738,22 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
         except (Diverged, Broken, OSError) as error:
             return _fail(prog, error, 1)
         except RuntimeError as error:
-            if not (said := _of_connection(error)):
+            if not (said := _from_outside(error)):
                 raise
-            return _fail(prog, Broken(f"another process has ended ({said}); what is finished is saved: {GO_ON}"), 1)
+            return _fail(prog, Broken(said), 1)
     return 0
 
 
-def _of_connection(error: RuntimeError) -> str:
-    """What torch says of a lost connection between processes, in a few words; "" for any other error."""
-    said = next((line for line in str(error).splitlines() if line.strip()), "")
-    lost = "gloo" in said.lower() or type(error).__name__.startswith("Dist")  # NCCL's errors are of such types
-    return re.sub(r"^\[\S*\] ", "", said).split(". ")[0] if lost else ""
+def _from_outside(error: RuntimeError) -> str:
+    """What torch says of a lost connection between processes, or of memory, in a few words; "" for any other error."""
+    line, kind = next((line for line in str(error).splitlines() if line.strip()), ""), type(error).__name__
+    said = re.sub(r"^\[\S*\] ", "", line).split(". ")[0]
+    if "gloo" in line.lower() or kind.startswith("Dist"):  # NCCL's errors are of such types
+        return f"another process has ended ({said}); what is finished is saved: {GO_ON}"
+    if kind == "OutOfMemoryError":
+        less = "--gradient-checkpointing, --accumulation, --mixed-precision bf16 or a smaller --batch-size needs less"
+        return f"the device's memory is used up ({said}); {less}"
+    return ""
 
 
 def _fail(prog: str, error: object, code: int) -> int:

@@ -236,6 +236,14 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 @torch.no_grad()
+def align_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give momentum that was loaded its weights' memory layout: only then a GPU updates all of them in a few kernels."""
+    for p, kept in optimizer.state.items():
+        if kept.get("momentum_buffer") is not None:
+            kept["momentum_buffer"] = torch.empty_like(p).copy_(kept["momentum_buffer"])
+
+
+@torch.no_grad()
 def average_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     """Give all processes the mean of their BatchNorm statistics, so that their models stay equal after every step."""
     if accelerator.num_processes == 1:

@@ -194,7 +194,8 @@ def measure(
                 for i in torch.arange(len(split)).split(batch_size):
                     right, most = survives(exact, exact, unharmed, to_unit(images[i]), labels[i], most, 0)
                     verdicts.append(right)
-                results.record(name, torch.cat(verdicts).cpu().numpy(), {})
+                stand = processes.least(torch.cat(verdicts).to(torch.uint8))  # from here on all go by the same
+                results.record(name, stand.cpu().numpy().astype(bool), {})
                 yield Progress(name, len(split), len(split), results.attacks[name]["correct"], len(split), most)
             else:
                 results.running = _take_up(name, attack, batch_size, results)
@@ -246,15 +247,18 @@ def stands(model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Te
 def survives(
     model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Tensor, most: int, seed: int
 ) -> tuple[Tensor, int]:
-    """((B,) bool: the model's class is still y after the stage on `attacked`, how many images went at a time).
+    """((B,) bool: the model's class is still y after the stage on `attacked`, how many images went at a time)."""
+    return as_memory_allows(partial(stands, model, attacked, stage), x, y, most, seed)
 
-    That is `most`, halved as often as the device's memory asks for.
-    """
+
+def as_memory_allows(
+    work: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, most: int, seed: int
+) -> tuple[Tensor, int]:
+    """(what `work` gives for each image, how many went at a time): `most`, halved as often as the device's memory asks for."""
     while True:
         torch.manual_seed(seed)
         try:
-            parts = zip(x.split(most), y.split(most), strict=True)
-            return torch.cat([stands(model, attacked, stage, *part) for part in parts]), most
+            return torch.cat([work(*part) for part in zip(x.split(most), y.split(most), strict=True)]), most
         except torch.OutOfMemoryError:
             if (most := min(most, len(x)) // 2) < 1:
                 raise
@@ -350,29 +354,46 @@ def accuracy(
 
     The quick check inside training; images already wrong when clean stay wrong.
     """
-    right, attacked = 0, twin_of(model, to_unit(split.images[:2])) if stage else model
-    for batch, index in enumerate(torch.arange(len(split)).split(batch_size)[rank::world]):
-        torch.manual_seed(derived_seed(seed, batch * world + rank))
-        x, y = to_unit(split.images[index]), split.labels[index]
+    right, most, attacked = 0, batch_size, twin_of(model, to_unit(split.images[:2])) if stage else model
+
+    def withstand(x: Tensor, y: Tensor) -> Tensor:
         verdict = correct(model, x, y)
         if stage is not None and verdict.any():
             x, y = x[verdict], y[verdict]
             verdict = correct(model, stage(attacked, x, y), y)
+        return verdict
+
+    for batch, index in enumerate(torch.arange(len(split)).split(batch_size)[rank::world]):
+        drawn = derived_seed(seed, batch * world + rank)
+        verdict, most = as_memory_allows(withstand, to_unit(split.images[index]), split.labels[index], most, drawn)
         right += int(verdict.sum())
     return right
 
 
 @contextmanager
 def verdict_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in fp32 with TF32 off: itself if it is fp32, else an fp32 copy. Flags and generators are put back after."""
-    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """The model in fp32 with TF32 off: itself if it is fp32, else an fp32 copy. Flags and generators are put back after.
+
+    On a GPU convolutions are also deterministic, so that the same question has the same verdicts.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     try:
+        was = [(part, "allow_tf32", part.allow_tf32) for part in (matmul, cudnn)]
+        off: Any = False
+    except RuntimeError:  # torch refuses these names once anyone has used the newer ones
+        was = [(part, "fp32_precision", part.fp32_precision) for part in (matmul, cudnn.conv, cudnn.rnn)]  # type: ignore[attr-defined]
+        off = "ieee"
+    was_deterministic, cudnn.deterministic = cudnn.deterministic, True
+    try:
+        for part, name, _ in was:
+            setattr(part, name, off)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             plain = all(p.dtype == torch.float32 for p in model.parameters())
             yield model if plain else copy.deepcopy(model).float()
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
+        cudnn.deterministic = was_deterministic
+        for part, name, value in was:
+            setattr(part, name, value)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from piat_hub import card, checks, data, evaluation, hub, tensors
 from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number, pixels
 from piat_hub.results import Results
-from piat_hub.run import check_output, set_threads
+from piat_hub.run import PATIENCE, check_output, set_threads
 from piat_hub.small_image import Normalize
 
 
@@ -114,7 +114,7 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
     spec: a run or model directory, a Hub id (with @revision), "hf-hub:ORG/NAME" for timm's own, or "module:callable" for
     anyone's nn.Module.
     """
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=[PATIENCE])
     set_threads(config.threads)
     with accelerator.main_process_first():
         model, name, directory = load_model(spec, config)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ from typing import Any, NoReturn
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from piat_hub import backbones, data, engine, evaluation, hub, methods
@@ -42,6 +43,8 @@ from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
 from piat_hub.state import Done, PerProcess, State
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# how long a process waits for the others: while one decodes the data, or has the harder batch of an evaluation
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(days=1))
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
 
 
@@ -78,8 +81,8 @@ def train(
 ) -> Iterator[Notice | engine.Step | EpochDone | Stopped]:
     """Train a run directory from its configuration; yields what it chose, then after every step and every epoch.
 
-    stopping: asked after every step (every tenth where there are several processes: they have to agree); once it says
-    yes on any of them, the state is saved, and Stopped is the last event.
+    stopping: asked after every step (every tenth and an epoch's last where there are several processes: they have to
+    agree); once it says yes on any of them, the state is saved, and Stopped is the last event.
     Everything that can be wrong with the request is checked before anything is written. Raises InputError for that, and
     Diverged, naming the last good state, if the loss stops being finite.
     """
@@ -129,6 +132,7 @@ def train(
     parts |= {"scaler": accelerator.scaler, "method": PerProcess(method, accelerator)}
     state = State(directory, config, {name: p for name, p in parts.items() if hasattr(p, "state_dict")})
     done, warning = state.load() if options.resume else (Done(), "")
+    engine.align_momentum(optimizer)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         directory.mkdir(parents=True, exist_ok=True)
@@ -165,7 +169,7 @@ def train(
         ):
             if isinstance(event, engine.Step):
                 yield event
-                at_stop = agreed(stopping, event.step, accelerator)
+                at_stop = agreed(stopping, event, accelerator)
                 if at_stop or (options.save_every_steps and event.step % options.save_every_steps == 0):
                     refuse_not_finite((bare, evaluated), f"epoch {event.epoch}, step {event.step}")
                     done.steps, done.losses, done.seconds = event.step, event.losses.all(), time.monotonic() - clock
@@ -235,10 +239,13 @@ def advise(model: nn.Module, x: Tensor, precision: str) -> str:
 
     model: in fp32, with the weights of that moment. Where they give finite logits for x, it is the precision that failed.
     """
+    lost = engine.not_finite(model)
     with evaluation.verdict_mode(model) as exact:
-        finite = not engine.not_finite(exact) and bool(exact.eval()(x).isfinite().all())
+        finite = not lost and bool(exact.eval()(x).isfinite().all())
     if precision in HALF and finite:
         return f"In fp32 these weights give finite logits, so {precision} overflowed: start again without it"
+    if precision in HALF and lost:  # on a GPU they are when the loss is read
+        return f"Either {precision} overflowed or the training diverged: start again without it, or with a lower --lr"
     return "The training diverged: lower --lr, then start again"
 
 
@@ -273,11 +280,11 @@ def save(state: State, done: Done, accelerator: Accelerator) -> None:
         state.save(done, collected)
 
 
-def agreed(stopping: Callable[[], bool], step: int, accelerator: Accelerator) -> bool:
-    """Whether any process is to stop; several are asked every tenth step, as an answer waits for the device."""
+def agreed(stopping: Callable[[], bool], at: engine.Step, accelerator: Accelerator) -> bool:
+    """Whether any process is to stop; several are asked every tenth step and at the last, as an answer waits for the device."""
     if accelerator.num_processes == 1:
         return stopping()
-    if step % 10:
+    if at.step % 10 and at.step < at.steps:
         return False
     return bool(accelerator.reduce(torch.tensor(float(stopping()), device=accelerator.device)))
 
@@ -358,6 +365,7 @@ def make_accelerator(config: TrainConfig, options: RunOptions, directory: Path) 
             refuse_sharding(flag)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
+        kwargs_handlers=[PATIENCE],
         gradient_accumulation_plugin=GradientAccumulationPlugin(config.accumulation, sync_with_dataloader=False),
         log_with=None if options.tracker == "none" else options.tracker,
         project_dir=str(directory),

@@ -3,6 +3,8 @@
 import functools
 import itertools
 import json
+import subprocess
+import sys
 from typing import ClassVar
 
 import numpy as np
@@ -392,12 +394,36 @@ def test_a_batch_that_does_not_fit_is_halved_and_said():
     assert (results.verdicts["clean"] == roomy.verdicts["clean"]).all()
     assert results.attacks["pgd3"]["n"] == len(split)
 
+    pgd = evaluation.suite("pgd3", results.threat_model, 2).stages["pgd3"]
+    counts = [evaluation.accuracy(m, split, pgd, batch_size=32, seed=0) for m in (Cramped(), Threshold())]
+    assert counts[0] == counts[1] > 0  # the check within training
+
     class Never(Threshold):
         def forward(self, x):
             raise torch.OutOfMemoryError("out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
         evaluation.survives(Never(), Never(), evaluation.unharmed, torch.rand(3, 3, 2, 2), torch.zeros(3), 3, 0)
+
+
+NEWER = """
+import torch
+from piat_hub.evaluation import verdict_mode
+{}
+read = lambda: [p.fp32_precision for p in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)]
+before = read()
+with verdict_mode(torch.nn.Linear(2, 2)):
+    assert read() == ["ieee"] * 3 and torch.backends.cudnn.deterministic
+assert read() == before and not torch.backends.cudnn.deterministic
+"""
+
+
+@pytest.mark.parametrize("setting", ["fp32_precision = 'tf32'", "cudnn.conv.fp32_precision = 'ieee'"])
+def test_verdicts_are_fp32_also_where_the_model_sets_torchs_newer_flags(setting):
+    code = NEWER.format(
+        f"torch.backends.{setting}"
+    )  # in a process of its own: the older names are refused from then on
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_cannot_be_copied_is_attacked_as_it_is():

@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import piat_hub
-from piat_hub import data, files, run, state, tensors
+from piat_hub import cli, data, engine, files, run, state, tensors
 from piat_hub.config import Broken, Diverged, InputError, RunOptions
 
 SAME = ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "state/state.safetensors")
@@ -172,7 +172,30 @@ def test_overflow_in_half_precision_is_told_from_divergence():
     assert run.advise(model, x, "no") == "The training diverged: lower --lr, then start again"
     with torch.no_grad():
         model[1].weight[0, 0] = float("nan")
-    assert run.advise(model, x, "fp16") == "The training diverged: lower --lr, then start again"
+    assert run.advise(model, x, "no") == "The training diverged: lower --lr, then start again"
+    both = "Either fp16 overflowed or the training diverged: start again without it, or with a lower --lr"
+    assert run.advise(model, x, "fp16") == both  # a GPU has spoilt the weights by when the loss is read
+
+
+def test_several_processes_are_asked_to_stop_in_short_epochs_too():
+    asked = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda t: t)
+    at = [engine.Step(1, step, 7, 64, 0.0, None) for step in range(1, 8)]
+    assert [run.agreed(lambda: True, step, asked) for step in at] == [False] * 6 + [True]
+    long = [engine.Step(1, step, 25, 64, 0.0, None) for step in (9, 10, 20, 24, 25)]
+    assert [run.agreed(lambda: True, step, asked) for step in long] == [False, True, True, False, True]
+    assert not run.agreed(lambda: False, long[1], asked)
+
+
+def test_memory_that_is_used_up_is_told_in_one_line(capsys, monkeypatch):
+    def crowded(*_):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB"
+        )
+
+    monkeypatch.setattr(run, "train", crowded)
+    assert cli.main(["train", "digits", "--output", "r"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "the device's memory is used up (CUDA out of memory); --gradient-checkpointing" in said
 
 
 @pytest.mark.parametrize(("scale", "warns"), [(65536.0, False), (1.0, False), (0.5, True), (None, False)])

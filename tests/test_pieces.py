@@ -1,61 +1,48 @@
-"""model_cards/pieces.py: training in pieces ends with the bytes of one in one go, and weights come back whole, as fp16."""
+"""model_cards/piece.sh: a model made in pieces has the bytes of one made in one go, and comes back whole, as fp16."""
 
-import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 import piat_hub
 from piat_hub import data, records
 
-SPEC = importlib.util.spec_from_file_location("pieces", Path(__file__).parent.parent / "model_cards" / "pieces.py")
-pieces = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(pieces)
-WORDS = "digits --epochs 12 --train-size 192 --holdout 32 --threads 1 --output"
+HERE = Path(__file__).parent.parent
+WORDS = ["digits", "--epochs", "8", "--train-size", "192", "--holdout", "32", "--threads", "1"]
 
 
-def test_a_run_in_pieces_is_the_run_in_one(monkeypatch):
-    assert pieces.train("1h", *WORDS.split(), "whole") == 0
-    monkeypatch.setattr(pieces, "duration", lambda _: deadline)
-    deadline, codes = 30 + 4.0, []  # so long until it is told to stop
-    while not codes or codes[-1] == 130:
-        codes.append(pieces.train("any", *WORDS.split(), "cut"))
-        assert len(codes) < 20
-        deadline += 3  # a busy machine takes longer to begin
-    assert codes[-1] == 0 and 130 in codes
+def test_a_model_made_in_pieces_comes_back_whole_as_fp16():
+    for name in ("train.py", "evaluate.py", "model_cards"):
+        (Path.cwd() / name).symlink_to(HERE / name)
+    settings = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(HERE), "AA": "10"}
+    said, seconds = [], 10.0  # of a piece
+    while not said or said[-1].returncode == 3:
+        command = ["bash", "model_cards/piece.sh", "out", "mine", *WORDS]
+        said.append(
+            subprocess.run(command, env=settings | {"PIECE": str(int(seconds))}, capture_output=True, text=True)
+        )
+        seconds *= 1.4  # a busy machine takes longer to begin
+        assert len(said) < 20
+    assert said[-1].returncode == 0 and said[-1].stdout.endswith("mine: whole\n"), said[-1].stderr
+    assert any("mine: more to train; the same command goes on" in one.stdout for one in said[:-1])
+
+    subprocess.run("sha256sum --check SHA256", shell=True, cwd="out", check=True)
+    Path("back").mkdir()
+    subprocess.run("cat out/mine.tar.* | tar x -C back", shell=True, check=True)
+    back = records.read("back/mine")
+    counts = {attack: back.figures(attack)["n"] for attack in records.attacks([back])}
+    assert counts == {"clean": 400, "pgd20": 400, "pgd100": 400, "mim20": 400, "cw20": 400, "aa": 10}
+
+    whole = ["train.py", *WORDS, "--output", "whole"]
+    subprocess.run([sys.executable, *whole], env=settings, check=True, capture_output=True)
     for name in ("model.safetensors", "model_best.safetensors", "metrics.jsonl"):
-        assert (Path("whole") / name).read_bytes() == (Path("cut") / name).read_bytes()
-
-
-def test_fp16_weights_come_back_in_small_pieces_and_are_measured_themselves(small_digits, do_train, do_evaluate):
-    do_train(small_digits(epochs=3), "run")
-    Path("run/curves.png").write_bytes(b"picture")
-    pieces.halve(Path("run"), Path("half"))
-    found = do_evaluate("half", "pgd3", n=40).results
-    pieces.pack(Path("half"), Path("out"), most=20_000)
-    assert len(list(Path("out").glob("model.safetensors.*"))) > 2
-    assert all(p.stat().st_size <= 20_000 for p in Path("out").iterdir() if p.name != "SHA256.json")
-    pieces.unpack(Path("out"), Path("back"))
-    for path in (p for p in Path("half").rglob("*") if p.is_file()):
-        assert (Path("back") / path.relative_to("half")).read_bytes() == path.read_bytes()
-    assert records.read("back").figures("pgd3")["correct"] == found.attacks["pgd3"]["correct"]  # of these weights
+        assert (Path("whole") / name).read_bytes() == (Path("runs/mine-fp32") / name).read_bytes()
+    sizes = [(Path(name) / "model.safetensors").stat().st_size for name in ("back/mine", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
     x = data.to_unit(data.load("digits", "test").images[:50])
     with torch.no_grad():
-        full, half = (piat_hub.from_pretrained(name)(x) for name in ("run", "back"))
+        full, half = (piat_hub.from_pretrained(name)(x) for name in ("whole", "back/mine"))
     assert half.dtype == torch.float32 and torch.allclose(full, half, atol=0.05) and not torch.equal(full, half)
-    sizes = [(Path(name) / "model.safetensors").stat().st_size for name in ("back", "run")]
-    assert sizes[0] < 0.6 * sizes[1]
-
-
-def test_a_damaged_or_missing_piece_is_named_and_nothing_is_written():
-    Path("a").mkdir()
-    Path("a/x").write_bytes(bytes(range(100)))
-    pieces.pack(Path("a"), Path("out"), most=40)
-    Path("out/x.001").write_bytes(b"\0" * 40)
-    with pytest.raises(ValueError, match="the pieces of x are not what was packed"):
-        pieces.unpack(Path("out"), Path("b"))
-    Path("out/x.001").unlink()
-    with pytest.raises(ValueError, match="bring them here again"):
-        pieces.unpack(Path("out"), Path("b"))
-    assert not Path("b").exists()

@@ -86,11 +86,13 @@ def ascend(
             (gradient,) = torch.autograd.grad(objective(logits, y), x_adv)
             moving = on_step(k, logits.detach()) if on_step else None
             if leave:
-                x_adv, right = x_adv.detach(), logits.argmax(1) == y
-                final[place[~right]] = x_adv[~right]
-                place, x, y, x_adv, gradient, velocity = (t[right] for t in (place, x, y, x_adv, gradient, velocity))
-                if not len(place):
+                x_adv = x_adv.detach()
+                final[place] = x_adv  # whoever stays is written again
+                stay = (logits.argmax(1) == y).nonzero()[:, 0]  # how many they are is all that is waited for
+                if not len(stay):
                     break
+                if len(stay) < len(place):
+                    place, x, y, x_adv, gradient, velocity = (t[stay] for t in (place, x, y, x_adv, gradient, velocity))
             if momentum is not None:
                 size = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
                 gradient = velocity = momentum * velocity + gradient / _per_image(size, x)
