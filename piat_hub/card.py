@@ -103,7 +103,7 @@ def render(directory: Path, repo_id: str | None = None) -> str:
     own = config["architecture"] == "small_image" or config["architecture"].startswith("cifar_")
     files = {c: (f, file_digest(directory / f)) for c, f in WEIGHTS.items() if (directory / f).is_file()}
     card = ModelCard.from_template(
-        _metadata(repo_id or directory.resolve().name, trained, raw),
+        _metadata(repo_id or directory.resolve().name, licence(config), trained, raw),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=escaped(title(trained)),
         config=trained,
@@ -204,21 +204,27 @@ def command(config: TrainConfig) -> str:
 
 
 def training(directory: Path) -> dict[str, str] | None:
-    """How long training took and on what, from timing.jsonl; None where it was not recorded."""
+    """How long training took, on what and with which versions, from timing.jsonl; None where it was not recorded."""
     epochs = read_lines(path := own(directory, "timing.jsonl"))
     if not epochs:
         return None
     try:
         minutes = round(sum(e["train_seconds"] + e["check_seconds"] for e in epochs) / 60)
         hardware = [e["device"] if e["processes"] == 1 else f"{e['processes']} x {e['device']}" for e in epochs]
-        if not all(printable(text) for text in hardware):
+        known = [e["versions"] | {"commit": e["git"]} for e in epochs if "versions" in e]
+        versions = [", ".join(f"{name} {v}" for name, v in each.items() if v) for each in known]
+        if not all(printable(text) for text in (*hardware, *versions)):
             raise ValueError("a device's name cannot be printed")
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{path} is damaged ({error!r}); the training's own command with --resume mends it") from error
     time = (
         f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under a minute"
     )
-    return {"time": time, "hardware": " and ".join(dict.fromkeys(hardware))}
+    return {
+        "time": time,
+        "hardware": " and ".join(dict.fromkeys(hardware)),
+        "versions": "; then ".join(dict.fromkeys(versions)),
+    }
 
 
 def measured(directory: Path) -> dict[str, dict[str, Any]]:
@@ -252,8 +258,14 @@ def files_of(key: str) -> tuple[str, str]:
     return results, verdicts
 
 
-def _metadata(name: str, config: TrainConfig, found: dict[str, dict[str, Any]]) -> ModelCardData:
-    """The YAML head: one model-index entry per checkpoint and attack."""
+def licence(config: dict[str, Any]) -> str:
+    """That of the weights training began with, which those it ends with are derived from; MIT for training from scratch."""
+    source = config["pretrained_cfg"].get("license") or "mit"
+    return source if isinstance(source, str) and re.fullmatch(r"[\w.-]+", source, re.ASCII) else "other"
+
+
+def _metadata(name: str, licence: str, config: TrainConfig, found: dict[str, dict[str, Any]]) -> ModelCardData:
+    """The YAML head: one model-index entry per checkpoint and attack; those measured on other images say on how many."""
     entries = [
         EvalResult(
             task_type="image-classification",
@@ -262,18 +274,19 @@ def _metadata(name: str, config: TrainConfig, found: dict[str, dict[str, Any]]) 
             dataset_split=results["dataset"]["split"],
             metric_type="accuracy",
             metric_name=f"{attack_name(attack)} accuracy"
-            + ("" if results["checkpoint"] == "last" else f" ({results['checkpoint']} checkpoint)"),
+            + ("" if results["checkpoint"] == "last" else f" ({results['checkpoint']} checkpoint)")
+            + (f", {figures['n']} images" if "/" in key else ""),
             metric_value=figures["accuracy"],
             metric_args={"attack": attack, **results["threat_model"], "steps": figures.get("steps"), "n": figures["n"]},
         )
-        for results in found.values()
+        for key, results in found.items()
         for attack, figures in results["attacks"].items()
     ]
     training_tags = ["adversarial-training"] if config.method != "standard" else []
     training_tags += ["piat"] if config.interpolation.kind == "piat" else []
     return ModelCardData(
         library_name="timm",
-        license="mit",
+        license=licence,
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "adversarial-robustness", *training_tags],
         datasets=[DATASETS[config.dataset][0]] if config.dataset in DATASETS else None,

@@ -36,6 +36,7 @@ from piat_hub.published import PUBLISHED
 from piat_hub.results import read_results
 from piat_hub.small_image import Normalize
 
+ORIGIN = ("license", "origin_url", "paper_name", "paper_ids")  # what pretrained_cfg says of where weights come from
 SILENCE = 300.0  # seconds without a byte from the Hub, after which a push gives up
 PASSING = (429, 500, 502, 503, 504)  # statuses that may be gone a moment later
 RECORDS = (  # what a push may send; an earlier push's that the run has no more are deleted
@@ -81,10 +82,17 @@ def save_config(
     overrides: dict[str, Any] = {"tag": "piat"}
     if input_size:
         preprocessing["input_size"] = overrides["input_size"] = input_size
-    with whole_file(directory / "config.json") as scratch:
+    path = directory / "config.json"
+    known = read_config(path) if config and config.init_from and path.exists() else None  # of a run that goes on
+    with whole_file(path) as scratch:
         options = {**extra, "pretrained_cfg": overrides}
         save_config_for_hf(model, str(scratch), model_config=options, data_config=preprocessing)
-        scratch.write_text(json.dumps(sealed(read_json(scratch)), indent=2) + "\n", encoding="utf-8")
+        saved = read_json(scratch)
+        if config:  # timm's facts of its own weights for this architecture: of these only if training began with those
+            source = known["pretrained_cfg"] if known else saved["pretrained_cfg"] if config.init_from else {}
+            rest = {key: value for key, value in saved["pretrained_cfg"].items() if key not in ORIGIN}
+            saved["pretrained_cfg"] = rest | {key: source[key] for key in ORIGIN if key in source}
+        scratch.write_text(json.dumps(sealed(saved), indent=2) + "\n", encoding="utf-8")
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -307,6 +315,7 @@ def start_from(model: Any, source: str) -> None:
             "choose its --backbone and images of its channels and size"
         )
     model.load_state_dict(fits, strict=False)
+    model.pretrained_cfg |= {key: trained.pretrained_cfg.get(key) for key in ORIGIN}
 
 
 def from_timm(spec: str) -> nn.Module:

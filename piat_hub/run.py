@@ -160,6 +160,7 @@ def train(
     tracked = tracked and tracked.to(accelerator.device)
     check = make_check(config, accelerator, train_split[: len(held) or 1000], held, tracked)
     steps = data.steps_per_epoch(len(train_split), config.batch_size)
+    environment = evaluation.environment(accelerator.device)
     clock = time.monotonic() - done.seconds
     resume: dict[str, Any] = {"epochs_done": done.epochs, "steps_done": done.steps, "losses_done": done.losses}
     sides: dict[str, Any] = {"twin": twin, "interpolation": interpolation, "ema": ema, "swa": swa}
@@ -190,8 +191,8 @@ def train(
                 "images_per_second": round(steps * batch / (trained - clock), 2),
                 "processes": accelerator.num_processes,
                 "threads": threads,
-                "device": evaluation.device_name(accelerator.device),
                 "peak_memory_gib": peak_memory(accelerator.device),
+                **environment,
             }
             done = Done(
                 event.epoch, [*done.metrics, metrics], metrics if better else done.best, processes=done.processes

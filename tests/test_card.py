@@ -149,8 +149,9 @@ def test_training_time_and_checksums_are_the_runs_own(evaluated):
     text = (evaluated / "README.md").read_text()
     for name in ("model.safetensors", "model_best.safetensors"):
         assert f"| `{name}` | `{hashlib.sha256((evaluated / name).read_bytes()).hexdigest()}` |" in text
-    device = json.loads((evaluated / "timing.jsonl").read_text().splitlines()[0])["device"]
-    assert f"It took under a minute on {device}." in text
+    known = json.loads((evaluated / "timing.jsonl").read_text().splitlines()[0])
+    assert f"It took under a minute on {known['device']}, with python " in text
+    assert f"torch {known['versions']['torch']}, " in text and (not known["git"] or f"commit {known['git']}." in text)
     slow = {"train_seconds": 5000.0, "check_seconds": 400.0, "processes": 2, "device": "GPU X"}
     (evaluated / "timing.jsonl").write_text(2 * (json.dumps(slow) + "\n"))
     assert "It took 3 h 0 min on 2 x GPU X." in card.render(evaluated)
@@ -291,7 +292,7 @@ def test_what_was_measured_on_other_images_lies_in_a_folder_below(evaluated, do_
     text = card.render(evaluated)
     assert "first 30 images" in text and "first 12 images" in text and "`few/verdicts.npz`" in text
     names = {(e.metric_name, e.metric_args["n"]) for e in ModelCard(text).data.eval_results}
-    assert {("PGD-3 accuracy", 30), ("PGD-5 accuracy", 12), ("clean accuracy", 30)} <= names
+    assert {("PGD-3 accuracy", 30), ("PGD-5 accuracy, 12 images", 12), ("clean accuracy", 30)} <= names
     row = card.summary(evaluated)
     few = json.loads((evaluated / "few/results.json").read_text())["attacks"]
     assert row["n"] == {"clean": 30, "pgd3": 30, "aa": 30, "pgd5": 12} and row["pgd5_acc"] == few["pgd5"]["accuracy"]

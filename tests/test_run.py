@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from piat_hub import backbones, data, engine, evaluation, hub, methods, recipes, request, run
+from piat_hub import backbones, card, data, engine, evaluation, hub, methods, recipes, request, run
 from piat_hub.attacks import pgd
 from piat_hub.config import (
     Diverged,
@@ -523,7 +523,16 @@ def test_a_run_starts_from_a_trained_model_with_another_head(small_digits, do_tr
     same = small_digits(init_from=str(tmp_path / "ten"))
     whole = run.make_backbone(same, digits)
     assert torch.equal(whole.fc.weight, source["fc.weight"])  # as many classes: the head comes too
+    source_config = tmp_path / "ten/config.json"
+    facts = json.loads(source_config.read_text())
+    facts["pretrained_cfg"]["license"] = "cc-by-nc-4.0"
+    source_config.write_text(json.dumps({k: v for k, v in facts.items() if k != "checksum"}))
+    do_train(config, tmp_path / "bound")  # what is derived from it keeps its licence
+    assert "\nlicense: cc-by-nc-4.0\n" in card.render(tmp_path / "bound")
     shutil.rmtree(tmp_path / "ten")
+    assert "license" not in json.loads((tmp_path / "five/config.json").read_text())["pretrained_cfg"]
+    do_train(config, tmp_path / "bound", resume=True)
+    assert json.loads((tmp_path / "bound/config.json").read_text())["pretrained_cfg"]["license"] == "cc-by-nc-4.0"
     do_train(config, tmp_path / "five", resume=True)  # a resumed run does not need where it came from
 
 
@@ -553,6 +562,17 @@ def test_imagenets_weights_are_timms(small_digits, monkeypatch):
     model = run.make_backbone(config, dataclasses.replace(split, images=split.images[:4].expand(-1, 3, -1, -1)))
     block = "blocks.1.0.conv_pw.weight"
     assert torch.equal(model.state_dict()[block], source.state_dict()[block]) and model.num_classes == 10
+
+    licences = {}
+    for began in (
+        "imagenet",
+        None,
+    ):  # with timm's weights goes their licence; without, nothing of theirs is in the file
+        began_with = dataclasses.replace(config, init_from=began)
+        hub.save_config(model, Path(), config=began_with, label_names=split.label_names, input_size=(3, 32, 32))
+        licences[began] = json.loads(Path("config.json").read_text())["pretrained_cfg"].get("license")
+        assert f"license: {'apache-2.0' if began else 'mit'}\n" in card.render(Path())
+    assert licences == {"imagenet": "apache-2.0", None: None}
 
 
 def test_tracked_test_images_are_recorded_and_change_nothing(small_digits, do_train, do_evaluate):
