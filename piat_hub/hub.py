@@ -152,6 +152,8 @@ def from_pretrained(
         raise InputError(
             f"{model_id} wants normalised images, as timm's own models do; evaluate takes it as hf-hub:ORG/NAME"
         )
+    said = {key: preprocessing.get(key) for key in ORIGIN}  # not what timm says of its own weights
+    model.pretrained_cfg |= {key: value if isinstance(value, str) else None for key, value in said.items()}
     model.label_names = tuple(config.get("label_names") or ())
     model.piat = config.get("piat") or {}
     return model.to(device).eval()
