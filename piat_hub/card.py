@@ -247,7 +247,7 @@ def measured(directory: Path) -> dict[str, dict[str, Any]]:
             if known.get("weights_sha256") == file_digest(weights):
                 found[f"{folder}/{checkpoint}".lstrip("/")] = known
         except (OSError, ValueError) as error:
-            raise InputError(f"{results} is damaged ({error!r}); move it away and evaluate again") from error
+            raise InputError(f"{results} is damaged ({error}); move it away and evaluate again") from error
     return found
 
 

@@ -33,6 +33,7 @@ def check(
     x, y = to_unit(split.images[:]).to(device), split.labels.to(device)
     eps, norm = threat_model.eps, threat_model.norm
     with verdict_mode(model) as exact:
+        yield finite(exact, x)
         stands = correct(exact, x, y)
         x, y, n = x[stands], y[stands], len(split)
         slack = max(1, round(0.02 * n))
@@ -61,9 +62,9 @@ def check(
         yield falls("steps", "steps", {"PGD-5": white_box(steps=5), "PGD-20": white_box(), "PGD-100": strong})
         once, often = white_box(), white_box(restarts=5)
         yield falls("restarts", "restarts", {"1": once, "5": often})
-        radii = {f"eps {pixels(r)}": white_box(r) for r in (eps / 2, eps, 2 * eps)}
-        yield falls("eps", "eps", radii)
         everything = 1.0 if norm == "Linf" else float(x[0].numel()) ** 0.5
+        radii = {f"eps {pixels(r)}": white_box(r) for r in (eps / 2, eps, min(2 * eps, everything))}
+        yield falls("eps", "eps", radii)
         left = int(white_box(everything, steps=50).sum())
         words = f"PGD-50 leaves {_percent(left, n)} at eps {everything:.4g}, where any image is allowed"
         yield _result("large eps", left <= slack, f"{words}; it should leave nothing", counts=[left])
@@ -75,6 +76,14 @@ def check(
             yield _at_least_as_strong(
                 "transfer", "PGD-20 from the surrogate", standing(pgd, other, **step), strong, n, slack
             )
+
+
+def finite(model: nn.Module, x: Tensor) -> dict[str, Any]:
+    """Whether the model gives numbers at all."""
+    with attack_mode(model), torch.no_grad():
+        lost = int((~model(x).isfinite()).any(1).sum())
+    said = f"{lost} of {len(x)} clean images have logits that are NaN or Inf"
+    return _result("finite", lost == 0, said + (", which count as misclassified" if lost else ""), counts=[lost])
 
 
 def outputs(model: nn.Module, x: Tensor) -> Iterator[dict[str, Any]]:

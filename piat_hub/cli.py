@@ -58,9 +58,10 @@ class Parser(argparse.ArgumentParser):
         values, extra = self.parse_known_args(argv)
         if extra:
             flag = extra[0].split("=")[0]
-            raise InputError(
-                f"unknown argument {flag!r}{nearest(flag, self._option_string_actions)}; see {self.prog} --help"
-            )
+            family, dot, _ = flag.rpartition(".")  # of --method.FIELD
+            known = [name for name in self._option_string_actions if name.startswith(family + dot)]
+            there = f"; there is {', '.join(known)}" if dot and known else nearest(flag, known)
+            raise InputError(f"unknown argument {flag!r}{there}; see {self.prog} --help")
         return values
 
 
@@ -275,19 +276,32 @@ def _evaluate_one(model: str, done: request.Evaluation, ends: float) -> request.
     for name, figures in results.attacks.items():
         if "changed" in figures:
             print(f"{name} differs from AutoAttack's standard version: {figures['changed']}")
+    if config.n and (missing := missing_of_sorted(results)):
+        print(
+            f"warning: these images are sorted by class and hold none of {missing}; leave out --n, or shuffle the data"
+        )
     if config.per_class:
         print("\n" + _class_table(results))
     if unfinished := [a for a in config.attacks if a not in results.attacks]:
         now = results.running
         where = f"{now.attack} is under way, at most {percent(now.standing.mean())} stand; " if now else ""
-        rest = ", ".join(a for a in unfinished if not now or a != now.attack) or "none"
-        print(f"the time budget of {config.time_budget} is spent: {where}not begun: {rest}; go on with --resume")
+        rest = ", ".join(a for a in unfinished if not now or a != now.attack)
+        rest = f"not begun: {rest}; " if rest else ""
+        print(f"the time budget of {config.time_budget} is spent: {where}{rest}go on with --resume")
         return done
     if config.sweep_eps:
         _sweep(done)
     if config.checks:
         _checks(done)
     return done
+
+
+def missing_of_sorted(results: Results) -> str:
+    """The classes that images in the order of their classes lack, as the first n of a folder may; "" for others."""
+    labels = results.labels
+    if len(labels) < 10 or (labels[1:] < labels[:-1]).any():
+        return ""
+    return ", ".join(name for k, name in enumerate(results.label_names) if k not in labels)
 
 
 def _class_table(results: Results) -> str:
@@ -498,6 +512,8 @@ def predict(argv: Sequence[str], prog: str) -> None:
     parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
     parser.add_argument("--top", type=int, default=3, help="classes to show (default: 3)")
     given = parser.parse_all(argv)
+    if given.top < 1:
+        raise InputError(f"--top must be at least 1, got {given.top}; leave it out for the likeliest three")
 
     from piat_hub import request
     from piat_hub.card import percent
@@ -731,7 +747,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
         except InputError as error:
             return _fail(prog, error, 2)
         except KeyboardInterrupt as stop:
-            return _fail(prog, f"stopped, {str(stop) or f'what is finished is saved: {GO_ON}'}", 130)
+            kept = f"what is finished is saved: {GO_ON}" if command in ("train", "evaluate") else "start it again"
+            return _fail(prog, f"stopped, {str(stop) or kept}", 130)
         except BrokenPipeError:  # who reads our lines, as `head` does, has had enough of them
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141

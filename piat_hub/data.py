@@ -301,7 +301,10 @@ def _table(dataset: str, split: str) -> tuple[Any, str]:
         if split == "test" and "test" not in splits:
             split = next((s for s in splits if s.startswith("val")), split)
         if split not in splits:
-            raise InputError(f"{dataset} has no split {split!r}{nearest(split, splits)}; it has {', '.join(splits)}")
+            has = f"it has {', '.join(splits)}"
+            raise InputError(
+                f"{dataset} has no split {split!r}{nearest(split, splits)}; {has}: choose --split, or other data"
+            )
         table = datasets.load_dataset(hub_id, configuration, split=split)
     except InputError:
         raise
@@ -352,7 +355,8 @@ def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...]
     values = np.asarray(table.data.column(column).to_numpy() if table._indices is None else table[column])
     if values.dtype.kind not in "iu":
         raise InputError(
-            f"{name}: column {column!r} holds {values.dtype}, not class numbers; name one with --label-column"
+            f"{name}: column {column!r} holds {values.dtype}, not class numbers; name another with --label-column, or make "
+            f"class numbers of it: dataset.class_encode_column({column!r})"
         )
     values = values.astype(np.int64)
     inferred = not isinstance(feature, datasets.ClassLabel)

@@ -84,7 +84,7 @@ def suite(
 ) -> Suite:
     """The attack called `name`: "clean", "pgd20", "mim", "cw100", "aa", "square", … InputError with the nearest name otherwise.
 
-    "aa" is AutoAttack's standard version after ten steps of PGD, which find most of what it finds at a tenth of the
+    "aa" is AutoAttack's standard version after ten steps of PGD, which find most of what it finds at a small part of the
     cost; an image it breaks is broken, so the whole is at least as strong.
     """
     if name == "clean":
@@ -136,12 +136,20 @@ def evaluate(
 
     Args:
         model: images (B, C, H, W) in [0, 1] to logits (B, K); left as it was found.
-        dataset: a name as in `data.load`, or a Split. n: only its first n images.
-        attacks: names as in `suite`, run in this order. step_size: eps/4 if None. restarts: of PGD, MIM and CW.
+        dataset: a name as in `data.load`, or images of your own, `piat_hub.data.Split(images, labels, label_names, name)`,
+            uint8 (N, C, H, W) and int64 (N,). n: only its first n images.
+        attacks: a list of names as in `suite`, run in this order. step_size: eps/4 if None. restarts: of PGD, MIM and CW.
         threat_model: if None, the one the model was trained against, where `from_pretrained` knows it, else Linf 8/255.
     Returns: Results with per-image verdicts; `.attacks["pgd20"]["accuracy"]` is a fraction.
     Raises: ValueError for an unknown attack, a class count that differs from the data's, or n beyond the split.
     """
+    if not isinstance(dataset, str | Split):
+        kind = type(dataset).__name__
+        raise InputError(
+            f"dataset must be a name or a piat_hub.data.Split, got a {kind}; make one of images and labels"
+        )
+    if isinstance(attacks, str):
+        raise InputError(f"attacks must be a list of names, got {attacks!r}; write [{attacks!r}]")
     images = (data.load(dataset, split) if isinstance(dataset, str) else dataset).first(n)
     results = Results.of(images, threat_model or trained_against(model) or ThreatModel(), split=split, seed=seed)
     for _ in measure(model, images, attacks, results, step_size=step_size, restarts=restarts, batch_size=batch_size):
@@ -312,7 +320,8 @@ def class_count(model: nn.Module, split: Split) -> int:
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         size = "x".join(map(str, split.shape))
-        raise InputError(f"the model cannot take the {size} images of {split.name}: {reason}") from error
+        again = "name the data it is for with --dataset, or their size with --img-size"
+        raise InputError(f"the model cannot take the {size} images of {split.name}: {reason}; {again}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         kind = (
             f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"

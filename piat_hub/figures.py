@@ -366,8 +366,10 @@ def _dots(
 def gaps(runs: Sequence[Run]) -> Figure:
     """Robust-overfitting gap, generalisation gap and oscillation of each configuration: a dot a run, a bar at the mean."""
     groups = records.grouped(runs)
-    if any(of(run.metrics) is None for run in runs for of in records.CURVES.values()):
-        raise InputError("gaps and oscillation need held-out images and four epochs; train with --holdout above 0")
+    for run in runs:
+        if any(of(run.metrics) is None for of in records.CURVES.values()):
+            has = f"{len(run.metrics)} epochs" if run.config.holdout else "--holdout 0"
+            raise InputError(f"they need held-out images and five epochs, and {run.directory} has {has}; leave it out")
     figure, axes = canvas(8, 0.3 * len(groups) + 1.3, 1, 3, sharey=True)
     notes = ("best - last epoch", "training - held out", "sd of change, last half")
     for axis, (name, of), note in zip(axes, records.CURVES.items(), notes, strict=True):

@@ -362,7 +362,7 @@ def _download(repo_id: str, filename: str, where: Mapping[str, Any]) -> Path:
             with contextlib.suppress(Exception):
                 return Path(hf_hub_download(repo_id, filename, **{**where, "local_files_only": True}))
         status = getattr(getattr(error, "response", None), "status_code", None)
-        advice = "check the name or the network"
+        advice = "check the name or the network, or give a local directory"
         if isinstance(error, RevisionNotFoundError):
             advice = f"there is no revision {where['revision']!r}"
         elif status in (401, 403):

@@ -134,7 +134,7 @@ class Results:
             if before.get(key) != now[key]:
                 raise InputError(
                     f"{results} holds results for {key} {_words(before.get(key))}, this call asks for {_words(now[key])}; "
-                    "name another place with --output"
+                    f"name another place with --output, or move {results.name} and {verdicts.name} away"
                 )
         self.attacks, self.verdicts, self.seconds = before["attacks"], kept, float(before.get("seconds", 0.0))
         self.checks, self.sweep = before.get("checks") or [], before.get("sweep") or []
@@ -189,6 +189,8 @@ def result_files(directory: Path, checkpoint: str) -> tuple[Path, Path]:
 
 
 def _words(value: Any) -> str:
+    if isinstance(value, dict) and "split" in value:
+        return f"{value['name']} ({value['split']}, the first {value['n']} images)"
     return " ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 

@@ -199,6 +199,14 @@ def test_unknown_norm():
         pgd(nn.Flatten(), torch.rand(1, 1, 1, 2), torch.tensor([0]), norm="L1")
 
 
+@pytest.mark.parametrize(
+    ("eps", "said"), [(8, "8 levels is 8/255"), (-0.1, "eps must be > 0"), (0.0, "eps must be > 0")]
+)
+def test_an_eps_that_is_none_is_refused(eps, said):
+    with pytest.raises(ValueError, match=said):
+        pgd(nn.Flatten(), torch.rand(1, 1, 1, 2), torch.tensor([0]), eps, 2 / 255, 3)
+
+
 def test_half_precision_logits_are_attacked_in_fp32(tiny):
     class Half(nn.Module):
         def __init__(self, inner):

@@ -39,7 +39,18 @@ def warned(model, **options):
 def test_an_honest_model_passes(honest):
     failed, run = warned(honest[0], surrogate=honest[1])
     assert failed == set()
-    names = {"randomness", "logits", "bf16", "zero gradients", "steps", "restarts", "eps", "large eps", "black box"}
+    names = {
+        "finite",
+        "randomness",
+        "logits",
+        "bf16",
+        "zero gradients",
+        "steps",
+        "restarts",
+        "eps",
+        "large eps",
+        "black box",
+    }
     assert run == names | {"transfer"}
     assert warned(honest[0])[1] == names
 
@@ -74,6 +85,14 @@ def test_a_masked_model_is_caught(honest, mask):
 def test_a_model_that_is_always_wrong_ends_the_report(honest):
     failed, run = warned(Masked(honest[0], lambda m, x: -m(x)))
     assert "accuracy" in failed and "steps" not in run
+
+
+def test_a_model_without_numbers_is_told(honest):
+    results = list(
+        check(Masked(honest[0], lambda m, x: m(x) * float("nan")), data.load("digits", "test").first(60), THREAT)
+    )
+    assert results[0]["check"] == "finite" and not results[0]["passed"] and results[0]["counts"] == [60]
+    assert "60 of 60 clean images have logits that are NaN or Inf" in results[0]["found"]
 
 
 def test_everything_is_left_as_it_was(honest):

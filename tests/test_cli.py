@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piat_hub import cli, run
-from piat_hub.config import Diverged, EvalConfig, RunOptions, TrainConfig
+from piat_hub import cli, results, run
+from piat_hub.config import Diverged, EvalConfig, RunOptions, ThreatModel, TrainConfig
 
 ROOT = Path(__file__).parent.parent
 BAD = [
     ("train resnet18-cifar1", "unknown recipe 'resnet18-cifar1' .did you mean 'resnet18-cifar10'"),
     ("train --method trade", "unknown method 'trade'.*known: .*nmse"),
     ("train --method pgdat", "unknown method 'pgdat' .did you mean 'pgd_at'"),
-    ("train --method.mo 3", "unknown argument '--method.mo' .did you mean '--method.mu'"),
+    ("train --method.mo 3", "unknown argument '--method.mo'; there is --method.mu;"),
+    ("predict MODEL x.png --top 0", "--top must be at least 1, got 0"),
     ("train --method.mu many", "'many' is not a number"),
     ("train --epoch 3", "unknown argument '--epoch' .did you mean '--epochs'"),
     ("train --epochs three", "invalid int value: 'three'"),
@@ -328,6 +329,9 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr(run, "train", interrupted)
     assert cli.main(["train"]) == 130
     assert "go on with the same command and --resume" in capsys.readouterr().err
+    monkeypatch.setitem(cli.COMMANDS, "figures", lambda *_: next(interrupted()))
+    assert cli.main(["figures", "r"]) == 130  # it has no --resume
+    assert capsys.readouterr().err == "piat figures: error: stopped, start it again\n"
 
 
 def test_compare_predict_sweep_checks_and_classes(small_digits, do_train, tmp_path, capsys):
@@ -411,6 +415,15 @@ def test_normalised_models_and_timms_own(tmp_path, monkeypatch, capsys):
     assert "must be as many numbers each" in capsys.readouterr().err
     assert cli.main(["evaluate", "hf-hub:nobody/nothing", *flags.split()]) == 2
     assert "no model 'hf-hub:nobody/nothing' for timm" in capsys.readouterr().err
+
+
+def test_the_first_images_of_a_folder_sorted_by_class_are_told():
+    found = results.Results(
+        ThreatModel(), "d", "test", 12, 0, "last", np.repeat([0, 1], 6), label_names=("a", "b", "c")
+    )
+    assert cli.missing_of_sorted(found) == "c"
+    for labels in (np.tile([1, 0], 6), np.repeat([0, 1, 2], 4), np.array([0])):
+        assert cli.missing_of_sorted(dataclasses.replace(found, labels=labels)) == ""
 
 
 def test_a_reader_that_has_had_enough_is_no_error():

@@ -426,6 +426,14 @@ def test_verdicts_are_fp32_also_where_the_model_sets_torchs_newer_flags(setting)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_images_or_attacks_of_another_kind_are_refused():
+    _, split, _ = noisy()
+    with pytest.raises(InputError, match=r"dataset must be a name or a piat_hub.data.Split, got a tuple"):
+        evaluate(Threshold(), (split.images, split.labels))
+    with pytest.raises(InputError, match=r"attacks must be a list of names, got 'clean'; write \['clean'\]"):
+        evaluate(Threshold(), split, "clean")
+
+
 def test_what_cannot_be_copied_is_attacked_as_it_is():
     class Locked(Threshold):
         def __deepcopy__(self, memo):

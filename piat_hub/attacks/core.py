@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piat_hub.config import InputError
+from piat_hub.config import InputError, ThreatModel
 
 Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), y (B,)) -> a sum over the batch
 OnStep: TypeAlias = Callable[[int, Tensor], Tensor | None]  # (k, logits) -> (B,) bool, true where still moving
@@ -73,6 +73,8 @@ def ascend(
     if leave and (on_step or isinstance(eps, Tensor) or isinstance(step_size, Tensor)):
         raise InputError("images cannot leave an attack that has on_step or a budget per image; leave out one of them")
     uniform, _, project = ball(norm)
+    if not isinstance(eps, Tensor):
+        ThreatModel(norm, eps)  # type: ignore[arg-type]  # or InputError: 8 levels is 8/255
     x, velocity = x.detach(), torch.zeros_like(x)
     x_adv = x + uniform(x, eps) if start == "uniform" else x + float(start) * torch.randn_like(x)
     x_adv = project(x_adv, x, eps).clamp(0, 1)

@@ -42,7 +42,8 @@ def pgd(
         on_step: called as on_step(k, logits) before update k = 0..steps-1; may return (B,) bool, true where still moving.
         momentum: see `mim`. noise: scale of Gaussian noise added at every step.
         leave: an image leaves, and costs no more, at the first step at which it is misclassified.
-    Returns: x_adv, (B, C, H, W), within eps of x and in [0, 1]. Raises ValueError for an unknown norm or restarts < 1.
+    Returns: x_adv, (B, C, H, W), within eps of x and in [0, 1]. Raises ValueError for an unknown norm, an eps
+    that is none for it (Linf: 0 < eps <= 1), or restarts < 1.
     """
     if restarts < 1:
         raise InputError(f"restarts must be at least 1, got {restarts}")
