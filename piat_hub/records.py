@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
-
 from piat_hub import card, methods
 from piat_hub.config import DATASETS, TRACKED, InputError, InterpolationConfig, ThreatModel, TrainConfig, flat, to_dict
 from piat_hub.files import read_metrics
@@ -169,6 +167,8 @@ CURVES = {"robust-overfitting gap": robust_gap, "generalisation gap": generalisa
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, low, high): the 95 % interval of the mean over seeds by Student's t. ValueError for fewer than two values."""
+    from scipy.stats import t as student
+
     if len(values) < 2:
         raise ValueError(f"an interval over seeds needs at least two values, got {len(values)}")
     mean = statistics.fmean(values)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from piat_hub import files
 from piat_hub.config import RESULTS, VERDICTS, InputError, ThreatModel, pixels
@@ -267,6 +266,8 @@ def compare(a: Path, b: Path, checkpoint: str = "last") -> list[Paired]:
 
 def paired(attack: str, a: np.ndarray, b: np.ndarray) -> Paired:
     """B - A with the adjusted Wald interval for matched pairs (Agresti & Min 2005) and McNemar's exact p."""
+    from scipy.stats import binomtest  # a second's import that little else needs
+
     n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
     m, gain, discordant = n + 2, only_b - only_a, only_a + only_b + 1  # half an image is added to each of four cells
     half = Z95 * math.sqrt(discordant - gain**2 / m) / m

@@ -98,8 +98,8 @@ def quick_autoattack(monkeypatch):
     return Quick
 
 
-@pytest.fixture
-def small_digits(monkeypatch):
+@pytest.fixture(scope="session")
+def small_digits():
     """The `digits` recipe cut down to seconds: (TrainConfig fields)."""
     import dataclasses
 

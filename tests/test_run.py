@@ -135,8 +135,11 @@ MEDIUM = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("kind", ["none", "piat"])
-@pytest.mark.parametrize("method", sorted(set(methods.names()) - {"standard"}))
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [(m, "none") for m in sorted(set(methods.names()) - {"standard"})]
+    + [(m, "piat") for m in ("nmse", "fat", "free_at")],
+)
 def test_every_method_beats_standard_training_and_resumes_bit_for_bit(method, kind, trained_clean, tmp_path):
     config = dataclasses.replace(MEDIUM, method=method, interpolation=InterpolationConfig(kind=kind))
     assert trained_clean < 0.08
@@ -185,7 +188,7 @@ def test_a_timm_backbone_trains_on_resized_images_and_is_measured_on_them(
     assert json.loads((tmp_path / "r/config.json").read_text())["pretrained_cfg"]["input_size"] == [1, 16, 16]
     done = do_evaluate(tmp_path / "r", "clean", n=20)
     assert done.split.shape == (1, 16, 16) and done.results.n == 20
-    assert done.batch_size(EvalConfig()) == 250 and done.batch_size(EvalConfig(batch_size=7)) == 7
+    assert done.batch_size == 250 and dataclasses.replace(done, config=EvalConfig(batch_size=7)).batch_size == 7
     given = do_evaluate(tmp_path / "r", "clean", n=20, dataset="digits", output=str(tmp_path / "other"))
     assert given.split.shape == (1, 16, 16) and given.results.attacks["clean"] == done.results.attacks["clean"]
 
@@ -216,14 +219,21 @@ def test_stopped_within_an_epoch_resumes_from_the_last_whole_one(small_digits, d
     assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def whole(small_digits, tmp_path_factory):
+    """A run of `small_digits()` that was never stopped."""
+    output = tmp_path_factory.mktemp("whole") / "r"
+    list(run.train(small_digits(), RunOptions(output=str(output), threads=1)))
+    return output
+
+
 @pytest.mark.parametrize("point", ["save_weights", "append", "State.save"])
 @pytest.mark.parametrize("call", [1, 2, 3, 4])
 def test_killed_between_the_files_of_an_epoch_nothing_is_lost(
-    small_digits, do_train, tmp_path, monkeypatch, point, call
+    whole, small_digits, do_train, tmp_path, monkeypatch, point, call
 ):
     """Stopped just before or after each file that an epoch's end writes."""
     config = small_digits()
-    do_train(config, tmp_path / "whole")
     owner, name = {
         "save_weights": (run.hub, "save_weights"),
         "append": (run, "append"),
@@ -244,11 +254,11 @@ def test_killed_between_the_files_of_an_epoch_nothing_is_lost(
         do_train(config, tmp_path / "r")
     do_train(config, tmp_path / "r", resume=True)
     for file in ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "state/state.safetensors"):
-        assert (tmp_path / "r" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+        assert (tmp_path / "r" / file).read_bytes() == (whole / file).read_bytes(), file
 
 
-def test_a_run_that_lost_its_state_is_not_begun_again(small_digits, do_train, tmp_path):
-    do_train(small_digits(), tmp_path / "r")
+def test_a_run_that_lost_its_state_is_not_begun_again(whole, small_digits, do_train, tmp_path):
+    shutil.copytree(whole, tmp_path / "r")
     for state in (tmp_path / "r/state").iterdir():
         state.unlink()
     before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
