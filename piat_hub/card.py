@@ -21,14 +21,13 @@ from piat_hub.config import (
     WEIGHTS,
     InputError,
     TrainConfig,
-    flags,
     from_dict,
     local_name,
     pixels,
     printable,
     to_dict,
 )
-from piat_hub.files import file_digest, own, read_config, read_lines, read_results, whole_file
+from piat_hub.files import file_digest, own, read_config, read_lines, read_results, write_text
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT", "free_at": "Free-AT"}
@@ -82,9 +81,7 @@ HEADERS = ("attack", "accuracy", "95 % interval (Wilson)", "correct")
 
 def write(directory: Path) -> Path:
     """Write README.md of a run directory, from what is measured there so far. InputError if it is no run directory."""
-    text = render(directory)
-    with whole_file(directory / "README.md") as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    write_text(directory / "README.md", render(directory))
     return directory / "README.md"
 
 
@@ -195,12 +192,7 @@ def _question(results: dict[str, Any]) -> tuple[Any, ...]:
 
 def command(config: TrainConfig) -> str:
     """The command that trains this: its recipe and what differs from it; local paths by their last part."""
-    base = recipes.get(config.recipe) if config.recipe in recipes.RECIPES else TrainConfig()
-    words = ["accelerate", "launch", "train.py", *([config.recipe] if config.recipe else [])]
-    words += flags(public(config), base)
-    return shlex.join(
-        [*words, *(word for name, v in config.method_args.items() for word in (f"--method.{name}", str(v)))]
-    )
+    return shlex.join(["accelerate", "launch", "train.py", *recipes.words(public(config))])
 
 
 def training(directory: Path) -> dict[str, str] | None:

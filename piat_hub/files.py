@@ -38,6 +38,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that appears whole; see `whole_file`."""
+    with whole_file(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def written(path: Path) -> Iterator[None]:
     """The system's refusal to write, in words that name the file."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from piat_hub import data, figures, probes, records, request
 from piat_hub.config import Broken, EvalConfig, InputError, TrainConfig, from_dict
 from piat_hub.evaluation import class_count, device_of, verdict_mode
-from piat_hub.files import own, read_json, sealed, whole_file
+from piat_hub.files import own, read_json, sealed, write_text
 from piat_hub.records import Run
 
 FROM_RECORDS: dict[str, Callable[[Sequence[Run]], Figure]] = {
@@ -116,6 +116,6 @@ def surface(
         threat = run.config.threat_model
         found = probes.surface(exact, *whole(split), threat, filterwise=filterwise, on_point=on_point, **SETTINGS)
     text = json.dumps(sealed({"of": of} | dataclasses.asdict(found))) + "\n"
-    with contextlib.suppress(Broken), whole_file(path) as scratch:  # one that cannot be kept can still be drawn
-        scratch.write_text(text, encoding="utf-8")
+    with contextlib.suppress(Broken):  # one that cannot be kept can still be drawn
+        write_text(path, text)
     return found

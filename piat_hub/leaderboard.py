@@ -21,7 +21,7 @@ from piat_hub import card, checks, hub
 from piat_hub.config import InputError
 from piat_hub.data import Split, load, named_by, to_unit
 from piat_hub.evaluation import accuracy, verdict_mode
-from piat_hub.files import whole_file
+from piat_hub.files import write_text
 from piat_hub.published import PUBLISHED
 
 NAME = r"\w[\w.-]*(/\w[\w.-]*)?"  # of a data set, in paths and code
@@ -121,8 +121,7 @@ def submit(
     }
     for path, text in texts.items():
         (output / path).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(output / path) as scratch:
-            scratch.write_text(text, encoding="utf-8")
+        write_text(output / path, text)
     return [output / path for path in texts]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from piat_hub.config import AttackConfig, ThreatModel, TrainConfig, lookup
+from piat_hub.config import AttackConfig, ThreatModel, TrainConfig, flags, lookup
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {}
 
@@ -16,6 +16,13 @@ def recipe(make: Callable[[], TrainConfig]) -> Callable[[], TrainConfig]:
     """Register a recipe under its function's name, with dashes."""
     RECIPES[make.__name__.replace("_", "-")] = make
     return make
+
+
+def words(config: TrainConfig) -> list[str]:
+    """What follows `train.py` for this configuration: its recipe, and the flags of what differs from that."""
+    base = get(config.recipe) if config.recipe in RECIPES else TrainConfig()
+    fields = [word for name, value in config.method_args.items() for word in (f"--method.{name}", str(value))]
+    return [*([config.recipe] if config.recipe else []), *flags(config, base), *fields]
 
 
 def get(name: str) -> TrainConfig:

@@ -18,7 +18,7 @@ from piat_hub import card, records, results
 from piat_hub.card import attack_name, percent
 from piat_hub.config import InputError, flat, to_dict
 from piat_hub.figures import COLOURS, styled
-from piat_hub.files import whole_file
+from piat_hub.files import write_text
 from piat_hub.gallery import Drawn
 from piat_hub.published import PAPER_ATTACKS
 from piat_hub.records import Run
@@ -29,9 +29,7 @@ INK = ("#000000", "#222222", "#444444")  # what takes the page's own colour of t
 
 def write(path: Path, runs: Sequence[Run], drawn: Mapping[str, Sequence[Drawn]]) -> None:
     """Write the page; it appears whole. drawn: the figures of each of `records.benchmarks`."""
-    text = render(runs, drawn)
-    with whole_file(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    write_text(path, render(runs, drawn))
 
 
 def render(runs: Sequence[Run], drawn: Mapping[str, Sequence[Drawn]]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from piat_hub import files
 from piat_hub.config import RESULTS, VERDICTS, InputError, ThreatModel, pixels
 from piat_hub.data import Split
-from piat_hub.files import own, sealed, whole_file
+from piat_hub.files import own, sealed, whole_file, write_text
 
 LARGEST = 2**28  # bytes of verdicts; those of a million images under a hundred attacks take less
 Z95 = 1.959963984540054  # a standard normal lies within this of 0 with probability 95 %
@@ -109,8 +109,7 @@ class Results:
             facts = {k: v for k, v in vars(self.running).items() if k not in arrays} | {"of": self._identity()}
             return _save_arrays(_partial(verdicts, self.running.attack), facts=np.array(json.dumps(facts)), **arrays)
         _save_arrays(verdicts, index=np.arange(self.n), label=self.labels, **self.verdicts)
-        with whole_file(results) as scratch:
-            scratch.write_text(json.dumps(sealed(self.to_dict()), indent=2) + "\n", encoding="utf-8")
+        write_text(results, json.dumps(sealed(self.to_dict()), indent=2) + "\n")
         for attack in self.attacks:
             _partial(verdicts, attack).unlink(missing_ok=True)
         return None

@@ -38,7 +38,7 @@ from piat_hub.config import (
     printable,
     to_dict,
 )
-from piat_hub.files import append, checksum, read_lines, sealed, whole_file
+from piat_hub.files import append, checksum, read_lines, sealed, write_text
 from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
 from piat_hub.state import Done, PerProcess, State
 
@@ -457,8 +457,7 @@ def keep_epochs(directory: Path, done: Done) -> None:
     ]
     for name, lines in (("timing.jsonl", [sealed(line) for line in timing]), ("metrics.jsonl", done.metrics)):
         if lines or (directory / name).exists():
-            with whole_file(directory / name) as scratch:
-                scratch.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            write_text(directory / name, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def peak_memory(device: torch.device) -> float:

@@ -28,7 +28,7 @@ from tabulate import tabulate
 
 from piat_hub import card, data, evaluation, methods, recipes, records, run
 from piat_hub.config import InputError, StudyOptions, TrainConfig, flags, lookup, to_dict
-from piat_hub.files import whole_file
+from piat_hub.files import write_text
 from piat_hub.published import PAPER_ATTACKS, paper
 
 Sweep = dict[str, TrainConfig]
@@ -220,12 +220,10 @@ def next_command(member: Member, attacks: Sequence[str], options: StudyOptions) 
     python = [sys.executable, "-m", "piat_hub"]
     threads = [] if torch.cuda.is_available() else ["--threads", str(max(1, data.cores() // jobs(options)))]
     if not member.trained:
-        words = flags(member.config, recipes.get(member.config.recipe))
-        words += [word for key, v in member.config.method_args.items() for word in (f"--method.{key}", str(v))]
         resume = ["--resume"] if (member.directory / "config.json").exists() else []
         tracked = ["--track-test"] if options.track_test else []
         place = ["--output", str(member.directory)]
-        return [*python, "train", member.config.recipe, *words, *place, *threads, *tracked, *resume]
+        return [*python, "train", *recipes.words(member.config), *place, *threads, *tracked, *resume]
     measured = card.measured(member.directory).get("last")
     if measured and measured["dataset"]["n"] == member.n and set(attacks) <= set(measured["attacks"]):
         return None
@@ -376,8 +374,7 @@ def write(
         "md": markdown(name, rows, attacks, lost),
     }
     for suffix, text in texts.items():
-        with whole_file(directory / f"{name}.{suffix}") as scratch:
-            scratch.write_text(text, encoding="utf-8")
+        write_text(directory / f"{name}.{suffix}", text)
     return directory / f"{name}.md"
 
 

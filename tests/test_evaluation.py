@@ -409,21 +409,19 @@ def test_a_batch_that_does_not_fit_is_halved_and_said():
 NEWER = """
 import torch
 from piat_hub.evaluation import verdict_mode
-{}
-read = lambda: [p.fp32_precision for p in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)]
-before = read()
-with verdict_mode(torch.nn.Linear(2, 2)):
-    assert read() == ["ieee"] * 3 and torch.backends.cudnn.deterministic
-assert read() == before and not torch.backends.cudnn.deterministic
+backends = torch.backends
+read = lambda: [part.fp32_precision for part in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)]
+for owner, value in ((backends, "tf32"), (backends.cudnn.conv, "ieee")):
+    owner.fp32_precision = value
+    before = read()
+    with verdict_mode(torch.nn.Linear(2, 2)):
+        assert read() == ["ieee"] * 3 and backends.cudnn.deterministic
+    assert read() == before and not backends.cudnn.deterministic
 """
 
 
-@pytest.mark.parametrize("setting", ["fp32_precision = 'tf32'", "cudnn.conv.fp32_precision = 'ieee'"])
-def test_verdicts_are_fp32_also_where_the_model_sets_torchs_newer_flags(setting):
-    code = NEWER.format(
-        f"torch.backends.{setting}"
-    )  # in a process of its own: the older names are refused from then on
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_verdicts_are_fp32_also_where_the_model_sets_torchs_newer_flags():
+    subprocess.run([sys.executable, "-c", NEWER], check=True)  # from then on torch refuses the older names
 
 
 def test_images_or_attacks_of_another_kind_are_refused():
