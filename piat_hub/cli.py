@@ -276,7 +276,7 @@ def _evaluate_one(model: str, done: request.Evaluation, ends: float) -> request.
     for name, figures in results.attacks.items():
         if "changed" in figures:
             print(f"{name} differs from AutoAttack's standard version: {figures['changed']}")
-    if config.n and (missing := missing_of_sorted(results)):
+    if config.n and (missing := _missing_of_sorted(results)):
         print(
             f"warning: these images are sorted by class and hold none of {missing}; leave out --n, or shuffle the data"
         )
@@ -296,7 +296,7 @@ def _evaluate_one(model: str, done: request.Evaluation, ends: float) -> request.
     return done
 
 
-def missing_of_sorted(results: Results) -> str:
+def _missing_of_sorted(results: Results) -> str:
     """The classes that images in the order of their classes lack, as the first n of a folder may; "" for others."""
     labels = results.labels
     if len(labels) < 10 or (labels[1:] < labels[:-1]).any():

@@ -421,9 +421,9 @@ def test_the_first_images_of_a_folder_sorted_by_class_are_told():
     found = results.Results(
         ThreatModel(), "d", "test", 12, 0, "last", np.repeat([0, 1], 6), label_names=("a", "b", "c")
     )
-    assert cli.missing_of_sorted(found) == "c"
+    assert cli._missing_of_sorted(found) == "c"
     for labels in (np.tile([1, 0], 6), np.repeat([0, 1, 2], 4), np.array([0])):
-        assert cli.missing_of_sorted(dataclasses.replace(found, labels=labels)) == ""
+        assert cli._missing_of_sorted(dataclasses.replace(found, labels=labels)) == ""
 
 
 def test_a_reader_that_has_had_enough_is_no_error():

@@ -74,7 +74,7 @@ def ascend(
         raise InputError("images cannot leave an attack that has on_step or a budget per image; leave out one of them")
     uniform, _, project = ball(norm)
     if not isinstance(eps, Tensor):
-        ThreatModel(norm, eps)  # type: ignore[arg-type]  # or InputError: 8 levels is 8/255
+        ThreatModel(norm, float(eps))  # type: ignore[arg-type]  # or InputError: 8 levels is 8/255
     x, velocity = x.detach(), torch.zeros_like(x)
     x_adv = x + uniform(x, eps) if start == "uniform" else x + float(start) * torch.randn_like(x)
     x_adv = project(x_adv, x, eps).clamp(0, 1)
