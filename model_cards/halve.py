@@ -17,6 +17,8 @@ KEPT = ("metrics.jsonl", "timing.jsonl", "curves.png", "config.json")
 
 def halve(run: Path, target: Path) -> None:
     """Write TARGET: the weights rounded to fp16, and what training recorded. FileExistsError if there is one."""
+    if target.exists():
+        raise FileExistsError(f"{target} is there already; move it away, or name another")
     scratch = target.with_name(f".{target.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

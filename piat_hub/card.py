@@ -30,6 +30,10 @@ from piat_hub.config import (
 from piat_hub.files import file_digest, own, read_config, read_lines, read_results, write_text
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
+LICENCES = (  # of timm's weights, those that the Hub knows by these names; it wants "other" for the rest
+    *("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0"),
+    *("cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc0-1.0", "gpl-3.0", "unknown"),
+)
 METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT", "free_at": "Free-AT"}
 
 
@@ -250,13 +254,18 @@ def files_of(key: str) -> tuple[str, str]:
     return results, verdicts
 
 
-def licence(config: dict[str, Any]) -> str:
+def licence(config: dict[str, Any]) -> dict[str, Any]:
     """That of the weights training began with, which those it ends with are derived from; MIT for training from scratch."""
     source = config["pretrained_cfg"].get("license") or "mit"
-    return source if isinstance(source, str) and re.fullmatch(r"[\w.-]+", source, re.ASCII) else "other"
+    if source in LICENCES:
+        return {"license": source}
+    named = isinstance(source, str) and re.fullmatch(r"[\w.-]+", source, re.ASCII)
+    return {"license": "other"} | ({"license_name": source} if named else {})
 
 
-def _metadata(name: str, licence: str, config: TrainConfig, found: dict[str, dict[str, Any]]) -> ModelCardData:
+def _metadata(
+    name: str, licence: dict[str, Any], config: TrainConfig, found: dict[str, dict[str, Any]]
+) -> ModelCardData:
     """The YAML head: one model-index entry per checkpoint and attack; those measured on other images say on how many."""
     entries = [
         EvalResult(
@@ -278,7 +287,7 @@ def _metadata(name: str, licence: str, config: TrainConfig, found: dict[str, dic
     training_tags += ["piat"] if config.interpolation.kind == "piat" else []
     return ModelCardData(
         library_name="timm",
-        license=licence,
+        **licence,
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "adversarial-robustness", *training_tags],
         datasets=[DATASETS[config.dataset][0]] if config.dataset in DATASETS else None,

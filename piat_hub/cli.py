@@ -60,7 +60,11 @@ class Parser(argparse.ArgumentParser):
             flag = extra[0].split("=")[0]
             family, dot, _ = flag.rpartition(".")  # of --method.FIELD
             known = [name for name in self._option_string_actions if name.startswith(family + dot)]
-            there = f"; there is {', '.join(known)}" if dot and known else nearest(flag, known)
+            there = (
+                f"; there is {', '.join(known)}"
+                if dot and known
+                else nearest(flag, known or self._option_string_actions)
+            )
             raise InputError(f"unknown argument {flag!r}{there}; see {self.prog} --help")
         return values
 
@@ -301,7 +305,8 @@ def _missing_of_sorted(results: Results) -> str:
     labels = results.labels
     if len(labels) < 10 or (labels[1:] < labels[:-1]).any():
         return ""
-    return ", ".join(name for k, name in enumerate(results.label_names) if k not in labels)
+    missing = [name for k, name in enumerate(results.label_names) if k not in labels]
+    return ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
 
 
 def _class_table(results: Results) -> str:
@@ -755,20 +760,24 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
         except (Diverged, Broken, OSError) as error:
             return _fail(prog, error, 1)
         except RuntimeError as error:
-            if not (said := _from_outside(error)):
+            if not (said := _from_outside(error, command)):
                 raise
             return _fail(prog, Broken(said), 1)
     return 0
 
 
-def _from_outside(error: RuntimeError) -> str:
+def _from_outside(error: RuntimeError, command: str | None) -> str:
     """What torch says of a lost connection between processes, or of memory, in a few words; "" for any other error."""
     line, kind = next((line for line in str(error).splitlines() if line.strip()), ""), type(error).__name__
     said = re.sub(r"^\[\S*\] ", "", line).split(". ")[0]
     if "gloo" in line.lower() or kind.startswith("Dist"):  # NCCL's errors are of such types
         return f"another process has ended ({said}); what is finished is saved: {GO_ON}"
     if kind == "OutOfMemoryError":
-        less = "--gradient-checkpointing, --accumulation, --mixed-precision bf16 or a smaller --batch-size needs less"
+        less = "take fewer or smaller images"
+        if command == "train":
+            less = (
+                "--gradient-checkpointing, --accumulation, --mixed-precision bf16 or a smaller --batch-size needs less"
+            )
         return f"the device's memory is used up ({said}); {less}"
     return ""
 

@@ -187,7 +187,9 @@ def flags(config: Any, base: Any, prefix: str = "") -> list[str]:
             words += flags(value, default, f.metadata.get("prefix", ""))
         elif value != default and value is not None and f.metadata.get("flag") is not None:
             name = f.metadata["flag"] or prefix + f.name.replace("_", "-")
-            words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", show(f, value)]
+            several = value if isinstance(value, tuple) else (value,)
+            shown = [show(f, one) for one in several]
+            words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", *shown]
     return words
 
 
@@ -472,7 +474,9 @@ class EvalConfig:
     step_size: float | None = option(None, "length of one attack step (default: eps/4)", unit="pixels", above=0)
     restarts: int = option(1, "independent tries of PGD, MIM and CW", least=1)
     checks: bool = option(False, "also check that the figures can be believed (gradient masking)")
-    surrogate: str | None = option(None, "another MODEL whose adversarial examples the checks try on this one")
+    surrogate: str | None = option(
+        None, "another MODEL (last weights, no --mean), whose adversarial examples the checks try on this one"
+    )
     per_class: bool = option(False, "also print the accuracy of each class")
     time_budget: str | None = option(None, "stop cleanly after this long, e.g. 30m or 1h30m; go on with --resume")
     checkpoint: Literal["last", "best"] = option("last", "the run's last weights or its held-out best")

@@ -303,7 +303,7 @@ def _table(dataset: str, split: str) -> tuple[Any, str]:
         if split not in splits:
             has = f"it has {', '.join(splits)}"
             raise InputError(
-                f"{dataset} has no split {split!r}{nearest(split, splits)}; {has}: choose --split, or other data"
+                f"{dataset} has no split {split!r}{nearest(split, splits)}; {has}; choose other data (or --split, to evaluate)"
             )
         table = datasets.load_dataset(hub_id, configuration, split=split)
     except InputError:

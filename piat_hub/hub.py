@@ -82,16 +82,14 @@ def save_config(
     overrides: dict[str, Any] = {"tag": "piat"}
     if input_size:
         preprocessing["input_size"] = overrides["input_size"] = input_size
-    path = directory / "config.json"
-    known = read_config(path) if config and config.init_from and path.exists() else None  # of a run that goes on
-    with whole_file(path) as scratch:
+    with whole_file(directory / "config.json") as scratch:
         options = {**extra, "pretrained_cfg": overrides}
         save_config_for_hf(model, str(scratch), model_config=options, data_config=preprocessing)
         saved = read_json(scratch)
         if config:  # timm's facts of its own weights for this architecture: of these only if training began with those
-            source = known["pretrained_cfg"] if known else saved["pretrained_cfg"] if config.init_from else {}
-            rest = {key: value for key, value in saved["pretrained_cfg"].items() if key not in ORIGIN}
-            saved["pretrained_cfg"] = rest | {key: source[key] for key in ORIGIN if key in source}
+            known = saved["pretrained_cfg"]
+            origin = {"license": "unknown"} | {k: known[k] for k in ORIGIN if k in known} if config.init_from else {}
+            saved["pretrained_cfg"] = {k: v for k, v in known.items() if k not in ORIGIN} | origin
         scratch.write_text(json.dumps(sealed(saved), indent=2) + "\n", encoding="utf-8")
 
 
@@ -317,7 +315,17 @@ def start_from(model: Any, source: str) -> None:
             "choose its --backbone and images of its channels and size"
         )
     model.load_state_dict(fits, strict=False)
-    model.pretrained_cfg |= {key: trained.pretrained_cfg.get(key) for key in ORIGIN}
+    ours = {"license": "mit"} if trained.piat else {}  # unless it says otherwise
+    model.pretrained_cfg |= {key: trained.pretrained_cfg.get(key) or ours.get(key) for key in ORIGIN}
+
+
+def keep_origin(model: Any, directory: Path) -> None:
+    """What a run's config.json says of the weights it began with, for the run to go on without those."""
+    try:
+        known = read_config(directory / "config.json").get("pretrained_cfg") or {}
+    except InputError:  # damaged: it is written anew
+        known = {}
+    model.pretrained_cfg |= {key: known.get(key) for key in ORIGIN}
 
 
 def from_timm(spec: str) -> nn.Module:

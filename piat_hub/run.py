@@ -40,7 +40,7 @@ from piat_hub.config import (
 )
 from piat_hub.files import append, checksum, read_lines, sealed, write_text
 from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
-from piat_hub.state import Done, PerProcess, State
+from piat_hub.state import Done, PerProcess, State, written_states
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # how long a process waits for the others: while one decodes the data, or has the harder batch of an evaluation
@@ -107,8 +107,10 @@ def train(
     engine.shards(torch.arange(batch), accelerator.num_processes, config.accumulation)  # or InputError
 
     torch.manual_seed(config.seed)
-    begun = options.resume and (directory / "state").exists()  # its weights come from there
+    begun = options.resume and written_states(directory)  # its weights come from there
     model = make_backbone(dataclasses.replace(config, init_from=None) if begun else config, whole)
+    if begun and config.init_from:
+        hub.keep_origin(model, directory)
     evaluation.class_count(model, whole)  # or InputError: a backbone that cannot take these images
     # convolutions run faster in channels_last; sums differ by rounding only
     model = model.to(accelerator.device).to(memory_format=torch.channels_last)

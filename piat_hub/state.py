@@ -36,6 +36,9 @@ class PerProcess:
             self.method.load_state_dict({name: rows[rank % len(rows)].to(device) for name, rows in state.items()})
 
 
+FILES = ("state.safetensors", "before.safetensors")  # in state/: the newest, and the one before it
+
+
 @dataclass
 class Done:
     """How far a run is: whole epochs and their metrics, and of the next `steps` with their losses, in `seconds`."""
@@ -58,8 +61,8 @@ class State:
     """
 
     def __init__(self, directory: Path, config: TrainConfig, parts: dict[str, Any]) -> None:
-        self.directory, self.path = directory, directory / "state" / "state.safetensors"
-        self.before = self.path.with_name("before.safetensors")
+        self.directory = directory
+        self.path, self.before = (directory / "state" / name for name in FILES)
         self.config, self.parts = config, parts
 
     def collect(self) -> dict[str, Any]:
@@ -88,7 +91,7 @@ class State:
         then its last weights: what stands before the state is written again when the epoch is run again, metrics and the
         last weights are written from the state.
         """
-        there = [path for path in (self.path, self.before) if path.exists()]
+        there = written_states(self.directory)
         if not there and not (self.directory / "config.json").exists():
             raise InputError(f"{self.directory} holds no run to resume; leave out --resume to start one")
         if not there and (self.directory / WEIGHTS["last"]).exists():
@@ -123,6 +126,11 @@ class State:
                     f"the run in {self.directory} has {key}={saved.get(key)}, this command {now.get(key)}; "
                     "resume with the command it was started with, or name another --output"
                 )
+
+
+def written_states(directory: Path) -> list[Path]:
+    """The states of a run that are there, the newest first."""
+    return [path for name in FILES if (path := directory / "state" / name).exists()]
 
 
 def _read(path: Path) -> tuple[Done, dict[str, Any], dict[str, Any]]:

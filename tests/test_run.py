@@ -540,10 +540,15 @@ def test_a_run_starts_from_a_trained_model_with_another_head(small_digits, do_tr
     do_train(config, tmp_path / "bound")  # what is derived from it keeps its licence
     assert "\nlicense: cc-by-nc-4.0\n" in card.render(tmp_path / "bound")
     shutil.rmtree(tmp_path / "ten")
-    assert "license" not in json.loads((tmp_path / "five/config.json").read_text())["pretrained_cfg"]
+    assert json.loads((tmp_path / "five/config.json").read_text())["pretrained_cfg"]["license"] == "mit"
     do_train(config, tmp_path / "bound", resume=True)
     assert json.loads((tmp_path / "bound/config.json").read_text())["pretrained_cfg"]["license"] == "cc-by-nc-4.0"
     do_train(config, tmp_path / "five", resume=True)  # a resumed run does not need where it came from
+    shutil.rmtree(tmp_path / "bound/state")
+    (tmp_path / "bound/state").mkdir()  # killed before its first state was whole: without the source it cannot begin
+    (tmp_path / "bound/model.safetensors").unlink()
+    with pytest.raises(InputError, match="ten"):
+        do_train(config, tmp_path / "bound", resume=True)
 
 
 def test_weights_that_do_not_fit_are_refused(small_digits, do_train, tmp_path):
@@ -575,14 +580,14 @@ def test_imagenets_weights_are_timms(small_digits, monkeypatch):
 
     licences = {}
     for began in (
-        "imagenet",
         None,
+        "imagenet",
     ):  # with timm's weights goes their licence; without, nothing of theirs is in the file
         began_with = dataclasses.replace(config, init_from=began)
         hub.save_config(model, Path(), config=began_with, label_names=split.label_names, input_size=(3, 32, 32))
         licences[began] = json.loads(Path("config.json").read_text())["pretrained_cfg"].get("license")
         assert f"license: {'apache-2.0' if began else 'mit'}\n" in card.render(Path())
-    assert licences == {"imagenet": "apache-2.0", None: None}
+    assert licences == {None: None, "imagenet": "apache-2.0"}
 
 
 def test_tracked_test_images_are_recorded_and_change_nothing(small_digits, do_train, do_evaluate):
