@@ -341,7 +341,8 @@ def peers(kind):
 
 def autoattack():
     """Survivors of both AutoAttacks, over three seeds."""
-    lines = [[*name, *map(str, row.values())] for name, row in peers("autoattack")]
+    keys = ("seed", "n", "ours", "pyautoattack", "differ", "our_seconds", "their_seconds")
+    lines = [[*name, *(str(row[key]) for key in keys)] for name, row in peers("autoattack")]
     return markdown(lines, ["images", "seed", "n", "ours", "pyautoattack", "differ", "our s", "their s"])
 
 
