@@ -221,9 +221,9 @@ def published():
     return markdown(lines, ["source", "method", "architecture", "training data", "clean", "PGD-20", "AutoAttack"])
 
 
-def swept(name, file=None):
+def swept(name):
     """A study's table, from the rows that `piat study` wrote."""
-    facts = read(f"studies/{file or name}")
+    facts = read(f"studies/{name}")
     attacks = [key for key in facts["rows"][0] if key in ("clean", "pgd20", "aa")]
     return study.markdown(name, facts["rows"], attacks, facts["failed"])
 

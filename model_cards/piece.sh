@@ -5,8 +5,8 @@
 #   there   bash model_cards/piece.sh OUT NAME RECIPE [train.py's flags]
 #   here    (cd OUT && sha256sum --check NAME.sha256) && cat OUT/NAME.tar.* | tar x -C model_cards && piat card model_cards/NAME
 #
-# PIECE: seconds after which a call stops (540). AA: test images for AutoAttack (1000, or fewer where there are fewer). PYTHON:
-# the interpreter (python).
+# PIECE: seconds after which a call stops (540). AA: test images for AutoAttack (1000; the split must have them). PYTHON: the
+# interpreter (python).
 set -euo pipefail
 out=$1 name=$2 run=runs/$2-fp32 half=runs/$2 python=${PYTHON:-python}
 shift 2

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -425,6 +425,7 @@ def device_name(device: torch.device) -> str:
     return f"CPU {cpu_model()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
+@cache
 def cpu_model() -> str:
     """The processor's name as the system tells it."""
     try:
@@ -434,6 +435,7 @@ def cpu_model() -> str:
         return platform.processor() or platform.machine()
 
 
+@cache  # asked after every attack, and it is the code as it was loaded
 def git_revision() -> str | None:
     """The commit this package runs from, with "-dirty" for changed files; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

@@ -45,21 +45,23 @@ def render(runs: Sequence[Run], drawn: Mapping[str, Sequence[Drawn]]) -> str:
             if one.figure is not None:
                 number += 1
                 pictures.append({"svg": inline(one.figure, f"f{number}-"), "caption": one.figure.get_label()})
+        attacks, groups = columns(group), configurations(group)
         benchmarks.append(
             {
                 "name": name,
-                "attacks": columns(group),
-                "groups": (rows := configurations(group)),
-                "shared": [attack for attack in columns(group) if any(attack in row["attacks"] for row in rows)],
+                "attacks": attacks,
+                "groups": groups,
+                "shared": [attack for attack in attacks if any(attack in row["attacks"] for row in groups)],
                 "rows": table(group),
                 "pairs": pairs(group),
                 "pictures": pictures,
                 "left_out": [one for one in drawn.get(name, ()) if one.figure is None],
             }
         )
+    told = [about(run) for run in runs]
     return template.render(
         benchmarks=benchmarks,
-        runs=(told := [about(run) for run in runs]),
+        runs=told,
         environment=list(dict.fromkeys(name for one in told for name in one["environment"])),
         elsewhere=elsewhere(runs),
         differing=differing(runs),

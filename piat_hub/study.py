@@ -318,9 +318,9 @@ def rows(
     """A row for each group of members that differ by their seed alone: its figures, and what its curves say."""
     gone = {done.member.directory for done in failed}
     runs = {m.directory: records.read(m.directory) for m in members if m.directory not in gone}
-    groups = list(records.grouped(list(runs.values())).items())
+    groups = records.grouped(list(runs.values()))
     found = []
-    for label, group in groups:
+    for label, group in groups.items():
         row: dict[str, Any] = {
             "label": label,
             "recipe": group[0].config.recipe,
@@ -340,7 +340,7 @@ def rows(
         for what, of in records.CURVES.items():
             values = [of(r.metrics) for r in group]
             row[what] = None if None in values else values
-        row["gain"] = gain(group, reference(group, [other for _, other in groups]), attacks[-1])
+        row["gain"] = gain(group, reference(group, list(groups.values())), attacks[-1])
         row["paper"] = records.beside(group[0].config, name.removeprefix("table"))
         found.append(row)
     return found

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import piat_hub
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "model_cards/README.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
@@ -25,6 +27,12 @@ def test_tables_are_what_the_results_say():
         found += text.count("<!-- table ")
         assert module.filled(text) == text, f"{file.name} is stale: run python docs/tables.py"
     assert found >= 3
+
+
+def test_the_readme_counts_the_parameters_of_the_digits_model():
+    model = piat_hub.create_model("cifar_resnet8", in_chans=1)
+    count = sum(p.numel() for p in model.parameters())
+    assert f"80 epochs of a {count:,}-parameter ResNet" in (ROOT / "README.md").read_text()
 
 
 def test_a_changed_figure_would_be_caught():
