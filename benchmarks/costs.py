@@ -17,8 +17,10 @@ from accelerate import Accelerator
 from common import Flops
 from tabulate import tabulate
 
-from piat_hub import backbones, create_model, engine, methods, run
+from piat_hub import backbones, create_model, methods
 from piat_hub.attacks import Twin, pgd
+from piat_hub.training import engine
+from piat_hub.training.guards import HALF
 
 SIZES = {"resnet50": 224}
 
@@ -64,7 +66,7 @@ def update(backbone, method, batch, precision, checkpointing, accelerator, steps
         backbones.checkpoint_gradients(model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     x, y = torch.rand(batch, 3, size, size), torch.randint(10, (batch,))
-    twin = Twin(model, x[:1], run.HALF.get(precision))
+    twin = Twin(model, x[:1], HALF.get(precision))
     model, _ = engine.prepare(model, torch.optim.SGD(model.parameters(), 0.1), accelerator)
     attack = partial(pgd, eps=8 / 255, step_size=2 / 255, steps=steps)
     loss_of = partial(methods.get(method)(), x=x, y=y, progress=0.6)

@@ -17,8 +17,8 @@ from common import beside, seconds
 from tabulate import tabulate
 from torchvision import transforms
 
-from piat_hub import data, run
-from piat_hub.evaluation import device_name
+from piat_hub import data
+from piat_hub.machine import device_name, set_threads
 
 
 def ours(split, count, batch):
@@ -45,7 +45,7 @@ def main():
     parser.add_argument("--threads", type=int)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    run.set_threads(args.threads)
+    set_threads(args.threads)
     whole, streamed = data.load(args.dataset, "train"), data.load(args.dataset, "train", limit=0)
     table = datasets.load_dataset(args.dataset, split="train").select(range(args.images))
     column = next(name for name, feature in table.features.items() if isinstance(feature, datasets.Image))

@@ -19,11 +19,14 @@ import torch
 from pyautoattack import AutoAttack
 from tabulate import tabulate
 
-from piat_hub import evaluation, request, run
 from piat_hub.attacks import pgd
 from piat_hub.config import EvalConfig, TrainConfig, from_dict, number, pixels
 from piat_hub.data import to_unit
-from piat_hub.evaluation import correct, evaluate, survives, twin_of
+from piat_hub.evaluation import request
+from piat_hub.evaluation.loop import evaluate, trained_against
+from piat_hub.evaluation.model import load_model
+from piat_hub.evaluation.verdict import correct, survives, twin_of, verdict_mode
+from piat_hub.machine import device_name, set_threads
 
 
 def autoattack(model, split, threat, seed):
@@ -78,12 +81,12 @@ def main():
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     config = EvalConfig(n=args.n, dataset=args.dataset, output="unused", threads=args.threads)
-    run.set_threads(args.threads)
-    model, name, _ = request.load_model(args.model)
+    set_threads(args.threads)
+    model, name, _ = load_model(args.model)
     split = request.evaluation_data(args.model, config, from_dict(TrainConfig, model.piat))
-    threat = evaluation.trained_against(model)
+    threat = trained_against(model)
     threat = dataclasses.replace(threat, eps=args.eps) if args.eps else threat
-    with evaluation.verdict_mode(model) as exact:
+    with verdict_mode(model) as exact:
         exact = exact.to(memory_format=torch.channels_last)
         side_by_side = torchattacks_pgd if args.torchattacks else autoattack
         if args.torchattacks:
@@ -91,7 +94,7 @@ def main():
         rows = [side_by_side(exact, split, threat, seed) for seed in args.seeds]
     ratios = [row["ratio"] for row in rows]
     facts = {"model": name, "dataset": split.name, "threat_model": f"{threat.norm} eps {pixels(threat.eps)}"}
-    facts |= {"device": evaluation.device_name(torch.device("cpu")), "torch": torch.__version__}
+    facts |= {"device": device_name(torch.device("cpu")), "torch": torch.__version__}
     facts |= {"date": date.today().isoformat(), "rows": rows}
     print(f"{name} on {split.name}, {facts['threat_model']}, {facts['device']}")
     print(tabulate([list(map(str, row.values())) for row in rows], list(rows[0]), disable_numparse=True))

@@ -15,12 +15,13 @@ from accelerate import Accelerator
 from common import beside, seconds
 from tabulate import tabulate
 
-from piat_hub import create_model, engine, methods
+from piat_hub import create_model, methods
 from piat_hub.attacks import Twin, pgd
 from piat_hub.config import ThreatModel
-from piat_hub.evaluation import device_name
-from piat_hub.interpolation import EMA, ParameterInterpolation
-from piat_hub.run import set_threads
+from piat_hub.machine import device_name, set_threads
+from piat_hub.training import engine
+from piat_hub.training.averages import EMA
+from piat_hub.training.interpolation import ParameterInterpolation
 
 
 def update(name, model, optimizer, accelerator, attack, twin, x, y, gamma=None, ema=None):

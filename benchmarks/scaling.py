@@ -19,21 +19,23 @@ from accelerate import Accelerator
 from common import seconds
 from tabulate import tabulate
 
-from piat_hub import create_model, engine, methods, run
+from piat_hub import create_model, methods
 from piat_hub.attacks import Twin, pgd
-from piat_hub.evaluation import device_name
+from piat_hub.machine import device_name, set_threads
+from piat_hub.training import engine
+from piat_hub.training.guards import HALF
 
 
 def worker(args):
     """One process of a launch: its updates; rank 0 prints the figures."""
-    run.set_threads(args.threads)
+    set_threads(args.threads)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     torch.manual_seed(0)
     model = create_model(args.backbone).to(accelerator.device).to(memory_format=torch.channels_last)
     share = args.batch_size // accelerator.num_processes
     x = torch.rand(share, 3, 32, 32, device=accelerator.device).to(memory_format=torch.channels_last)
     y = torch.randint(10, (share,), device=accelerator.device)
-    twin = Twin(model, x[:2], run.HALF.get(args.mixed_precision))
+    twin = Twin(model, x[:2], HALF.get(args.mixed_precision))
     volume = sum(p.numel() * p.element_size() for p in model.parameters())
     model, optimizer = engine.prepare(model, torch.optim.SGD(model.parameters(), 1e-4, 0.9, foreach=True), accelerator)
     attack = partial(pgd, eps=8 / 255, step_size=2 / 255, steps=args.steps)

@@ -28,10 +28,12 @@ from accelerate import Accelerator
 from common import Flops, peak, seconds
 from tabulate import tabulate
 
-from piat_hub import backbones, create_model, engine, methods, run
+from piat_hub import backbones, create_model, methods
 from piat_hub.attacks import Twin, pgd
-from piat_hub.evaluation import device_name
-from piat_hub.interpolation import ParameterInterpolation
+from piat_hub.machine import device_name, peak_memory, set_threads
+from piat_hub.training import engine
+from piat_hub.training.guards import HALF
+from piat_hub.training.interpolation import ParameterInterpolation
 
 EPS, STEP = 8 / 255, 2 / 255
 
@@ -103,7 +105,7 @@ def our_update(method, model, x, y, steps, accelerator, options):
     x, model = x.to(memory_format=torch.channels_last), model.to(memory_format=torch.channels_last)
     if options.gradient_checkpointing:
         backbones.checkpoint_gradients(model)
-    twin = Twin(model, x[:2], run.HALF.get(accelerator.mixed_precision))
+    twin = Twin(model, x[:2], HALF.get(accelerator.mixed_precision))
     if options.compile:
         for part in (model, twin):
             part.compile(dynamic=False, mode=options.compile)
@@ -157,9 +159,9 @@ def main():
     args = parser.parse_args()
     if args.peer and args.method not in PEERS:
         parser.error(f"no peer is known for {args.method}; choose {', '.join(PEERS)}, or leave out --peer")
-    threads = run.set_threads(args.threads)
+    threads = set_threads(args.threads)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
-    device, dtype = accelerator.device, run.HALF.get(args.mixed_precision, torch.float32)
+    device, dtype = accelerator.device, HALF.get(args.mixed_precision, torch.float32)
     name = args.backbone if args.backbone.startswith("cifar_") else f"cifar_{args.backbone}"
     torch.manual_seed(0)
     model = create_model(name)
@@ -208,7 +210,7 @@ def main():
     speed = counter.total / statistics.median(times["ours"]) / 1e9
     matrix, convolution = peak(device, dtype)
     facts |= {"gflop": counter.total / 1e9, "gflops": speed, "peak": {"matrix": matrix, "convolution": convolution}}
-    facts["peak_memory_gib"] = run.peak_memory(device)
+    facts["peak_memory_gib"] = peak_memory(device)
     facts |= {"device": device_name(device), "torch": torch.__version__, "date": date.today().isoformat()}
 
     rate = facts["images_per_second"]

@@ -14,11 +14,15 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from piat_hub import card, figures, records, study
-from piat_hub.card import HEADERS, percent, rows, summary
-from piat_hub.files import read_json, read_lines
-from piat_hub.published import paper
-from piat_hub.results import compare
+from piat_hub.figures import pictures
+from piat_hub.hub import card
+from piat_hub.records.files import read_json, read_lines
+from piat_hub.records.groups import CURVES, mean_interval
+from piat_hub.records.labels import HEADERS, attack_name, percent, rows
+from piat_hub.records.published import paper
+from piat_hub.records.results import compare, read_record
+from piat_hub.records.rundir import RunDirectory
+from piat_hub.study.table import between, table_text
 
 DOCS = Path(__file__).parent
 BENCHMARKS = DOCS.parent / "benchmarks" / "results"
@@ -41,20 +45,25 @@ KINDS = {"none": "", "piat": "PIAT"}
 
 
 def read(name):
-    """One evaluation's results.json."""
+    """What a command wrote."""
     return json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def record(name):
+    """One evaluation's results.json."""
+    return read_record(DOCS / "results" / f"{name}.json")
 
 
 def cell(results, attack):
     """'82.50 % [78.47, 85.91]': accuracy and its 95 % Wilson interval."""
-    figures = results["attacks"][attack]
+    figures = results.attacks[attack]
     low, high = (f"{100 * end:.2f}" for end in figures["ci95"])
     return f"{percent(figures['accuracy'])} [{low}, {high}]"
 
 
 def mean(runs, attack):
     """The mean accuracy over runs."""
-    return percent(sum(r["attacks"][attack]["accuracy"] for r in runs) / len(runs))
+    return percent(sum(r.attacks[attack]["accuracy"] for r in runs) / len(runs))
 
 
 def markdown(rows, headers):
@@ -71,16 +80,14 @@ def digits():
     """README's short table: means over three seeds, and each seed's PGD-20 with its interval."""
     lines = []
     for method, kind in (("standard", "none"), ("pgd_at", "none"), ("pgd_at", "piat"), ("nmse", "piat")):
-        runs = [read(f"digits/{method}-{kind}-{seed}") for seed in range(3)]
+        runs = [record(f"digits/{method}-{kind}-{seed}") for seed in range(3)]
         lines.append([label(method, kind), mean(runs, "clean"), mean(runs, "pgd20"), *(cell(r, "pgd20") for r in runs)])
     return markdown(lines, ["method", "clean, mean", "PGD-20, mean", "PGD-20, seed 0", "seed 1", "seed 2"])
 
 
 def difference(with_, without, attack):
     """'-4.50': what interpolation adds, in points, to the mean over the same seeds."""
-    gains = [
-        a["attacks"][attack]["accuracy"] - b["attacks"][attack]["accuracy"] for a, b in zip(with_, without, strict=True)
-    ]
+    gains = [a.attacks[attack]["accuracy"] - b.attacks[attack]["accuracy"] for a, b in zip(with_, without, strict=True)]
     return f"{100 * sum(gains) / len(gains):+.2f} ({', '.join(f'{100 * gain:+.2f}' for gain in gains)})"
 
 
@@ -88,10 +95,10 @@ def digits_methods():
     """Every method with and without PIAT, three seeds, AutoAttack on 100 images of the first."""
     lines = []
     for method in METHODS:
-        runs = {kind: [read(f"digits/{method}-{kind}-{seed}") for seed in range(3)] for kind in KINDS}
+        runs = {kind: [record(f"digits/{method}-{kind}-{seed}") for seed in range(3)] for kind in KINDS}
         for kind, each in runs.items():
             gain = difference(each, runs["none"], "pgd20") if kind == "piat" else ""
-            aa = cell(read(f"digits-aa/{method}-{kind}-0"), "aa")
+            aa = cell(record(f"digits-aa/{method}-{kind}-0"), "aa")
             cells = [mean(each, "clean"), mean(each, "pgd20"), gain, *(cell(r, "pgd20") for r in each), aa]
             lines.append([label(method, kind), *cells])
     headers = ["method", "clean, mean", "PGD-20, mean", "PIAT adds (each seed)", "PGD-20, seed 0", "seed 1", "seed 2"]
@@ -101,7 +108,7 @@ def digits_methods():
 def digits_clean():
     """Each seed's clean accuracy with its interval."""
     lines = [
-        [label(method, kind), *(cell(read(f"digits/{method}-{kind}-{seed}"), "clean") for seed in range(3))]
+        [label(method, kind), *(cell(record(f"digits/{method}-{kind}-{seed}"), "clean") for seed in range(3))]
         for method in METHODS
         for kind in KINDS
     ]
@@ -112,7 +119,7 @@ def cifar10_jpeg():
     """The two ResNet-20 runs of 18 epochs on the JPEG-coded CIFAR-10."""
     lines = []
     for name, file in (("pgd_at", "pgd_at"), ("PIAT+nmse", "piat-nmse")):
-        thousand, few = read(f"cifar10-jpeg/{file}"), read(f"cifar10-jpeg/{file}-aa")
+        thousand, few = record(f"cifar10-jpeg/{file}"), record(f"cifar10-jpeg/{file}-aa")
         cells = [cell(thousand, attack) for attack in ("clean", "pgd20", "cw20")]
         lines.append([name, *cells, cell(few, "clean"), cell(few, "aa")])
     return markdown(lines, ["method", "clean", "PGD-20", "CW-20", "clean, n 200", "AutoAttack, n 200"])
@@ -122,7 +129,7 @@ def cifar10_jpeg_methods():
     """Five methods with and without PIAT, 8 epochs of 4,000 images."""
     lines = []
     for method in ("pgd_at", "trades", "mart", "gairat", "nmse"):
-        runs = {kind: read(f"cifar10-jpeg-methods/{method}-{kind}") for kind in KINDS}
+        runs = {kind: record(f"cifar10-jpeg-methods/{method}-{kind}") for kind in KINDS}
         for kind, results in runs.items():
             gain = difference([results], [runs["none"]], "pgd20").split(" ")[0] if kind == "piat" else ""
             lines.append([label(method, kind), *(cell(results, attack) for attack in ("clean", "pgd20", "cw20")), gain])
@@ -133,19 +140,15 @@ def leaderboard():
     """The models in model_cards, most robust first."""
     lines = []
     for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
-        facts = summary(folder)
-        found = card.measured(folder)
+        facts, run = card.summary(folder), RunDirectory.read(folder)
         cells = {"clean": "", "pgd20": "", "aa": ""}
-        for key in [key for key in reversed(found) if key.rpartition("/")[2] == "last"]:
-            for attack in cells:
-                if attack in found[key]["attacks"]:
-                    cells[attack] = f"{cell(found[key], attack)}, n {found[key]['dataset']['n']}"
-        trained = json.loads((folder / "config.json").read_text(encoding="utf-8"))["piat"]
+        for known in [found.record for found in reversed(run.measured) if found.checkpoint == "last"]:
+            cells |= {a: f"{cell(known, a)}, n {known.n}" for a in cells if a in known.attacks}
         name = f"[{folder.name}]({folder.name}/README.md)"
         hours = (
             sum(line["train_seconds"] + line["check_seconds"] for line in read_lines(folder / "timing.jsonl")) / 3600
         )
-        budget = f"{trained['epochs']} ({hours:.1f} h)"
+        budget = f"{run.config.epochs} ({hours:.1f} h)"
         row = [name, facts["method"], facts["architecture"], budget, *cells.values()]
         lines.append((facts.get("pgd20_acc", 0), row))
     headers = ["model", "method", "architecture", "epochs (time)", "clean", "PGD-20", "AutoAttack"]
@@ -158,10 +161,11 @@ def best_and_last():
     for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
         metrics = read_lines(folder / "metrics.jsonl")
         best = max(metrics, key=lambda m: (m["holdout_pgd10_acc"], -m["epoch"]))["epoch"]
-        for kind, results in card.measured(folder).items():
-            if "/" not in kind:
-                epoch = best if kind == "best" else metrics[-1]["epoch"]
-                lines.append([folder.name, kind, epoch, *(cell(results, attack) for attack in ("clean", "pgd20"))])
+        for found in RunDirectory.read(folder).measured:
+            if not found.folder:
+                epoch = best if found.checkpoint == "best" else metrics[-1]["epoch"]
+                figures = [cell(found.record, attack) for attack in ("clean", "pgd20")]
+                lines.append([folder.name, found.checkpoint, epoch, *figures])
     return markdown(lines, ["model", "checkpoint", "of epoch", "clean", "PGD-20"])
 
 
@@ -190,7 +194,7 @@ def paired():
     few = [(p, "last") for p in compare(a / "aa200", b / "aa200") if p.attack == "aa"]
     lines = [
         [
-            f"{card.attack_name(p.attack)}, {which}, n {p.n}",
+            f"{attack_name(p.attack)}, {which}, n {p.n}",
             f"{100 * p.difference:+.2f}",
             " to ".join(f"{100 * end:+.2f}" for end in p.ci95),
             f"{p.only_a} / {p.only_b}",
@@ -225,7 +229,7 @@ def swept(name):
     """A study's table, from the rows that `piat study` wrote."""
     facts = read(f"studies/{name}")
     attacks = [key for key in facts["rows"][0] if key in ("clean", "pgd20", "aa")]
-    return study.markdown(name, facts["rows"], attacks, facts["failed"])
+    return table_text(name, facts["rows"], attacks, facts["failed"])
 
 
 def study_lambda():
@@ -252,11 +256,11 @@ def lambda_photographs():
     """Three schedules of lam with a ResNet-20 on photographs, one seed."""
     lines = []
     for kind, name in (("none", "NMSE"), ("0.9", "lam=0.9+NMSE"), ("piat", "PIAT+NMSE")):
-        results = read(f"cifar10-jpeg-lambda/nmse-{kind}")
+        results = record(f"cifar10-jpeg-lambda/nmse-{kind}")
         metrics = read_lines(DOCS / "results" / "cifar10-jpeg-lambda" / f"nmse-{kind}-metrics.jsonl")
-        curves = [f"{100 * of(metrics):.2f}" for of in records.CURVES.values()]
+        curves = [f"{100 * of(metrics):.2f}" for of in CURVES.values()]
         lines.append([name, f"{metrics[-1]['lam']:.2f}", *(cell(results, a) for a in ("clean", "pgd20")), *curves])
-    return markdown(lines, ["", "last lam", "clean", "PGD-20", *(f"{name}, points" for name in records.CURVES)])
+    return markdown(lines, ["", "last lam", "clean", "PGD-20", *(f"{name}, points" for name in CURVES)])
 
 
 def steadier():
@@ -266,12 +270,10 @@ def steadier():
         (row, rows[{"PGD-AT": "PIAT"}.get(name, f"PIAT+{name}")]) for name, row in rows.items() if "PIAT" not in name
     ]
     lines = []
-    for what in (*records.CURVES, "pgd20"):
+    for what in (*CURVES, "pgd20"):
         values = [[row[what]["each"] if what == "pgd20" else row[what] for row in pair] for pair in pairs]
         gains = [[b - a for a, b in zip(*pair, strict=True)] for pair in values]  # by method, by seed
-        over = study.between(
-            records.mean_interval([statistics.fmean(seed) for seed in zip(*gains, strict=True)]), "+.2f"
-        )
+        over = between(mean_interval([statistics.fmean(seed) for seed in zip(*gains, strict=True)]), "+.2f")
         fewer, count = sum(g < 0 for each in gains for g in each), sum(map(len, gains))
         lines.append([{"pgd20": "PGD-20 accuracy"}.get(what, what), over, f"{fewer} of {count}"])
     return markdown(lines, ["", "with PIAT minus without, points", "lower with PIAT"])
@@ -282,7 +284,7 @@ def flatness():
     lines = []
     for path in sorted((DOCS / "results" / "landscapes").glob("*.json")):
         surface = read_json(path)
-        middle, edge = figures.middle_and_edge(surface["losses"])
+        middle, edge = pictures.middle_and_edge(surface["losses"])
         how = "filter by filter" if surface["filterwise"] else "as long as the weights"
         name = path.stem.removesuffix("-filterwise")
         lines.append([how, name, f"{middle:.3f}", f"{edge:.3f}", f"{edge - middle:.3f}"])
@@ -425,7 +427,7 @@ def bf16():
     lines = []
     for method in ("pgd_at", "nmse", "trades"):
         for precision, folder in (("fp32", "cifar10-jpeg-methods"), ("bf16", "bf16")):
-            results = read(f"{folder}/{method}-none")
+            results = record(f"{folder}/{method}-none")
             lines.append([method, precision, *(cell(results, attack) for attack in ("clean", "pgd20", "cw20"))])
     return markdown(lines, ["method", "precision", "clean", "PGD-20", "CW-20"])
 
@@ -510,11 +512,11 @@ def epochs():
 
 def demo():
     """How long `make demo` took, and what it measured."""
-    results = read("demo/results")
+    results = record("demo/results")
     lines = (DOCS / "results" / "demo" / "timing.jsonl").read_text(encoding="utf-8").splitlines()
     trained = sum(line["train_seconds"] + line["check_seconds"] for line in map(json.loads, lines))
     table = markdown(rows(results), HEADERS)
-    took = f"Training took {trained:.0f} s and evaluation {results['seconds']:.0f} s ({results['device']})."
+    took = f"Training took {trained:.0f} s and evaluation {results.seconds:.0f} s ({results.environment['device']})."
     return f"{took} It printed:\n\n{table}"
 
 

@@ -4,7 +4,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from piat_hub import card, hub
+from piat_hub.hub import card
+from piat_hub.hub.push import publication
 
 HERE = Path(__file__).parent
 
@@ -12,7 +13,7 @@ HERE = Path(__file__).parent
 def collect(run: Path) -> Path:
     """Copy a run to the folder of its name here, and write its card; returns the folder."""
     target = Path(HERE.name) / run.name  # as the card calls it: from the root of the repository
-    files = {name: Path(f).read_bytes() if isinstance(f, str) else f for name, f in hub.publication(run, "").items()}
+    files = {name: Path(f).read_bytes() if isinstance(f, str) else f for name, f in publication(run, "").items()}
     shutil.rmtree(target, ignore_errors=True)
     for name, content in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from piat_hub.config import WEIGHTS
+from piat_hub.records.files import WEIGHTS
 
 KEPT = ("metrics.jsonl", "timing.jsonl", "curves.png", "config.json")
 

@@ -23,13 +23,20 @@ from functools import partial
 from pathlib import Path
 
 import conftest  # noqa: F401  the tests' environment: no network, one thread
+import timm
 import torch
 from tabulate import tabulate
 
-from piat_hub import card, evaluation, files, hub, recipes, results, run, tensors
-from piat_hub.config import EvalConfig, InputError, RunOptions
-from piat_hub.files import read_config
-from piat_hub.request import prepare_evaluation
+from piat_hub import machine
+from piat_hub.config import EvalConfig, InputError, RunOptions, recipes
+from piat_hub.evaluation.loop import trained_against
+from piat_hub.evaluation.request import prepare_evaluation
+from piat_hub.hub.load import from_pretrained
+from piat_hub.hub.save import save_pretrained
+from piat_hub.records import files, results, tensors
+from piat_hub.records.model_config import ModelConfig
+from piat_hub.records.rundir import RunDirectory
+from piat_hub.training import run
 
 RUN = ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "state/state.safetensors")
 OPTIONS = ({}, {"method": "free_at", "ema": 0.9}, {"method": "trades", "accumulation": 2, "swa": 0.3, "awp": 0.01})
@@ -88,7 +95,7 @@ def die_at(name, number):
     """SIGKILL to itself before, or after, the so-and-so-manieth of these calls."""
     if not name:
         return
-    from piat_hub.interpolation import ParameterInterpolation
+    from piat_hub.training.interpolation import ParameterInterpolation
 
     owner = {"os": os, "Path": Path, "ParameterInterpolation": ParameterInterpolation}[name.partition(".")[0]]
     attribute, calls = name.partition(".")[2], []
@@ -169,13 +176,13 @@ def damage(count, folder, rng):
     whole = folder / "damage"
     train(small(), whole)
     evaluate(whole)
-    weights = lambda p, which: tensors.digest(hub.from_pretrained(p, checkpoint=which).state_dict())  # noqa: E731
+    weights = lambda p, which: tensors.digest(from_pretrained(p, checkpoint=which).state_dict())  # noqa: E731
     readers = {
-        "config.json": lambda p: (card.read(p), weights(p, "last")),
+        "config.json": lambda p: (RunDirectory.read(p).model, weights(p, "last")),
         "model.safetensors": lambda p: weights(p, "last"),
         "model_best.safetensors": lambda p: weights(p, "best"),
         "metrics.jsonl": files.read_metrics,
-        "results.json": lambda p: (card.measured(p), results.read_results(p)[0]),
+        "results.json": lambda p: (RunDirectory.read(p).measured, results.read_results(p)[0]),
         "verdicts.npz": lambda p: {name: v.tolist() for name, v in results.read_results(p)[1].items()},
         "state/state.safetensors": resumed,
     }
@@ -259,9 +266,7 @@ def fuzz(count, folder):
     from hypothesis import strategies as some
 
     source = folder / "fuzzed"
-    hub.save_pretrained(
-        hub.timm.create_model("cifar_resnet8", in_chans=1), source, config=small(), input_size=(1, 8, 8)
-    )
+    save_pretrained(timm.create_model("cifar_resnet8", in_chans=1), source, config=small(), input_size=(1, 8, 8))
     whole, weights = json.loads((source / "config.json").read_text()), (source / "model.safetensors").read_bytes()
     whole.pop("checksum")
     length = int.from_bytes(weights[:8], "little")
@@ -301,16 +306,16 @@ def fuzz(count, folder):
 
     def of_config(text):
         (source / "config.json").write_bytes(text)
-        read_config(source / "config.json")
+        ModelConfig.read(source / "config.json")
         with contextlib.suppress(InputError):
-            card.read(source)
-        evaluation.trained_against(hub.from_pretrained(source))
+            RunDirectory.read(source)
+        trained_against(from_pretrained(source))
 
     def of_header(content):
         (source / "model.safetensors").write_bytes(content)
         tensors.shapes(source / "model.safetensors")
         tensors.load(source / "model.safetensors")
-        hub.from_pretrained(source)
+        from_pretrained(source)
 
     def times(share):
         quiet = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
@@ -392,7 +397,7 @@ def main():
             if output:  # parts can be run apart: each replaces its own entry
                 facts = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
                 facts[name] = {"rows": rows, "seconds": round(time.monotonic() - clock), "seed": given.seed}
-                facts[name] |= evaluation.environment(torch.device("cpu"))
+                facts[name] |= machine.environment(torch.device("cpu"))
                 output.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         os.chdir("/")
     return int(lost > 0)

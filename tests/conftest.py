@@ -1,10 +1,15 @@
 """What every test shares: one seed, one thread, no network, caches in a folder of the test run's own."""
 
+import copy
 import os
+import runpy
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
+from pathlib import Path
 
 _CACHE = tempfile.mkdtemp(prefix="piat-tests-")  # before any Hugging Face import reads the environment
 os.environ |= {
@@ -103,7 +108,7 @@ def small_digits():
     """The `digits` recipe cut down to seconds: (TrainConfig fields)."""
     import dataclasses
 
-    from piat_hub import recipes
+    from piat_hub.config import recipes
 
     def make(**changes):
         base = dict(train_size=256, holdout=64, epochs=3, clean_epochs=1, batch_size=64)
@@ -112,11 +117,31 @@ def small_digits():
     return make
 
 
+def made_run(directory, config, metrics=(), correct=None, n=400):
+    """A run directory without files: its curves, and how many of n test images each attack leaves its last weights."""
+    from piat_hub.records.results import Record
+    from piat_hub.records.rundir import Measured, RunDirectory
+    from piat_hub.records.statistics import proportion
+
+    attacks = {attack: proportion(count, n) for attack, count in (correct or {}).items()}
+    record = Record(config.threat_model, config.dataset, "test", n, attacks=attacks)
+    run = RunDirectory(Path(directory), None, config)
+    vars(run).update(metrics=list(metrics), measured=[Measured(record, "last")] if correct else [])
+    return run
+
+
+def changed(run, **read):
+    """The same run directory, as if this had been read from it: metrics, measured, …"""
+    twin = copy.copy(run)
+    vars(twin).update(read)
+    return twin
+
+
 @pytest.fixture
 def do_train():
     """Run a training to its end, giving its epochs' metrics."""
-    from piat_hub import run
     from piat_hub.config import RunOptions
+    from piat_hub.training import run
 
     def train(config, output, **options):
         events = run.train(config, RunOptions(output=str(output), **options))
@@ -128,8 +153,8 @@ def do_train():
 @pytest.fixture
 def do_evaluate():
     """Measure a MODEL as evaluate.py does, giving the finished Evaluation."""
-    from piat_hub import request
     from piat_hub.config import EvalConfig
+    from piat_hub.evaluation import request
 
     def measure(spec, *attacks, **fields):
         prepared = request.prepare_evaluation(str(spec), EvalConfig(attacks=attacks, **fields))
@@ -137,6 +162,46 @@ def do_evaluate():
         return prepared
 
     return measure
+
+
+def forked(*words, env=None, check=False):
+    """`python WORDS…` (a script, or -m and a module) in a child of this process, which has paid for torch's import already.
+
+    For what must be a process of its own and needs no fresh interpreter; gives a CompletedProcess.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        sys.stdout.flush(), sys.stderr.flush()
+        if (child := os.fork()) == 0:
+            _become(list(map(str, words)), env or {}, out, err)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        out.seek(0), err.seek(0)
+        done = subprocess.CompletedProcess(words, code, out.read(), err.read())
+    assert not check or code == 0, done.stderr[-3000:]
+    return done
+
+
+def _become(words, env, out, err):
+    """Run as that program to the end, in the child."""
+    code = 1
+    try:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        os.environ |= {key: str(value) for key, value in env.items()}
+        for file, number in ((out, 1), (err, 2)):
+            os.dup2(file.fileno(), number)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        module = words[0] == "-m"
+        sys.argv = words[module:]
+        (runpy.run_module if module else runpy.run_path)(words[module], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from piat_hub import methods
 from piat_hub.attacks import pgd
-from piat_hub.awp import once, perturbed
 from piat_hub.config import ThreatModel
+from piat_hub.training.awp import once, perturbed
 
 
 def network(dtype=torch.float64):

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import piat_hub
-from piat_hub import backbones, create_model, hub
+from piat_hub import backbones, create_model
 from piat_hub.config import InputError
+from piat_hub.hub.save import save_pretrained
 
 COUNTS = {
     "cifar_resnet18": 11_173_962,
@@ -99,7 +100,7 @@ def test_the_small_ones_are_all():
 @pytest.mark.parametrize("name", SMALL)
 def test_features_have_the_sizes_they_say(name, kwargs, tmp_path):
     model, x = small(name, **kwargs), torch.rand(2, 3, 32, 32)
-    hub.save_pretrained(model, tmp_path, input_size=(3, 32, 32))
+    save_pretrained(model, tmp_path, input_size=(3, 32, 32))
     net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True).eval()
     with torch.no_grad():
         features, own = net(x), model.forward_intermediates(x, intermediates_only=True)
@@ -114,7 +115,7 @@ def test_features_have_the_sizes_they_say(name, kwargs, tmp_path):
 @pytest.mark.parametrize("name", SMALL)
 def test_a_saved_model_is_rebuilt_and_gets_a_new_head(name, tmp_path):
     model, x = small(name, num_classes=4, **NORMALISED), torch.rand(2, 3, 32, 32)
-    hub.save_pretrained(model, tmp_path, input_size=(3, 32, 32))
+    save_pretrained(model, tmp_path, input_size=(3, 32, 32))
     with torch.no_grad():
         assert torch.equal(piat_hub.from_pretrained(tmp_path)(x), model(x))
         assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
@@ -132,7 +133,7 @@ def test_normalisation_inside(name, tmp_path):
     x = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(NORMALISED[key]).view(-1, 1, 1) for key in ("mean", "std"))
     assert torch.equal(model(x), plain((x - mean) / std)) and not torch.equal(model(x), plain(x))
-    hub.save_pretrained(model, tmp_path, input_size=(3, 32, 32))
+    save_pretrained(model, tmp_path, input_size=(3, 32, 32))
     with pytest.raises(InputError, match="must be 1 numbers each, std above 0; give one per channel"):
         timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1)
     grey = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1, mean=[0.4], std=[0.25]).eval()
@@ -158,13 +159,15 @@ def test_preact_variants_spelled_out(tmp_path):
             logits = pooled @ model.head.fc.weight.flatten(1).T + model.head.fc.bias
             assert torch.allclose(model(x), logits, atol=1e-5)
             assert ("norm.weight" in model.state_dict()) == final
-            hub.save_pretrained(model, tmp_path, input_size=(3, 32, 32))
+            save_pretrained(model, tmp_path, input_size=(3, 32, 32))
             assert torch.equal(piat_hub.from_pretrained(tmp_path)(x), model(x))
 
 
 def test_nothing_shadows_timm():
     ours = timm.list_models("cifar_*")
-    assert set(ours) == set(COUNTS) and all(timm.model_entrypoint(n).__module__ == "piat_hub.backbones" for n in ours)
+    assert set(ours) == set(COUNTS) and all(
+        timm.model_entrypoint(n).__module__ == "piat_hub.backbones.cifar" for n in ours
+    )
     assert timm.model_entrypoint("resnet18").__module__ == "timm.models.resnet"
 
 

@@ -1,12 +1,10 @@
 """benchmarks/: each script runs, and writes what its document's table reads; how fast is not tested."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import forked
 from PIL import Image
 
 from piat_hub import data, methods
@@ -36,11 +34,7 @@ def trades_loss(model, x_natural, y, optimizer, step_size, epsilon, perturb_step
 
 def bench(script, *flags):
     """What benchmarks/SCRIPT prints."""
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, flags)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    shown = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert shown.returncode == 0, shown.stderr[-3000:]
-    return shown.stdout
+    return forked(ROOT / "benchmarks" / script, *flags, env={"PYTHONPATH": ROOT}, check=True).stdout
 
 
 SMALL = ("--backbone", "cifar_resnet8", "--batch-size", 4, "--steps", 2, "--rounds", 1, "--threads", 1)

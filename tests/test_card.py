@@ -20,9 +20,19 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 import piat_hub
-from piat_hub import card, cli, figures, hub, plain_timm, recipes, request, run
-from piat_hub.config import InputError, InterpolationConfig, TrainConfig, from_dict
-from piat_hub.files import read_json
+from piat_hub import cli
+from piat_hub.config import InputError, InterpolationConfig, TrainConfig, from_dict, recipes
+from piat_hub.evaluation.model import predict
+from piat_hub.figures import plots
+from piat_hub.figures.style import SERIES, save
+from piat_hub.hub import card, plain_timm
+from piat_hub.hub.push import publication
+from piat_hub.hub.save import save_pretrained, save_weights
+from piat_hub.records.files import read_json
+from piat_hub.records.labels import attack_name, command, method_name, title
+from piat_hub.records.model_config import ModelConfig
+from piat_hub.records.rundir import RunDirectory
+from piat_hub.training import setup
 
 
 @pytest.fixture
@@ -52,7 +62,7 @@ def test_every_number_is_one_that_was_measured_or_configured(evaluated):
         if "changed" in results["attacks"]["aa"]
         else set()
     )
-    names = {re.sub(r"\D", "", card.attack_name(name)) for name in results["attacks"]}
+    names = {re.sub(r"\D", "", attack_name(name)) for name in results["attacks"]}
     assert len(shown) > 15 and shown <= known | names, shown - known - names
 
 
@@ -78,16 +88,16 @@ def test_an_unmeasured_run_says_so(small_digits, do_train, tmp_path):
     [("pgd20", "PGD-20"), ("pgd", "PGD-20"), ("cw100", "CW-100"), ("aa", "AutoAttack"), ("clean", "clean")],
 )
 def test_attack_names(name, shown):
-    assert card.attack_name(name) == shown
+    assert attack_name(name) == shown
 
 
 def test_titles():
     config = recipes.get("resnet18-cifar10")
-    assert card.title(config) == "PIAT+NMSE, cifar_resnet18 on cifar10"
+    assert title(config) == "PIAT+NMSE, cifar_resnet18 on cifar10"
     names = {("pgd_at", "none"): "PGD-AT", ("pgd_at", "piat"): "PIAT", ("nmse", "constant"): "lam=0.9+NMSE"}
     for (method, kind), name in names.items():
         law = InterpolationConfig(kind=kind)
-        assert card.method_name(dataclasses.replace(config, method=method, interpolation=law)) == name
+        assert method_name(dataclasses.replace(config, method=method, interpolation=law)) == name
 
 
 @pytest.mark.parametrize(
@@ -101,9 +111,9 @@ def test_titles():
 )
 def test_the_command_on_the_card_gives_the_same_configuration(line, monkeypatch):
     got = []
-    monkeypatch.setattr(cli, "run_training", lambda config, options: got.append(config))
+    monkeypatch.setattr("piat_hub.cli.train.run_training", lambda config, options: got.append(config))
     assert cli.main(["train", *line.split()]) == 0
-    words = card.command(got[0]).split()
+    words = command(got[0]).split()
     assert words[:3] == ["accelerate", "launch", "train.py"]
     assert cli.main(["train", *words[3:]]) == 0
     assert got[0] == got[1]
@@ -154,9 +164,9 @@ def test_training_time_and_checksums_are_the_runs_own(evaluated):
     assert f"torch {known['versions']['torch']}, " in text and (not known["git"] or f"commit {known['git']}." in text)
     slow = {"train_seconds": 5000.0, "check_seconds": 400.0, "processes": 2, "device": "GPU X"}
     (evaluated / "timing.jsonl").write_text(2 * (json.dumps(slow) + "\n"))
-    assert "It took 3 h 0 min on 2 x GPU X." in card.render(evaluated)
+    assert "It took 3 h 0 min on 2 x GPU X." in card.render(RunDirectory.read(evaluated))
     (evaluated / "timing.jsonl").unlink()
-    assert "It took" not in card.render(evaluated)
+    assert "It took" not in card.render(RunDirectory.read(evaluated))
 
 
 def test_paths_of_this_machine_stay_here(evaluated):
@@ -168,19 +178,20 @@ def test_paths_of_this_machine_stay_here(evaluated):
     ):
         config["piat"] |= {"dataset": dataset, "init_from": "/secret/older"}
         (evaluated / "config.json").write_text(json.dumps(config))
-        found, trained = card.read(evaluated)
+        run = RunDirectory.read(evaluated)
+        found, trained = run.model.content, run.config
         assert found["piat"]["dataset"] == trained.dataset == shown and trained.init_from == "older"
-        text = card.render(evaluated, "org/net")
+        text = card.render(run, "org/net")
         assert "secret" not in text + json.dumps(found) and "uoft-cs" not in text.replace(dataset, "")
 
 
 def test_a_folder_is_named_absolutely_so_that_it_is_known_everywhere(small_digits, tmp_path):
     (tmp_path / "cifar10-mine").mkdir()
     config = small_digits(dataset="cifar10-mine", init_from="uoft-cs/net")
-    settled = run.settled(config)
+    settled = setup.settled(config)
     assert (settled.dataset, settled.init_from) == (str(tmp_path / "cifar10-mine"), "uoft-cs/net")
     (tmp_path / "digits").mkdir()  # an alias stays one
-    assert run.settled(small_digits()).dataset == "digits"
+    assert setup.settled(small_digits()).dataset == "digits"
 
 
 def blocks(text):
@@ -193,7 +204,7 @@ def test_from_an_image_file_to_a_label_in_four_lines(evaluated, capsys):
     assert len(lines.strip().splitlines()) == 4
     exec(lines.replace('"r"', f'"{evaluated}"'), {})
     shown = capsys.readouterr().out.strip()
-    (_, found), *_ = request.predict(str(evaluated), ["image.png"])
+    (_, found), *_ = predict(str(evaluated), ["image.png"])
     assert shown == found[0][0]
 
 
@@ -202,8 +213,8 @@ def test_the_plain_lines_build_every_backbone_of_ours(name, tmp_path):
     """As the card has them; tests/test_push.py runs them where there is no piat_hub."""
     channels = 1 if name == "cifar_resnet8" else 3
     model = piat_hub.create_model(name, num_classes=7, in_chans=channels).eval()
-    hub.save_pretrained(model, tmp_path, input_size=(channels, 32, 32))
-    config = json.loads((tmp_path / "config.json").read_text())
+    save_pretrained(model, tmp_path, input_size=(channels, 32, 32))
+    config = ModelConfig.read(tmp_path / "config.json")
     namespace = {}
     exec(plain_timm.lines(config, f'"{tmp_path}/model.safetensors"'), namespace)
     x = torch.rand(1, channels, 32, 32)
@@ -217,7 +228,7 @@ def test_the_plain_lines_build_every_backbone_of_ours(name, tmp_path):
 def test_timms_own_architectures_need_no_piat_hub(evaluated, name, options, tmp_path):
     model = piat_hub.create_model(name, img_size=32, **options).eval()
     config = json.loads((evaluated / "config.json").read_text())["piat"]
-    hub.save_pretrained(model, tmp_path / "v", config=from_dict(TrainConfig, config), input_size=(3, 32, 32))
+    save_pretrained(model, tmp_path / "v", config=from_dict(TrainConfig, config), input_size=(3, 32, 32))
     lines = blocks(card.write(tmp_path / "v").read_text())
     assert len(lines) == 2 and "piat_hub" not in lines[1]
     script = f"{lines[1]}\nimport torch; torch.save(model(torch.ones(1, 3, 32, 32)).detach(), 'found.pt')"
@@ -230,7 +241,7 @@ def test_timms_own_architectures_need_no_piat_hub(evaluated, name, options, tmp_
 def test_what_only_piat_hub_can_build_says_so(evaluated, tmp_path):
     model = piat_hub.create_model("resnet18", img_size=32)
     config = json.loads((evaluated / "config.json").read_text())["piat"]
-    hub.save_pretrained(model, tmp_path / "v", config=from_dict(TrainConfig, config), input_size=(3, 32, 32))
+    save_pretrained(model, tmp_path / "v", config=from_dict(TrainConfig, config), input_size=(3, 32, 32))
     text = card.write(tmp_path / "v").read_text()
     assert len(blocks(text)) == 2 and "timm cannot build this architecture; `piat export`" in text
 
@@ -246,7 +257,7 @@ def test_what_a_card_quotes_stays_text(evaluated):
     (evaluated / "results.json").write_text(json.dumps(results))
     folder = evaluated.with_name('quo"te')
     evaluated.rename(folder)
-    text = card.render(folder)
+    text = card.render(RunDirectory.read(folder))
     body = text.split("---", 2)[2]
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
     shown = name.replace("<", "&lt;").replace(">", "&gt;")
@@ -255,10 +266,8 @@ def test_what_a_card_quotes_stays_text(evaluated):
     assert "accelerate launch train.py 'a'" in body and ModelCard(text).data.to_dict()
     for block in re.findall(r"```python\n(.*?)```", body, flags=re.S):
         ast.parse(block)
-    figures.save(
-        figures.curves(
-            [{"epoch": 1, "lam": 0.1} | dict.fromkeys((key for key, *_ in figures.SERIES), 0.5)], title=name
-        ),
+    save(
+        plots.curves([{"epoch": 1, "lam": 0.1} | dict.fromkeys((key for key, *_ in SERIES), 0.5)], title=name),
         folder / "c.png",
     )
 
@@ -282,30 +291,30 @@ def test_results_that_do_not_fit_are_refused_in_one_line(evaluated, change):
     results = read_json(evaluated / "results.json") | change
     (evaluated / "results.json").write_text(json.dumps(results))
     with pytest.raises(InputError, match=r"results\.json is damaged .*move it away and evaluate again") as error:
-        card.render(evaluated)
+        card.render(RunDirectory.read(evaluated))
     assert str(error.value).isprintable()
 
 
 def test_what_was_measured_on_other_images_lies_in_a_folder_below(evaluated, do_evaluate, tmp_path):
     """As AutoAttack on fewer images: the card, the list and a push have it, each figure with its own n."""
     do_evaluate("r", "clean", "pgd5", n=12, output="r/few")
-    text = card.render(evaluated)
+    text = card.render(RunDirectory.read(evaluated))
     assert "first 30 images" in text and "first 12 images" in text and "`few/verdicts.npz`" in text
     names = {(e.metric_name, e.metric_args["n"]) for e in ModelCard(text).data.eval_results}
     assert {("PGD-3 accuracy", 30), ("PGD-5 accuracy, 12 images", 12), ("clean accuracy", 30)} <= names
     row = card.summary(evaluated)
     few = json.loads((evaluated / "few/results.json").read_text())["attacks"]
     assert row["n"] == {"clean": 30, "pgd3": 30, "aa": 30, "pgd5": 12} and row["pgd5_acc"] == few["pgd5"]["accuracy"]
-    sent = hub.publication(evaluated, "org/net")
+    sent = publication(RunDirectory.read(evaluated), "org/net")
     assert {"few/results.json", "few/verdicts.npz", "results.json"} <= set(sent)
     with torch.no_grad():
         model = piat_hub.from_pretrained(evaluated)
         model.fc.bias += 1
-    hub.save_weights(model, evaluated / "model.safetensors")  # the results are of other weights now
-    assert not any("results" in name for name in hub.publication(evaluated, "org/net"))
+    save_weights(model, evaluated / "model.safetensors")  # the results are of other weights now
+    assert not any("results" in name for name in publication(RunDirectory.read(evaluated), "org/net"))
     shutil.rmtree(evaluated / "few")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/results.json").write_text("{}")
     (evaluated / "few").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="leads out of its folder"):
-        card.render(evaluated)
+        card.render(RunDirectory.read(evaluated))

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from piat_hub import data
-from piat_hub.checks import check
 from piat_hub.config import ThreatModel
+from piat_hub.evaluation.checks import check
 
 THREAT = ThreatModel("Linf", 0.1)
 

@@ -6,16 +6,20 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from conftest import forked
 from PIL import Image
 
-from piat_hub import cli, results, run
+from piat_hub import cli
+from piat_hub.cli import evaluate
 from piat_hub.config import Diverged, EvalConfig, RunOptions, ThreatModel, TrainConfig
+from piat_hub.records import results
 
 ROOT = Path(__file__).parent.parent
 BAD = [
@@ -116,11 +120,13 @@ def bad_data(folder, images, column, labels, feature):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A saved, untrained digits model."""
-    from piat_hub import create_model, hub, recipes
+    from piat_hub import create_model
+    from piat_hub.config import recipes
+    from piat_hub.hub.save import save_pretrained
 
     names = tuple("0123456789")
     net = create_model("cifar_resnet8", in_chans=1)
-    return hub.save_pretrained(net, tmp_path_factory.mktemp("m"), config=recipes.get("digits"), label_names=names)
+    return save_pretrained(net, tmp_path_factory.mktemp("m"), config=recipes.get("digits"), label_names=names)
 
 
 @pytest.mark.parametrize(("line", "message"), BAD, ids=[line for line, _ in BAD])
@@ -153,7 +159,7 @@ def test_divergence_is_one_line_and_exit_code_1(monkeypatch, capsys):
         raise Diverged("the loss is nan at epoch 3, step 2 of 4")
         yield
 
-    monkeypatch.setattr(run, "train", diverge)
+    monkeypatch.setattr("piat_hub.training.run.train", diverge)
     assert cli.main(["train"]) == 1
     assert capsys.readouterr().err == "piat train: error: the loss is nan at epoch 3, step 2 of 4\n"
 
@@ -163,7 +169,7 @@ def test_a_bug_is_not_hidden_as_bad_input(monkeypatch):
         raise ValueError("a bug")
         yield
 
-    monkeypatch.setattr(run, "train", broken)
+    monkeypatch.setattr("piat_hub.training.run.train", broken)
     with pytest.raises(ValueError, match="a bug"):
         cli.main(["train"])
 
@@ -171,7 +177,7 @@ def test_a_bug_is_not_hidden_as_bad_input(monkeypatch):
 def read_config(monkeypatch, line):
     """What `train` would run for a command line."""
     got = []
-    monkeypatch.setattr(cli, "run_training", lambda config, options: got.append((config, options)))
+    monkeypatch.setattr("piat_hub.cli.train.run_training", lambda config, options: got.append((config, options)))
     assert cli.main(line.split()) == 0
     return got[0]
 
@@ -194,7 +200,7 @@ def test_flags_become_fields(monkeypatch):
 
 
 def test_the_default_is_the_digits_recipe(monkeypatch):
-    from piat_hub import recipes
+    from piat_hub.config import recipes
 
     assert read_config(monkeypatch, "train") == (recipes.get("digits"), RunOptions())
 
@@ -248,25 +254,14 @@ def test_train_then_evaluate_as_a_user_would(tmp_path):
     assert lines[0] == "data: 256 images on cpu, 0.0 MiB decoded"
     assert "held-out clean" in lines[3] and "lam 0.308" in lines[3] and "images/s" in lines[3]
     assert trained.stderr == ""  # no progress bar and no library's warnings where there is no terminal
-    command = [
-        sys.executable,
-        str(ROOT / "evaluate.py"),
-        "r",
-        "--attacks",
-        "clean",
-        "pgd3",
-        "--n",
-        "40",
-        "--threads",
-        "1",
-    ]
-    measured = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    asked = ["r", "--attacks", "clean", "pgd3", "--n", "40", "--threads", "1"]
+    measured = forked(ROOT / "evaluate.py", *asked, check=True)
     results = json.loads((tmp_path / "r/results.json").read_text())
     assert f"{100 * results['attacks']['pgd3']['accuracy']:.2f} %" in measured.stdout
     assert "r: Linf eps 0.15, 40 images of digits (test), last" in measured.stdout
     assert measured.stderr == ""
-    again = subprocess.run([*launch, *flags], capture_output=True, text=True, env=environment)
-    assert again.returncode != 0 and "train.py: error: r already holds a run" in again.stderr
+    again = forked(ROOT / "train.py", *flags)
+    assert again.returncode == 2 and "train.py: error: r already holds a run" in again.stderr
 
 
 def test_resuming_a_finished_run_says_so(small_digits, do_train, tmp_path, capsys):
@@ -317,7 +312,7 @@ def test_two_processes_train_the_same_run_directory(tmp_path):
 def test_entry_points_name_the_same_function():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"piat": "piat_hub.cli:main"} and project["name"] == "piat-hub"
-    shown = subprocess.run([sys.executable, "-m", "piat_hub", "list"], capture_output=True, text=True, check=True)
+    shown = forked("-m", "piat_hub", "list", check=True)
     assert "Recipes:" in shown.stdout
 
 
@@ -326,10 +321,10 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(run, "train", interrupted)
+    monkeypatch.setattr("piat_hub.training.run.train", interrupted)
     assert cli.main(["train"]) == 130
     assert "go on with the same command and --resume" in capsys.readouterr().err
-    monkeypatch.setitem(cli.COMMANDS, "figures", lambda *_: next(interrupted()))
+    monkeypatch.setattr("piat_hub.cli.draw.figures", lambda *_: next(interrupted()))
     assert cli.main(["figures", "r"]) == 130  # it has no --resume
     assert capsys.readouterr().err == "piat figures: error: stopped, start it again\n"
 
@@ -373,7 +368,7 @@ def test_a_time_budget_stops_cleanly_and_says_what_was_run(
     do_train(small_digits(), tmp_path / "r")
     whole = do_evaluate("r", "pgd2", "mim2", n=60, batch_size=10, output="whole").results
     ticks = iter([0.0, *[1.0] * 3, *[100.0] * 1000])
-    monkeypatch.setattr(cli.time, "monotonic", lambda: next(ticks, 100.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks, 100.0))
     flags = ["--attacks", "pgd2", "mim2", "--n", "60", "--batch-size", "10"]
     assert cli.main(["evaluate", "r", *flags, "--time-budget", "1m"]) == 0
     shown = capsys.readouterr().out
@@ -418,12 +413,10 @@ def test_normalised_models_and_timms_own(tmp_path, monkeypatch, capsys):
 
 
 def test_the_first_images_of_a_folder_sorted_by_class_are_told():
-    found = results.Results(
-        ThreatModel(), "d", "test", 12, 0, "last", np.repeat([0, 1], 6), label_names=("a", "b", "c")
-    )
-    assert cli._missing_of_sorted(found) == "c"
+    found = results.Results(ThreatModel(), "d", "test", 12, labels=np.repeat([0, 1], 6), label_names=("a", "b", "c"))
+    assert evaluate._missing_of_sorted(found) == "c"
     for labels in (np.tile([1, 0], 6), np.repeat([0, 1, 2], 4), np.array([0])):
-        assert cli._missing_of_sorted(dataclasses.replace(found, labels=labels)) == ""
+        assert evaluate._missing_of_sorted(dataclasses.replace(found, labels=labels)) == ""
 
 
 def test_a_reader_that_has_had_enough_is_no_error():

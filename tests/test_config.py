@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from piat_hub import recipes
 from piat_hub.config import (
     AttackConfig,
     EvalConfig,
@@ -15,6 +14,7 @@ from piat_hub.config import (
     from_dict,
     number,
     pixels,
+    recipes,
     to_dict,
 )
 

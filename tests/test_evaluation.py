@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from piat_hub import evaluation
 from piat_hub.attacks import ATTACKS
 from piat_hub.config import InputError, ThreatModel
-from piat_hub.data import Split, to_unit
-from piat_hub.evaluation import Progress, evaluate, measure, suite
-from piat_hub.results import Results, wilson
+from piat_hub.data import Split, derived_seed, to_unit
+from piat_hub.evaluation.loop import Progress, evaluate, measure
+from piat_hub.evaluation.suites import suite, unharmed
+from piat_hub.evaluation.verdict import accuracy, class_count, correct, stands, survives, twin_of
+from piat_hub.records.results import Results
+from piat_hub.records.statistics import wilson
 
 
 class Threshold(nn.Module):
@@ -246,10 +248,10 @@ def test_progress_is_an_upper_bound():
 def test_quick_check_counts_like_evaluate():
     model, split, results = noisy()
     list(measure(model, split, ["clean"], results))
-    assert evaluation.accuracy(model, split, batch_size=7, seed=0) == results.attacks["clean"]["correct"] == 60
+    assert accuracy(model, split, batch_size=7, seed=0) == results.attacks["clean"]["correct"] == 60
     attack = suite("pgd10", ThreatModel("Linf", 0.08), 2).stages["pgd10"]
-    whole = evaluation.accuracy(model, split, attack, batch_size=7, seed=0)
-    shares = [evaluation.accuracy(model, split, attack, batch_size=7, seed=0, rank=r, world=3) for r in range(3)]
+    whole = accuracy(model, split, attack, batch_size=7, seed=0)
+    shares = [accuracy(model, split, attack, batch_size=7, seed=0, rank=r, world=3) for r in range(3)]
     assert 0 < whole < 60 and sum(shares) == whole
 
 
@@ -298,9 +300,9 @@ def test_classes_inferred_from_numbers_may_be_fewer_than_the_models():
     import dataclasses
 
     split = dataclasses.replace(bright(2), inferred=True)
-    assert evaluation.class_count(Threshold(4), split) == 4
+    assert class_count(Threshold(4), split) == 4
     with pytest.raises(InputError, match="has 1 classes"):
-        evaluation.class_count(nn.Sequential(nn.Flatten(), nn.Linear(12, 1)), split)
+        class_count(nn.Sequential(nn.Flatten(), nn.Linear(12, 1)), split)
 
 
 def test_a_loaded_models_own_threat_model_is_the_default():
@@ -338,7 +340,7 @@ def test_restarts_break_more_and_are_part_of_the_question(tmp_path):
 
 def any_iterate(model, split, attack, seed):
     """The slow twin of leaving: the whole batch runs to the end, and no iterate may have misled the model."""
-    torch.manual_seed(evaluation.derived_seed(seed, *b"pgd9", 0, 0))
+    torch.manual_seed(derived_seed(seed, *b"pgd9", 0, 0))
     x, y = to_unit(split.images), split.labels
     always = torch.ones(len(split), dtype=torch.bool)
 
@@ -346,7 +348,7 @@ def any_iterate(model, split, attack, seed):
         always.logical_and_(logits.argmax(1) == y)
 
     x_adv = attack(model, x, y, on_step=watch)
-    return always & evaluation.correct(model, x_adv, y)
+    return always & correct(model, x_adv, y)
 
 
 @pytest.mark.parametrize("name", ["pgd", "mim", "cw"])
@@ -358,9 +360,9 @@ def test_images_that_leave_are_those_that_any_iterate_misleads(name):
     options = {"eps": 0.1, "step_size": 0.09, "steps": 9}  # long steps: some come back to their class
     attack = functools.partial(ATTACKS[name], **options)
     watched = any_iterate(model.float(), split, attack, 0)
-    torch.manual_seed(evaluation.derived_seed(0, *b"pgd9", 0, 0))
+    torch.manual_seed(derived_seed(0, *b"pgd9", 0, 0))
     x_adv = attack(model, to_unit(split.images), split.labels, leave=True)
-    left = evaluation.correct(model, x_adv, split.labels)
+    left = correct(model, x_adv, split.labels)
     assert torch.equal(left, watched) and 0 < left.sum() < len(split)
     assert (x_adv - to_unit(split.images)).abs().max() <= 0.1 + 1e-6
 
@@ -394,8 +396,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_said():
     assert (results.verdicts["clean"] == roomy.verdicts["clean"]).all()
     assert results.attacks["pgd3"]["n"] == len(split)
 
-    pgd = evaluation.suite("pgd3", results.threat_model, 2).stages["pgd3"]
-    counts = [evaluation.accuracy(m, split, pgd, batch_size=32, seed=0) for m in (Cramped(), Threshold())]
+    pgd = suite("pgd3", results.threat_model, 2).stages["pgd3"]
+    counts = [accuracy(m, split, pgd, batch_size=32, seed=0) for m in (Cramped(), Threshold())]
     assert counts[0] == counts[1] > 0  # the check within training
 
     class Never(Threshold):
@@ -403,12 +405,12 @@ def test_a_batch_that_does_not_fit_is_halved_and_said():
             raise torch.OutOfMemoryError("out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        evaluation.survives(Never(), Never(), evaluation.unharmed, torch.rand(3, 3, 2, 2), torch.zeros(3), 3, 0)
+        survives(Never(), Never(), unharmed, torch.rand(3, 3, 2, 2), torch.zeros(3), 3, 0)
 
 
 NEWER = """
 import torch
-from piat_hub.evaluation import verdict_mode
+from piat_hub.evaluation.verdict import verdict_mode
 backends = torch.backends
 read = lambda: [part.fp32_precision for part in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)]
 for owner, value in ((backends, "tf32"), (backends.cudnn.conv, "ieee")):
@@ -438,7 +440,7 @@ def test_what_cannot_be_copied_is_attacked_as_it_is():
             raise TypeError("no copies")
 
     model = Locked()
-    assert evaluation.twin_of(model, torch.rand(2, 3, 2, 2)) is model
+    assert twin_of(model, torch.rand(2, 3, 2, 2)) is model
     assert evaluate(model, bright(), ["pgd20"]).verdicts["pgd20"].tolist() == standing(8 / 255)
 
 
@@ -452,5 +454,5 @@ def test_where_only_the_twin_is_misled_the_model_itself_is_attacked():
             return -super().forward(x)
 
     x, y = to_unit(split.images), split.labels
-    found = evaluation.stands(Threshold(), Opposite(), attack, x, y)
+    found = stands(Threshold(), Opposite(), attack, x, y)
     assert found.tolist() == standing(8 / 255)

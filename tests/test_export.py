@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import piat_hub
-from piat_hub import cli, export, hub
+from piat_hub import cli
 from piat_hub.config import InputError
+from piat_hub.hub import export
+from piat_hub.hub.save import save_pretrained
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def saved(tmp_path):
     model = piat_hub.create_model("cifar_resnet8", in_chans=1)
     for _ in range(3):
         model(torch.rand(8, 1, 8, 8))
-    hub.save_pretrained(model, tmp_path / "m", input_size=(1, 8, 8))
+    save_pretrained(model, tmp_path / "m", input_size=(1, 8, 8))
     return piat_hub.from_pretrained(tmp_path / "m"), tmp_path / "m"
 
 

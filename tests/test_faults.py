@@ -20,8 +20,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import piat_hub
-from piat_hub import cli, data, engine, files, run, state, tensors
+from piat_hub import cli, data
 from piat_hub.config import Broken, Diverged, InputError, RunOptions
+from piat_hub.records import files, tensors
+from piat_hub.training import engine, run, state
+from piat_hub.training.averages import EMA
+from piat_hub.training.guards import advise, collapsed, underflowing
 
 SAME = ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "state/state.safetensors")
 
@@ -109,7 +113,7 @@ def spoil(monkeypatch, at, harm):
         loss = cross_entropy(logits, y)
         return harm(model, logits, loss) if len(calls) == at else loss
 
-    monkeypatch.setattr(run, "make_method", lambda config: method)
+    monkeypatch.setattr("piat_hub.training.setup.make_method", lambda config: method)
 
 
 def infinite_gradient(model, logits, loss):
@@ -168,13 +172,13 @@ def test_overflow_in_half_precision_is_told_from_divergence():
         model[1].weight.fill_(3e3)
     with torch.autocast("cpu", torch.float16):
         assert not model(x).isfinite().all()
-    assert "fp16 overflowed: start again without it" in run.advise(model, x, "fp16")
-    assert run.advise(model, x, "no") == "The training diverged: lower --lr, then start again"
+    assert "fp16 overflowed: start again without it" in advise(model, x, "fp16")
+    assert advise(model, x, "no") == "The training diverged: lower --lr, then start again"
     with torch.no_grad():
         model[1].weight[0, 0] = float("nan")
-    assert run.advise(model, x, "no") == "The training diverged: lower --lr, then start again"
+    assert advise(model, x, "no") == "The training diverged: lower --lr, then start again"
     both = "Either fp16 overflowed or the training diverged: start again without it, or with a lower --lr"
-    assert run.advise(model, x, "fp16") == both  # a GPU has spoilt the weights by when the loss is read
+    assert advise(model, x, "fp16") == both  # a GPU has spoilt the weights by when the loss is read
 
 
 def test_several_processes_are_asked_to_stop_in_short_epochs_too():
@@ -192,7 +196,7 @@ def test_memory_that_is_used_up_is_told_in_one_line(capsys, monkeypatch):
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB"
         )
 
-    monkeypatch.setattr(run, "train", crowded)
+    monkeypatch.setattr("piat_hub.training.run.train", crowded)
     assert cli.main(["train", "digits", "--output", "r"]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert "the device's memory is used up (CUDA out of memory); --gradient-checkpointing" in said
@@ -201,7 +205,7 @@ def test_memory_that_is_used_up_is_told_in_one_line(capsys, monkeypatch):
 @pytest.mark.parametrize(("scale", "warns"), [(65536.0, False), (1.0, False), (0.5, True), (None, False)])
 def test_fp16_that_leaves_out_update_after_update_is_told(scale, warns):
     scaler = scale and SimpleNamespace(get_scale=lambda: scale)
-    assert ("overflows again and again" in run.underflowing(SimpleNamespace(scaler=scaler))) == warns
+    assert ("overflows again and again" in underflowing(SimpleNamespace(scaler=scaler))) == warns
 
 
 @pytest.mark.parametrize(
@@ -217,7 +221,7 @@ def test_fp16_that_leaves_out_update_after_update_is_told(scale, warns):
 def test_collapse_is_told_within_the_epoch(held, train, warns):
     pairs = enumerate(zip(held, train, strict=True), 1)
     metrics = [{"epoch": e, "holdout_pgd10_acc": h, "train_pgd10_acc": t} for e, (h, t) in pairs]
-    said = run.collapsed(metrics)
+    said = collapsed(metrics)
     assert ("catastrophic overfitting" in said and warns in said) if warns else said == ""
 
 
@@ -331,7 +335,7 @@ def test_a_damaged_metric_is_named_and_written_again(small_digits, do_train, tmp
 def test_the_weights_behind_an_average_are_looked_at_too(small_digits, monkeypatch):
     """The average may be finite still where the weights, which the state holds as well, are not."""
     spoil(monkeypatch, 8, broken_buffer)
-    monkeypatch.setattr(run.EMA, "step", lambda self: None)
+    monkeypatch.setattr(EMA, "step", lambda self: None)
     with pytest.raises(Diverged, match=r"'bn1\.running_var' holds NaN or Inf at the end of epoch 2"):
         list(run.train(small_digits(clean_epochs=0, ema=0.9), RunOptions(output="r")))
     assert all(t.isfinite().all() for t in tensors.load(Path("r/state/state.safetensors"))[0].values())

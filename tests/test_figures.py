@@ -1,15 +1,16 @@
 """figures.py: the lines hold the metrics, in percent, and say what they are."""
 
 import dataclasses
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from conftest import changed, made_run
 
-from piat_hub import figures, probes, recipes, records
-from piat_hub.config import InputError
-from piat_hub.results import proportion
+from piat_hub.config import InputError, recipes
+from piat_hub.figures import pictures, plots, probes
+from piat_hub.figures.style import GREY, WITH, WITHOUT, save, spread
+from piat_hub.records.statistics import proportion
 
 METRICS = [
     {"epoch": e, "lam": e / 10, "holdout_clean_acc": 0.5 + e / 10, "holdout_pgd10_acc": 0.3, "train_pgd10_acc": 0.31}
@@ -18,7 +19,7 @@ METRICS = [
 
 
 def test_curves_hold_the_metrics():
-    top, bottom = figures.curves(METRICS, "title").axes
+    top, bottom = plots.curves(METRICS, "title").axes
     lines = {line.get_label(): list(line.get_ydata()) for line in top.lines}
     assert lines["clean, held out"] == pytest.approx([60, 70, 80])
     assert lines["PGD-10, held out"] == pytest.approx([30] * 3)
@@ -31,12 +32,12 @@ def test_curves_hold_the_metrics():
 
 
 def test_series_that_were_not_measured_are_left_out():
-    top = figures.curves([m | {"holdout_clean_acc": None, "holdout_pgd10_acc": None} for m in METRICS]).axes[0]
+    top = plots.curves([m | {"holdout_clean_acc": None, "holdout_pgd10_acc": None} for m in METRICS]).axes[0]
     assert [line.get_label() for line in top.lines] == ["PGD-10, training images"]
 
 
 def test_png_is_written_whole(tmp_path):
-    figures.save(figures.curves(METRICS), tmp_path / "curves.png")
+    save(plots.curves(METRICS), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
 
@@ -45,7 +46,7 @@ def test_sweep_draws_each_attack_against_eps_with_its_interval():
     def point(eps, accuracy):
         return {"eps": eps, "attacks": {"pgd20": {"accuracy": accuracy, "ci95": [accuracy - 0.1, accuracy + 0.05]}}}
 
-    figure = figures.sweep([point("2/255", 0.8), point("8/255", 0.4)], title="mine")
+    figure = plots.sweep([point("2/255", 0.8), point("8/255", 0.4)], title="mine")
     (axis,) = figure.axes
     (line, _caps, (bars,)) = axis.containers[0]
     assert line.get_xdata().tolist() == [2 / 255, 8 / 255] and line.get_ydata().tolist() == [80.0, 40.0]
@@ -58,7 +59,7 @@ def test_a_sweep_leaves_no_attack_out():
     found = {"accuracy": 0.5, "ci95": [0.4, 0.6]}
     names = [f"pgd{k}" for k in range(1, 9)]
     points = [{"eps": "1/255", "attacks": {"pgd1": found}}, {"eps": "2/255", "attacks": dict.fromkeys(names, found)}]
-    (axis,) = figures.sweep(points).axes
+    (axis,) = plots.sweep(points).axes
     assert len(axis.containers) == len(axis.texts) == 8
 
 
@@ -81,8 +82,7 @@ def runs_of(*configs, correct=(390, 300), epochs=6):
             }
             for e in range(1, epochs + 1)
         ]
-        attacks = {"clean": proportion(correct[0] - k, 400), "pgd20": proportion(correct[1] - 10 * k, 400)}
-        found.append(records.Run(Path(f"r{k}"), config, metrics, {"last": {"dataset": {"n": 400}, "attacks": attacks}}))
+        found.append(made_run(f"r{k}", config, metrics, {"clean": correct[0] - k, "pgd20": correct[1] - 10 * k}))
     return found
 
 
@@ -92,7 +92,7 @@ def caption(figure):
 
 def test_epochs_draw_the_mean_over_seeds_and_the_range():
     runs = runs_of(*({"seed": s} for s in (0, 1, 2)), {"kind": "none", "method": "pgd_at"})
-    clean, robust = figures.epochs(runs).axes
+    clean, robust = plots.epochs(runs).axes
     lines = {line.get_label(): line for line in robust.lines}
     assert list(lines["PIAT+NMSE"].get_ydata()) == pytest.approx([10 * e + 1 for e in range(1, 7)])
     assert list(lines["PGD-AT"].get_ydata()) == pytest.approx([10 * e + 3 for e in range(1, 7)])
@@ -101,50 +101,48 @@ def test_epochs_draw_the_mean_over_seeds_and_the_range():
     assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(62)
     assert sorted(t.get_text() for t in robust.texts) == ["PGD-AT", "PIAT+NMSE"]
     assert clean.get_ylabel() == "clean accuracy (%)" and robust.get_ylabel() == "PGD-10 accuracy (%)"
-    assert "150 held-out images of digits, Linf eps 0.15; mean of seeds 0, 1, 2" in caption(figures.epochs(runs))
+    assert "150 held-out images of digits, Linf eps 0.15; mean of seeds 0, 1, 2" in caption(plots.epochs(runs))
 
 
 def test_epochs_are_of_test_images_where_those_were_tracked():
     (run,) = runs_of({})
     tracked = [m | {"test_clean_acc": 0.5, "test_pgd10_acc": 0.25} for m in run.metrics]
-    figure = figures.epochs([dataclasses.replace(run, metrics=tracked)])
+    figure = plots.epochs([changed(run, metrics=tracked)])
     assert list(figure.axes[1].lines[0].get_ydata()) == [25] * 6 and "1,000 test images" in caption(figure)
 
 
 def test_many_methods_have_a_panel_each():
     names = ["pgd_at", "trades", "mart", "alp", "nmse"]
     runs = runs_of(*({"method": m, "kind": kind} for m in names for kind in ("none", "piat")))
-    shown = [axis for axis in figures.epochs(runs).axes if axis.get_visible()]
+    shown = [axis for axis in plots.epochs(runs).axes if axis.get_visible()]
     assert [axis.get_title() for axis in shown] == ["PGD-AT", "TRADES", "MART", "ALP", "NMSE"]
     assert all(len(axis.lines) == 4 for axis in shown)  # clean and PGD-10, without and with
 
 
 def test_interpolation_draws_two_bars_a_method_with_their_intervals():
     runs = runs_of(*({"method": m, "kind": kind} for m in ("pgd_at", "trades") for kind in ("none", "piat")))
-    (axis,) = figures.interpolation(runs).axes
+    (axis,) = plots.interpolation(runs).axes
     assert sorted(round(bar.get_width(), 2) for bar in axis.patches) == [67.5, 70.0, 72.5, 75.0]
     low, high = (100 * end for end in proportion(300, 400)["ci95"])
     assert any(list(line.get_xdata()) == pytest.approx([low, high]) for line in axis.lines)
     assert [t.get_text() for t in axis.get_yticklabels()] == ["TRADES", "PGD-AT"]
-    assert axis.get_xlabel() == "PGD-20 accuracy (%)" and "of one model (Wilson)" in caption(
-        figures.interpolation(runs)
-    )
+    assert axis.get_xlabel() == "PGD-20 accuracy (%)" and "of one model (Wilson)" in caption(plots.interpolation(runs))
     with pytest.raises(InputError, match="no method has runs with and without PIAT"):
-        figures.interpolation(runs[:1])
+        plots.interpolation(runs[:1])
 
 
 def test_interpolation_prefers_autoattack_of_the_runs_that_have_it():
     runs = runs_of(*({"method": "pgd_at", "kind": kind, "seed": s} for kind in ("none", "piat") for s in (0, 1)))
     for run in runs[::2]:
-        run.results["few/last"] = {"dataset": {"n": 100}, "attacks": {"aa": proportion(40, 100)}}
-    figure = figures.interpolation(runs)
+        run.measured.extend(made_run("r", run.config, correct={"aa": 40}, n=100).measured)
+    figure = plots.interpolation(runs)
     assert [bar.get_width() for bar in figure.axes[0].patches] == [40.0, 40.0]
     assert "AutoAttack accuracy on 100 test images" in caption(figure) and "seed 0," in caption(figure)
 
 
 def test_lambdas_draw_each_schedule_and_its_accuracy():
     laws = [{"kind": "none"}, {"kind": "constant", "constant": 0.3}, {"kind": "piat"}]
-    figure = figures.lambdas(runs_of(*(law | {"seed": s} for law in laws for s in (0, 1))))
+    figure = plots.lambdas(runs_of(*(law | {"seed": s} for law in laws for s in (0, 1))))
     top, bottom = figure.axes
     assert {line.get_label(): line.get_ydata()[0] for line in top.lines} == {"0": 0.0, "0.3": 0.3, "g(n)": 0.5}
     means = [container[0].get_ydata()[0] for container in bottom.containers]
@@ -152,27 +150,27 @@ def test_lambdas_draw_each_schedule_and_its_accuracy():
     assert [t.get_text() for t in bottom.get_xticklabels()] == ["λ = 0", "λ = 0.3", "λ = g(n)"]
     assert [len(dots.get_offsets()) for dots in bottom.collections if len(dots.get_offsets()) > 1] == [2, 2, 2]
     with pytest.raises(InputError, match="fewer than three schedules of lam among runs that share all else"):
-        figures.lambdas(runs_of({}, {"kind": "none"}))
+        plots.lambdas(runs_of({}, {"kind": "none"}))
 
 
 def test_lambdas_leave_other_averages_out():
     laws = [{"kind": "none"}, {"kind": "none", "ema": 0.99}, {"kind": "constant", "constant": 0.3}, {"kind": "piat"}]
-    bottom = figures.lambdas(runs_of(*laws)).axes[1]
+    bottom = plots.lambdas(runs_of(*laws)).axes[1]
     assert len(bottom.containers) == 3
 
 
 def test_mus_draw_clean_and_robust_against_mu():
-    figure = figures.mus(runs_of({"method_args": {"mu": 3.0}}, {}, {"method_args": {"mu": 6.0}}))
+    figure = plots.mus(runs_of({"method_args": {"mu": 3.0}}, {}, {"method_args": {"mu": 6.0}}))
     clean, robust = figure.axes
     assert [c[0].get_xdata()[0] for c in robust.containers] == [3, 5, 6]
     assert [c[0].get_ydata()[0] for c in robust.containers] == [75, 72.5, 70]
     assert [c[0].get_ydata()[0] for c in clean.containers] == [97.5, 97.25, 97]
     with pytest.raises(InputError, match="piat study mu"):
-        figures.mus(runs_of({}))
+        plots.mus(runs_of({}))
 
 
 def test_gaps_have_a_dot_a_run_and_a_tick_at_the_mean():
-    figure = figures.gaps(runs_of({"seed": 0}, {"seed": 1}, {"kind": "none"}))
+    figure = plots.gaps(runs_of({"seed": 0}, {"seed": 1}, {"kind": "none"}))
     overfitting, generalisation, oscillation = figure.axes
     assert [t.get_text() for t in overfitting.get_yticklabels()] == ["NMSE", "PIAT+NMSE"]
     dots = [list(c.get_offsets()[:, 0]) for c in generalisation.collections]
@@ -182,60 +180,54 @@ def test_gaps_have_a_dot_a_run_and_a_tick_at_the_mean():
     flat = [x for c in [*overfitting.collections, *oscillation.collections] for x in c.get_offsets()[:, 0]]
     assert flat == pytest.approx([0] * 6)
     with pytest.raises(InputError, match="need held-out images"):
-        figures.gaps(runs_of({}, epochs=2))
+        plots.gaps(runs_of({}, epochs=2))
 
 
 def test_what_the_captions_call_intervals():
     none, piat = ([{"kind": kind, "seed": s} for s in (0, 1)] for kind in ("none", "piat"))
-    assert "seeds 0, 1, 95 % intervals over seeds (Student's t)" in caption(
-        figures.interpolation(runs_of(*none, *piat))
-    )
-    assert "seeds 0, 1, 95 % intervals of one model (Wilson)" in caption(
-        figures.interpolation(runs_of(none[0], piat[1]))
-    )
-    mixed = caption(figures.interpolation(runs_of(*none, piat[0])))
+    assert "seeds 0, 1, 95 % intervals over seeds (Student's t)" in caption(plots.interpolation(runs_of(*none, *piat)))
+    assert "seeds 0, 1, 95 % intervals of one model (Wilson)" in caption(plots.interpolation(runs_of(none[0], piat[1])))
+    mixed = caption(plots.interpolation(runs_of(*none, piat[0])))
     assert "over seeds (Student's t), of one model (Wilson) where there is one" in mixed
 
 
 def test_figures_leave_out_what_differs_in_more():
     laws = [{"kind": "none"}, {"kind": "constant", "constant": 0.3}, {"kind": "piat"}]
     strays = [{"method_args": {"mu": 3.0}}, {"kind": "piat", "epochs": 9}, {"method": "mart"}, {"ema": 0.9}]
-    bottom = figures.lambdas(runs_of(*laws, *strays)).axes[1]
+    bottom = plots.lambdas(runs_of(*laws, *strays)).axes[1]
     assert [c[0].get_ydata()[0] for c in bottom.containers] == pytest.approx([75, 72.5, 70])
     weights = [{}, {"ema": 0.9}, {"method_args": {"mu": 3.0}}, {"kind": "none", "method_args": {"mu": 4.0}}]
-    robust = figures.mus(runs_of(*weights)).axes[1]
+    robust = plots.mus(runs_of(*weights)).axes[1]
     assert [(c[0].get_xdata()[0], c[0].get_ydata()[0]) for c in robust.containers] == [(3, 70), (5, 75)]
-    (axis,) = figures.interpolation(runs_of(*laws)).axes
+    (axis,) = plots.interpolation(runs_of(*laws)).axes
     assert [bar.get_width() for bar in axis.patches] == [75, 70]
 
 
 def test_a_constant_lam_is_not_shown_as_piat():
     methods = [{"method": m, "kind": kind} for m in ("pgd_at", "trades", "mart") for kind in ("none", "piat")]
     lams = [{"kind": "none"}, {"kind": "constant", "constant": 0.1}, {"kind": "piat"}, {"method_args": {"mu": 3.0}}]
-    figure = figures.epochs(runs_of(*methods, *lams))
+    figure = plots.epochs(runs_of(*methods, *lams))
     panels = {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
     assert list(panels) == ["PGD-AT", "TRADES", "MART", "NMSE", "lam=0.1+NMSE", "PIAT+NMSE, mu 3.0"]
-    assert {line.get_color() for line in panels["lam=0.1+NMSE"].lines} == {figures.GREY}
-    assert {line.get_color() for line in panels["NMSE"].lines} == {figures.WITHOUT, figures.WITH}
+    assert {line.get_color() for line in panels["lam=0.1+NMSE"].lines} == {GREY}
+    assert {line.get_color() for line in panels["NMSE"].lines} == {WITHOUT, WITH}
 
 
 def test_all_or_none_correct_are_no_error(tmp_path):
     every, none = runs_of({}, correct=(400, 400)), runs_of({"kind": "none"}, correct=(400, 0))
-    figures.save(figures.scatter([*every, *none]), tmp_path / "x.png")
-    figures.save(figures.interpolation([*every, *none]), tmp_path / "y.png")
+    save(plots.scatter([*every, *none]), tmp_path / "x.png")
+    save(plots.interpolation([*every, *none]), tmp_path / "y.png")
 
 
 def test_without_held_out_images_there_are_no_curves():
     (run,) = runs_of({})
-    bare = dataclasses.replace(
-        run, metrics=[m | {"holdout_clean_acc": None, "holdout_pgd10_acc": None} for m in run.metrics]
-    )
+    bare = changed(run, metrics=[m | {"holdout_clean_acc": None, "holdout_pgd10_acc": None} for m in run.metrics])
     with pytest.raises(InputError, match="no held-out images"):
-        figures.epochs([bare])
+        plots.epochs([bare])
 
 
 def test_scatter_has_both_intervals_and_a_label_each():
-    (axis,) = figures.scatter(runs_of({}, {"kind": "none"})).axes
+    (axis,) = plots.scatter(runs_of({}, {"kind": "none"})).axes
     points = {c.get_label(): (c[0].get_xdata()[0], c[0].get_ydata()[0]) for c in axis.containers}
     assert points == {"PIAT+NMSE": (97.5, 75.0), "NMSE": (97.25, 72.5)}
     assert all(c.has_xerr and c.has_yerr for c in axis.containers)
@@ -244,10 +236,8 @@ def test_scatter_has_both_intervals_and_a_label_each():
 
 def test_scatter_takes_clean_and_robust_accuracy_from_the_same_images():
     (run,) = runs_of({})
-    few = {"clean": proportion(90, 100), "aa": proportion(50, 100)}
-    figure = figures.scatter(
-        [dataclasses.replace(run, results=run.results | {"few/last": {"dataset": {"n": 100}, "attacks": few}})]
-    )
+    few = made_run("r", run.config, correct={"clean": 90, "aa": 50}, n=100).measured
+    figure = plots.scatter([changed(run, measured=[*run.measured, *few])])
     (point,) = figure.axes[0].containers
     assert (point[0].get_xdata()[0], point[0].get_ydata()[0]) == (90, 50) and "on 100 test images" in caption(figure)
 
@@ -255,7 +245,7 @@ def test_scatter_takes_clean_and_robust_accuracy_from_the_same_images():
 def test_two_landscapes_share_one_vertical_scale_and_one_set_of_levels():
     low = probes.Surface([-1.0, 0.0, 1.0], [[1.0, 0.5, 1.0]] * 3, False, 10, 10, "Linf eps 0.15", 0)
     high = dataclasses.replace(low, losses=[[4.0, 2.0, 4.0]] * 3)
-    figure = figures.landscape({"a": low, "b": high})
+    figure = pictures.landscape({"a": low, "b": high})
     solid = [axis for axis in figure.axes if axis.name == "3d"]
     flat = [axis for axis in figure.axes if axis.name != "3d"]
     assert [axis.get_zlim() for axis in solid] == [(0, 4)] * 2
@@ -275,7 +265,7 @@ def test_images_show_the_perturbation_magnified_and_both_predictions():
     shown = probes.Examples(
         x, x + delta, torch.tensor([0, 1]), torch.tensor([[0, 1], [1, 1]]), "PGD-20, Linf eps 0.125"
     )
-    figure = figures.images(shown, ["cat", "dog"], "mine")
+    figure = pictures.images(shown, ["cat", "dog"], "mine")
     grid = [axis.images[0].get_array() for axis in figure.axes]
     assert len(grid) == 6 and grid[2][0, 0].tolist() == [1.0, 0.5, 0.5] and grid[3][3, 3].tolist() == [0.5, 0.5, 0.0]
     titles = [axis.get_title() for axis in figure.axes]
@@ -285,7 +275,7 @@ def test_images_show_the_perturbation_magnified_and_both_predictions():
 
 def test_saved_figures_carry_their_caption_and_are_the_same_bytes_each_time(tmp_path):
     for name in ("a", "b"):
-        figures.save(figures.epochs(runs_of({})), tmp_path / f"{name}.svg")
+        save(plots.epochs(runs_of({})), tmp_path / f"{name}.svg")
     text = (tmp_path / "a.svg").read_text()
     assert text == (tmp_path / "b.svg").read_text()
     root = ElementTree.fromstring(text)
@@ -294,11 +284,11 @@ def test_saved_figures_carry_their_caption_and_are_the_same_bytes_each_time(tmp_
 
 
 def test_labels_move_apart_in_both_directions():
-    assert figures.spread([1, 2, 3], 2) == [1, 3, 5]
-    assert figures.spread([1, 2, 3], 2, top=4) == [0, 2, 4]
-    assert figures.spread([], 1) == []
+    assert spread([1, 2, 3], 2) == [1, 3, 5]
+    assert spread([1, 2, 3], 2, top=4) == [0, 2, 4]
+    assert spread([], 1) == []
 
 
 def test_a_names_underscores_and_dollars_are_no_formula(tmp_path):
-    figures.save(figures.curves(METRICS, "a_b $c$"), tmp_path / "x.svg")
+    save(plots.curves(METRICS, "a_b $c$"), tmp_path / "x.svg")
     assert "a_b $c$" in (tmp_path / "x.svg").read_text()

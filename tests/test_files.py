@@ -8,7 +8,8 @@ import random
 import pytest
 
 from piat_hub.config import Broken, InputError, printable
-from piat_hub.files import append, own, read_config, read_json, read_lines, sealed, whole_file
+from piat_hub.records.files import append, own, read_json, read_lines, sealed, whole_file
+from piat_hub.records.model_config import ModelConfig
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -128,10 +129,10 @@ def test_any_json_survives_its_seal(tmp_path):
 def test_a_config_has_timms_form(tmp_path, change, message):
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18"} | change))
     if message is None:
-        assert read_config(tmp_path / "config.json")
+        assert ModelConfig.read(tmp_path / "config.json")
         return
     with pytest.raises(InputError, match=message) as error:
-        read_config(tmp_path / "config.json")
+        ModelConfig.read(tmp_path / "config.json")
     assert str(error.value).isprintable()
 
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import piat_hub
-from piat_hub import hub, recipes
-from piat_hub.config import InputError
-from piat_hub.files import read_json
+from piat_hub.config import InputError, recipes
+from piat_hub.hub.save import save_pretrained, save_weights
+from piat_hub.records.files import read_json
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def saved(tmp_path):
     for _ in range(3):
         model(torch.rand(8, 1, 8, 8))
     names = tuple("0123456789")
-    hub.save_pretrained(model, tmp_path / "m", config=recipes.get("digits"), label_names=names, input_size=(1, 8, 8))
+    save_pretrained(model, tmp_path / "m", config=recipes.get("digits"), label_names=names, input_size=(1, 8, 8))
     return model.eval(), tmp_path / "m"
 
 
@@ -39,14 +39,14 @@ def test_logits_are_equal_bit_for_bit(saved):
 def test_channels_last_weights_save(saved, tmp_path):
     model, _ = saved
     model = model.to(memory_format=torch.channels_last)
-    hub.save_pretrained(model, tmp_path / "cl", input_size=(1, 8, 8))
+    save_pretrained(model, tmp_path / "cl", input_size=(1, 8, 8))
     again = piat_hub.from_pretrained(tmp_path / "cl").state_dict()
     assert all(torch.equal(t, again[k]) for k, t in model.state_dict().items())
 
 
 def test_a_vit_keeps_its_arguments(tmp_path):
     model = piat_hub.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, depth=2, num_classes=7).eval()
-    hub.save_pretrained(model, tmp_path, input_size=(3, 32, 32))
+    save_pretrained(model, tmp_path, input_size=(3, 32, 32))
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(piat_hub.from_pretrained(tmp_path)(x), model(x))
 
@@ -57,7 +57,7 @@ def test_best_and_last(saved):
         piat_hub.from_pretrained(directory, checkpoint="best")
     with torch.no_grad():
         model.fc.bias += 1
-    hub.save_weights(model, directory / "model_best.safetensors")
+    save_weights(model, directory / "model_best.safetensors")
     gap = piat_hub.from_pretrained(directory, checkpoint="best").fc.bias - piat_hub.from_pretrained(directory).fc.bias
     assert torch.allclose(gap, torch.ones(10))
     with pytest.raises(InputError, match="did you mean 'best'"):

@@ -16,7 +16,9 @@ from hub_server import serve
 from PIL import Image
 
 import piat_hub
-from piat_hub import data, hub, recipes
+from piat_hub import data
+from piat_hub.config import recipes
+from piat_hub.hub.save import save_pretrained
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,9 +39,7 @@ def cifar_like(n, seed):
 def endpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("net")
     model = piat_hub.create_model("cifar_resnet8", in_chans=1)
-    hub.save_pretrained(
-        model, folder, config=recipes.get("digits"), label_names=tuple("0123456789"), input_size=(1, 8, 8)
-    )
+    save_pretrained(model, folder, config=recipes.get("digits"), label_names=tuple("0123456789"), input_size=(1, 8, 8))
     files = {p.name: p.read_bytes() for p in folder.iterdir()}
     card = b"---\nconfigs:\n- config_name: plain_text\n  default: true\n  data_files:\n"
     card += b"  - split: train\n    path: plain_text/train-*\n  - split: test\n    path: plain_text/test-*\n---\n"

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from piat_hub import ParameterInterpolation
-from piat_hub.interpolation import EMA, SWA, g, recalibrate
+from piat_hub.training.averages import EMA, SWA, recalibrate
+from piat_hub.training.interpolation import g
 
 
 def test_g_has_the_papers_values():

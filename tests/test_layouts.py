@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 import piat_hub
-from piat_hub import layouts
 from piat_hub.config import InputError
+from piat_hub.hub import layouts
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 

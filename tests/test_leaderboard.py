@@ -11,10 +11,13 @@ import timm
 import torch
 
 import piat_hub
-from piat_hub import cli, hub, leaderboard
-from piat_hub.config import InputError
+from piat_hub import cli
+from piat_hub.config import InputError, ThreatModel
 from piat_hub.data import load
-from piat_hub.files import read_json
+from piat_hub.hub.save import save_weights
+from piat_hub.leaderboard import submission as leaderboard
+from piat_hub.records.files import read_json
+from piat_hub.records.results import Record, read_record
 
 PAPER = leaderboard.Paper("Kun He, Xin Liu", "AdvML-Frontiers 2023", "https://arxiv.org/abs/2303.13955")
 KEYS = {
@@ -135,12 +138,12 @@ class Optimising(torch.nn.Module):
 )
 def test_models_are_checked(model, message):
     split = load("digits", "test").first(40)
-    results = {"attacks": {"clean": {"accuracy": 0.5}}, "images_sha256": split.digest()}
+    results = Record(ThreatModel(), "d", "test", 40, images=split.digest(), attacks={"clean": {"accuracy": 0.5}})
     assert any(message in reason for reason in leaderboard.accepts(model, split, results))
 
 
 def test_a_good_model_passes(run, ranked):
-    results = json.loads((run / "results.json").read_text())
+    results = read_record(run / "results.json")
     model = piat_hub.from_pretrained(run)
     assert list(leaderboard.accepts(model, load("digits", "test").first(40), results)) == []
 
@@ -194,7 +197,7 @@ def test_the_best_checkpoint_is_submitted_as_the_best(run, ranked, tmp_path):
     with torch.no_grad():
         model = piat_hub.from_pretrained(run, checkpoint="best")
         model.fc.bias += 1
-    hub.save_weights(model, run / "model.safetensors")
+    save_weights(model, run / "model.safetensors")
     with pytest.raises(InputError, match="no clean and AutoAttack accuracy"):
         leaderboard.submit(run, PAPER, tmp_path / "out")
     paths = leaderboard.submit(run, PAPER, tmp_path / "out", checkpoint="best")

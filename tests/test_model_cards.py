@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import piat_hub
-from piat_hub import card, files, results
-from piat_hub.config import WEIGHTS
-from piat_hub.files import file_digest
+from piat_hub.config import ThreatModel
+from piat_hub.hub import card
+from piat_hub.records import files, results
+from piat_hub.records.files import WEIGHTS, file_digest
+from piat_hub.records.rundir import RunDirectory
 
 ROOT = Path(__file__).parent.parent
 MODELS = sorted(path.parent.name for path in (ROOT / "model_cards").glob("*/config.json"))
@@ -36,19 +38,19 @@ def test_a_model_loads_and_is_what_its_card_says(name):
     for checkpoint, file in WEIGHTS.items():
         assert file_digest(folder / file) in text
         piat_hub.from_pretrained(folder, checkpoint=checkpoint)
-    assert card.render(folder) == text, f"stale: run piat card {folder}"
+    assert card.render(RunDirectory.read(folder)) == text, f"stale: run piat card {folder}"
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_results_are_of_these_weights_and_of_their_verdicts(name):
     folder = ROOT / "model_cards" / name
-    found = card.measured(folder)
-    assert {"last", "best"} <= set(found) and any("aa" in facts["attacks"] for facts in found.values())
-    assert len(found) == len(list(folder.glob("**/results*.json")))  # none is of other weights
-    for key in found:
-        facts, verdicts = results.read_results((folder / card.files_of(key)[1]).parent, found[key]["checkpoint"])
-        assert facts["dataset"]["name"] == "cifar10-jpeg" and facts["threat_model"] == {"norm": "Linf", "eps": "8/255"}
-        assert all(len(v) == facts["dataset"]["n"] for v in verdicts.values())
+    measured = RunDirectory.read(folder).measured
+    assert {"last", "best"} <= {m.name for m in measured} and any("aa" in m.record.attacks for m in measured)
+    assert len(measured) == len(list(folder.glob("**/results*.json")))  # none is of other weights
+    for found in measured:
+        record, verdicts = results.read_results(folder / found.folder, found.checkpoint)
+        assert record.dataset == "cifar10-jpeg" and record.threat_model == ThreatModel("Linf", 8 / 255)
+        assert all(len(v) == record.n for v in verdicts.values())
     config = json.loads((folder / "config.json").read_text())["piat"]
     assert len(files.read_metrics(folder)) == config["epochs"] and "jpeg" in name
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from piat_hub import probes
 from piat_hub.attacks import pgd
 from piat_hub.config import ThreatModel
 from piat_hub.data import derived_seed
+from piat_hub.figures import probes
 
 THREAT = ThreatModel(eps=0.1)
 

@@ -15,8 +15,12 @@ from hub_server import Fault, serve
 from huggingface_hub import ModelCard
 
 import piat_hub
-from piat_hub import card, cli, hub
-from piat_hub.files import read_json
+from piat_hub import cli
+from piat_hub.hub import card
+from piat_hub.hub.push import RECORDS
+from piat_hub.hub.save import save_weights
+from piat_hub.records.files import file_digest, read_json
+from piat_hub.records.labels import percent
 
 ROOT = Path(__file__).parent.parent
 SITE = Path(np.__file__).parent.parent  # where the libraries lie
@@ -24,7 +28,8 @@ SENT = {"POST", "PUT", "DELETE"}
 
 SHELL = """
 import contextlib, io, json, sys, time
-from piat_hub import cli, hub
+from piat_hub import cli
+from piat_hub.hub import load as hub
 waits = []
 time.sleep = waits.append
 hub.SILENCE = 1.0
@@ -98,9 +103,7 @@ def test_a_push_is_one_commit_of_what_lies_there(endpoint, shell, run):
     files = endpoint.files("models/org/net")
     records = {p.name for p in run.iterdir() if p.is_file()} | {".gitattributes"}
     assert (
-        set(files)
-        == records
-        == {".gitattributes", *hub.RECORDS} - {"sweep.png", "results_best.json", "verdicts_best.npz"}
+        set(files) == records == {".gitattributes", *RECORDS} - {"sweep.png", "results_best.json", "verdicts_best.npz"}
     )
     for name in records - {"config.json", "README.md", ".gitattributes"}:
         assert files[name] == (run / name).read_bytes()
@@ -119,7 +122,7 @@ def test_what_a_run_no_longer_has_is_deleted_in_the_same_commit(endpoint, shell,
     with torch.no_grad():
         model = piat_hub.from_pretrained(run)
         model.fc.bias += 1
-    hub.save_weights(model, run / "model.safetensors")  # results.json is of other weights now
+    save_weights(model, run / "model.safetensors")  # results.json is of other weights now
     assert shell(f"push {run} org/net").code == 0
     files = endpoint.files("models/org/net")
     assert "results.json" not in files and "verdicts.npz" not in files
@@ -182,7 +185,7 @@ def test_a_pull_survives_cuts_and_a_silent_network(endpoint, shell, run, tmp_pat
         )
 
     endpoint.faults.append(Fault("GET", "model.safetensors", cut=100_000, times=2))
-    whole = hub.file_digest(run / "model.safetensors")
+    whole = file_digest(run / "model.safetensors")
     assert pull().stdout.strip() == whole
     endpoint.faults.append(Fault("GET|HEAD", "resolve", 0, times=99))
     assert pull().stdout.strip() == whole
@@ -211,7 +214,7 @@ def test_private_branch_and_pull_request(endpoint, shell, run):
     with torch.no_grad():
         model = piat_hub.from_pretrained(run)
         model.fc.bias += 1
-    hub.save_weights(model, run / "model.safetensors")
+    save_weights(model, run / "model.safetensors")
     main = endpoint.commits("models/org/net")
     assert shell(f"push {run} org/net --create-pr").code == 0 and "discussions/1" in shell.out
     assert shell(f"push {run} org/net --revision trial").code == 0
@@ -262,7 +265,7 @@ def test_a_failed_push_is_one_line_and_publishes_nothing(endpoint, shell, run, n
     endpoint.faults.clear()
     endpoint.log.clear()
     assert shell(f"push {run} org/net").code == 0, shell.err
-    assert set(hub.RECORDS) > set(endpoint.files("models/org/net")) - {".gitattributes"}
+    assert set(RECORDS) > set(endpoint.files("models/org/net")) - {".gitattributes"}
     if "commit" in name or name in (
         "silent",
         "changed meanwhile",
@@ -361,7 +364,7 @@ def test_published_models_are_pinned_and_verified(endpoint, shell, run, tmp_path
     with torch.no_grad():
         model = piat_hub.from_pretrained(run)
         model.fc.bias += 1
-    hub.save_weights(model, run / "model.safetensors")
+    save_weights(model, run / "model.safetensors")
     assert shell(f"push {run} org/net").code == 0
     shutil.copytree(ROOT / "piat_hub", tmp_path / "lib/piat_hub")
     registry = tmp_path / "lib/piat_hub/published.json"
@@ -377,7 +380,7 @@ def test_published_models_are_pinned_and_verified(endpoint, shell, run, tmp_path
     facts, tags = shown.stdout.splitlines()
     assert json.loads(facts) == [True, False, "org/net", row["clean_acc"]] and tags == "['cifar_resnet8.piat_digits']"
     listed = python("-m", "piat_hub", "list").stdout
-    assert "org/net" in listed and card.percent(row["clean_acc"]) + " of 40" in listed
+    assert "org/net" in listed and percent(row["clean_acc"]) + " of 40" in listed
     registry.write_text(json.dumps({"org/net": row | {"weights_sha256": {"last": "0" * 64}}}))
     refused = python("-m", "piat_hub", "evaluate", "org/net", "--dataset", "digits")
     assert refused.returncode == 2 and "is not what we published as org/net" in refused.stderr

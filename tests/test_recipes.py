@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 
-from piat_hub import recipes
-from piat_hub.config import InputError
+from piat_hub.config import InputError, recipes
 
 
 @pytest.mark.parametrize("name", ["resnet18-cifar10", "resnet18-cifar100", "resnet18-svhn"])

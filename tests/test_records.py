@@ -8,11 +8,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import changed, made_run
 
-from piat_hub import card, methods, recipes, records
-from piat_hub.config import InputError, TrainConfig
-from piat_hub.published import PAPER_ATTACKS, paper
-from piat_hub.results import proportion
+from piat_hub import methods
+from piat_hub.config import InputError, TrainConfig, recipes
+from piat_hub.records import groups
+from piat_hub.records.groups import (
+    CURVES,
+    LAW,
+    benchmarks,
+    beside,
+    common_attacks,
+    generalisation_gap,
+    grouped,
+    mean_accuracy,
+    mean_interval,
+    oscillation,
+    read_run,
+    robust_gap,
+    strongest,
+    tracked_images,
+    varied,
+    with_and_without,
+)
+from piat_hub.records.labels import method_name
+from piat_hub.records.published import PAPER_ATTACKS, method_of, paper
+from piat_hub.records.statistics import proportion
 
 DIGITS = recipes.get("digits")
 
@@ -34,19 +55,17 @@ def line(epoch, held, train=0.9, **more):
 
 def run(correct=None, held=(0.5, 0.7, 0.6, 0.65), where="r", **changes):
     """A run whose attacks, of 400 images, left so many correct."""
-    results = {"last": {"dataset": {"n": 400}, "attacks": {a: proportion(c, 400) for a, c in (correct or {}).items()}}}
-    metrics = [line(k, h) for k, h in enumerate(held, 1)]
-    return records.Run(Path(where), config(**changes), metrics, results if correct else {})
+    return made_run(where, config(**changes), [line(k, h) for k, h in enumerate(held, 1)], correct)
 
 
 def test_groups_differ_by_their_seed_alone():
     runs = [run(kind="none", seed=s, method="nmse") for s in (0, 1)] + [run(seed=s) for s in (0, 1, 2)]
-    assert {label: len(group) for label, group in records.grouped(runs).items()} == {"NMSE": 2, "PIAT+NMSE": 3}
+    assert {label: len(group) for label, group in grouped(runs).items()} == {"NMSE": 2, "PIAT+NMSE": 3}
 
 
 def test_labels_say_what_differs_and_nothing_else():
     runs = [run(), run(method_args={"mu": 3.0}), run(bn="copy"), run(kind="constant", constant=0.3), run(method="mart")]
-    assert list(records.grouped(runs)) == [
+    assert list(grouped(runs)) == [
         "PIAT+NMSE, mu 5.0, bn interpolate",
         "PIAT+NMSE, mu 3.0, bn interpolate",
         "PIAT+NMSE, mu 5.0, bn copy",
@@ -58,55 +77,55 @@ def test_labels_say_what_differs_and_nothing_else():
 def test_gaps_and_oscillation_against_their_definitions():
     held = [0.2, 0.5, 0.8, 0.6, 0.7, 0.4]
     metrics = [line(k, h, train=0.75) for k, h in enumerate(held, 1)]
-    assert records.robust_gap(metrics) == pytest.approx(0.4)
-    assert records.generalisation_gap(metrics) == pytest.approx(0.35)
-    assert records.oscillation(metrics) == pytest.approx(float(np.diff(held[3:]).std(ddof=1)))
+    assert robust_gap(metrics) == pytest.approx(0.4)
+    assert generalisation_gap(metrics) == pytest.approx(0.35)
+    assert oscillation(metrics) == pytest.approx(float(np.diff(held[3:]).std(ddof=1)))
     steady = [line(k, 0.5 + 0.01 * k) for k in range(8)]
-    assert records.oscillation(steady) == pytest.approx(0, abs=1e-12)  # a trend is no oscillation
-    assert records.oscillation(metrics[:3]) is None  # one change has no standard deviation
+    assert oscillation(steady) == pytest.approx(0, abs=1e-12)  # a trend is no oscillation
+    assert oscillation(metrics[:3]) is None  # one change has no standard deviation
     nothing = [m | {"holdout_pgd10_acc": None} for m in metrics]
-    assert [of(nothing) for of in records.CURVES.values()] == [None] * 3
+    assert [of(nothing) for of in CURVES.values()] == [None] * 3
 
 
 def test_the_interval_over_seeds_is_students():
     values = [0.8, 0.82, 0.85, 0.79, 0.81]
-    mean, low, high = records.mean_interval(values)
+    mean, low, high = mean_interval(values)
     expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (mean, low, high) == pytest.approx((statistics.fmean(values), expected.low, expected.high))
     with pytest.raises(ValueError, match="at least two values, got 1"):
-        records.mean_interval([0.5])
+        mean_interval([0.5])
 
 
 def test_a_group_of_one_has_wilsons_interval_and_more_have_that_over_seeds():
     one, two = run({"clean": 390, "pgd20": 300}), run({"clean": 380, "pgd20": 320}, seed=1)
-    assert records.accuracy([one], "pgd20") == (0.75, *proportion(300, 400)["ci95"])
-    mean, low, high = records.mean_interval([0.75, 0.8])
-    assert high > 1 and records.accuracy([one, two], "pgd20") == pytest.approx((mean, low, 1.0))
-    assert records.accuracy([one, run(seed=1)], "pgd20") is None and records.accuracy([one], "aa") is None
+    assert mean_accuracy([one], "pgd20") == (0.75, *proportion(300, 400)["ci95"])
+    mean, low, high = mean_interval([0.75, 0.8])
+    assert high > 1 and mean_accuracy([one, two], "pgd20") == pytest.approx((mean, low, 1.0))
+    assert mean_accuracy([one, run(seed=1)], "pgd20") is None and mean_accuracy([one], "aa") is None
 
 
 def test_the_strongest_attack_measured_on_all():
     runs = [run({"pgd20": 300, "clean": 390, "aa": 200}), run({"clean": 390, "pgd20": 310, "cw20": 290}, seed=1)]
-    assert records.attacks(runs) == ["clean", "pgd20"] and records.strongest(runs) == "pgd20"
-    assert records.attacks(runs[1:]) == ["clean", "pgd20", "cw20"] and records.strongest(runs[1:]) == "cw20"
-    assert records.strongest([run()]) is None and records.strongest([run({"clean": 1})]) is None
+    assert common_attacks(runs) == ["clean", "pgd20"] and strongest(runs) == "pgd20"
+    assert common_attacks(runs[1:]) == ["clean", "pgd20", "cw20"] and strongest(runs[1:]) == "cw20"
+    assert strongest([run()]) is None and strongest([run({"clean": 1})]) is None
 
 
 def test_one_configuration_and_seed_twice_is_no_second_seed():
     with pytest.raises(InputError, match="a and b are one configuration and seed; give one of them"):
-        records.grouped([run(where="a"), run(where="b")])
+        grouped([run(where="a"), run(where="b")])
 
 
 def test_settings_without_effect_tell_no_groups_apart():
     runs = [run(kind="none", constant=0.3), run(kind="none", bn="copy", seed=1), run(constant=0.5), run(seed=1)]
-    assert {label: len(group) for label, group in records.grouped(runs).items()} == {"NMSE": 2, "PIAT+NMSE": 2}
+    assert {label: len(group) for label, group in grouped(runs).items()} == {"NMSE": 2, "PIAT+NMSE": 2}
 
 
 def test_what_varies_alone_is_told_from_what_varies_with_more():
     lams = [run(kind="none"), run(), run(kind="constant", constant=0.3)]
     others = [run(method_args={"mu": 3.0}), run(ema=0.9), run(kind="none", epochs=8)]
-    assert [g[0] for g in records.varied([*others, *lams], *records.LAW)] == lams
-    assert [g[0] for g in records.varied([*others, *lams], "mu")] == [others[0], lams[1]]
+    assert [g[0] for g in varied([*others, *lams], *LAW)] == lams
+    assert [g[0] for g in varied([*others, *lams], "mu")] == [others[0], lams[1]]
 
 
 def test_pairs_with_and_without_piat_differ_in_nothing_else():
@@ -118,61 +137,59 @@ def test_pairs_with_and_without_piat_differ_in_nothing_else():
         run(method="mart"),
         run(method_args={"mu": 3.0}),
     ]
-    assert records.paired([*strays, piat, plain]) == {"NMSE": ([plain], [piat])}
-    assert records.paired([plain, *strays]) == {}
+    assert with_and_without([*strays, piat, plain]) == {"NMSE": ([plain], [piat])}
+    assert with_and_without([plain, *strays]) == {}
     idle = run(constant=0.5, seed=1)  # a constant that g(n) does not use
-    assert records.paired([plain, idle]) == {"NMSE": ([plain], [idle])}
+    assert with_and_without([plain, idle]) == {"NMSE": ([plain], [idle])}
 
 
 def test_curves_are_of_test_images_where_every_run_tracked_those():
     held = run()
     metrics = [m | {"test_clean_acc": 0.9, "test_pgd10_acc": 0.4} for m in held.metrics]
-    tracked = dataclasses.replace(held, metrics=metrics)
-    assert records.tracked([tracked]) == "test" and "test images" in records.images([tracked])
+    tracked = changed(held, metrics=metrics)
+    assert groups.tracked([tracked]) == "test" and "test images" in tracked_images([tracked])
     assert (
-        records.tracked([tracked, held])
+        groups.tracked([tracked, held])
         == "holdout"
-        == records.tracked([dataclasses.replace(held, metrics=[*metrics[:2], *held.metrics[2:]])])
+        == groups.tracked([changed(held, metrics=[*metrics[:2], *held.metrics[2:]])])
     )
-    assert records.images([held, run(holdout=40)]) == "40 or 150 held-out images"
+    assert tracked_images([held, run(holdout=40)]) == "40 or 150 held-out images"
     with pytest.raises(InputError, match="no held-out images; train with --holdout above 0, or with --track-test"):
-        records.tracked([dataclasses.replace(held, metrics=[m | {"holdout_pgd10_acc": None} for m in held.metrics])])
+        groups.tracked([changed(held, metrics=[m | {"holdout_pgd10_acc": None} for m in held.metrics])])
 
 
 def test_other_images_by_the_same_name_do_not_compare():
     one, two = run({"clean": 390}, where="a"), run({"clean": 390}, where="b", seed=1)
-    one.results["last"]["images_sha256"], two.results["last"]["images_sha256"] = "x", "y"
+    one.measured[0].record.images, two.measured[0].record.images = "x", "y"
     with pytest.raises(InputError, match="a and b were measured on other images, both called digits, Linf eps 0.15"):
-        records.benchmarks([one, two])
-    del two.results["last"]["images_sha256"]  # of before it was recorded
-    assert records.benchmarks([one, two]) == {"digits, Linf eps 0.15": [one, two]}
+        benchmarks([one, two])
+    two.measured[0].record.images = ""  # of before it was recorded
+    assert benchmarks([one, two]) == {"digits, Linf eps 0.15": [one, two]}
 
 
 def test_a_run_measured_only_at_its_best_has_no_attack_of_its_last_weights():
     best = run({"clean": 390, "pgd20": 300})
-    best = dataclasses.replace(best, results={"best": best.results["last"]})
-    assert records.attacks([best]) == [] and records.strongest([best]) is None and best.figures("pgd20") is None
+    best = changed(best, measured=[dataclasses.replace(best.measured[0], checkpoint="best")])
+    assert common_attacks([best]) == [] and strongest([best]) is None and best.figures("pgd20") is None
 
 
 def test_every_row_of_the_papers_tables_is_a_method_we_have():
     assert len(paper()) == 51
     for row in paper():
-        method, kind = records.method_of(row["method"])
+        method, kind = method_of(row["method"])
         methods.get(method)
         assert kind == ("piat" if row["method"].startswith("PIAT") else "none")
-        again = card.method_name(config(kind, base=TrainConfig(), method=method))
+        again = method_name(config(kind, base=TrainConfig(), method=method))
         assert again == row["method"].replace("PGD-AT+NMSE", "NMSE")
 
 
 def test_published_rows_stand_beside_the_papers_own_data_only():
     real = recipes.get("resnet18-cifar10")
-    assert records.beside(real)["aa"] == pytest.approx(0.4880) and records.beside(real)["pgd20"] == pytest.approx(
-        0.5354
+    assert beside(real)["aa"] == pytest.approx(0.4880) and beside(real)["pgd20"] == pytest.approx(0.5354)
+    assert set(beside(real)) == set(PAPER_ATTACKS.values())
+    assert beside(config("none", base=recipes.get("wrn-32-10-cifar100"), method="trades"))["aa"] == pytest.approx(
+        0.2676
     )
-    assert set(records.beside(real)) == set(PAPER_ATTACKS.values())
-    assert records.beside(config("none", base=recipes.get("wrn-32-10-cifar100"), method="trades"))[
-        "aa"
-    ] == pytest.approx(0.2676)
     weaker = dataclasses.replace(real.threat_model, eps=4 / 255)
     for other in (
         dataclasses.replace(real, dataset="cifar10-jpeg"),
@@ -187,12 +204,12 @@ def test_published_rows_stand_beside_the_papers_own_data_only():
         config("none", base=real, method="fat"),
         DIGITS,
     ):
-        assert records.beside(other) == {}
+        assert beside(other) == {}
 
 
 def test_only_runs_of_one_benchmark_compare():
     other = dataclasses.replace(DIGITS.threat_model, eps=0.1)
-    found = records.benchmarks([run(), run(threat_model=other), run(seed=1)])
+    found = benchmarks([run(), run(threat_model=other), run(seed=1)])
     assert {name: len(group) for name, group in found.items()} == {
         "digits, Linf eps 0.15": 2,
         "digits, Linf eps 0.1": 1,
@@ -202,19 +219,20 @@ def test_only_runs_of_one_benchmark_compare():
 def test_a_run_is_read_from_its_directory(small_digits, do_train, do_evaluate):
     do_train(small_digits(epochs=2), "r")
     do_evaluate("r", "pgd2", n=50)
-    read = records.read("r")
+    read = read_run("r")
     assert len(read.metrics) == 2 and read.figures("pgd2")["n"] == 50 and read.figures("aa") is None
     do_evaluate("r", "pgd3", n=50, eps=0.01, output="r/weak")  # another question of the same weights
-    read = records.read("r")
-    assert read.figures("pgd3") is None and list(read.elsewhere) == ["weak/last"] and list(read.results) == ["last"]
+    read = read_run("r")
+    assert read.figures("pgd3") is None
+    assert [m.name for m in read.elsewhere] == ["weak/last"] and [m.name for m in read.results] == ["last"]
     Path("empty").mkdir()
     with pytest.raises(InputError, match="empty is no run directory"):
-        records.read("empty")
+        read_run("empty")
     lines = [{k: v for k, v in m.items() if k != "holdout_pgd10_acc"} for m in read.metrics]
     Path("r/timing.jsonl").unlink()
     Path("r/metrics.jsonl").write_text("".join(f"{json.dumps(m)}\n" for m in lines))
     with pytest.raises(InputError, match="metrics.jsonl is damaged in line 1 .it must have .*holdout_pgd10_acc"):
-        records.read("r")
+        read_run("r")
     Path("r/metrics.jsonl").unlink()
     with pytest.raises(InputError, match="no metrics.jsonl with an epoch"):
-        records.read("r")
+        read_run("r")

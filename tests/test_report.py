@@ -12,8 +12,11 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from piat_hub import cli, files, gallery, probes, records, report
-from piat_hub.card import percent
+from piat_hub import cli
+from piat_hub.figures import gallery, report
+from piat_hub.records import files
+from piat_hub.records.groups import read_run
+from piat_hub.records.labels import percent
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 POINTS = 3
@@ -62,7 +65,7 @@ class Page(HTMLParser):
 def test_figures_come_from_run_directories_alone(two_runs, capsys, monkeypatch):
     assert cli.main(["figures", *two_runs, "--output", "out"]) == 0
     shown = capsys.readouterr().out
-    drawn = {"epochs", "gaps", "scatter", "landscape", "images", "images-2"}
+    drawn = {"epochs", "gaps", "scatter", "landscape", "images"}
     assert {p.name for p in Path("out").iterdir()} == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
     assert "interpolation: not drawn: no method has runs with and without PIAT" in shown
     assert "lambda: not drawn" in shown and "mu: not drawn" in shown
@@ -72,12 +75,14 @@ def test_figures_come_from_run_directories_alone(two_runs, capsys, monkeypatch):
         assert Image.open(path).size[0] >= 600
     kept = files.read_json(Path("runs/a/landscape.json"))
     assert len(kept["losses"]) == POINTS and kept["n"] == 10
-    monkeypatch.setattr(probes, "surface", None)  # what was measured on these weights is not measured again
+    monkeypatch.setattr(
+        "piat_hub.figures.probes.surface", None
+    )  # what was measured on these weights is not measured again
     assert cli.main(["figures", *two_runs, "--output", "out", "--only", "landscape"]) == 0
 
 
 def test_a_landscape_of_other_weights_is_measured_again(two_runs, do_train, small_digits):
-    (run,) = [records.read("runs/b")]
+    (run,) = [read_run("runs/b")]
     first = gallery.surface(run, False)
     assert gallery.surface(run, False) == first
     path = Path("runs/b/landscape.json")
@@ -92,7 +97,7 @@ def test_a_landscape_of_other_weights_is_measured_again(two_runs, do_train, smal
 
 
 def test_more_than_two_runs_have_no_landscape(two_runs):
-    runs = [records.read(one) for one in two_runs]
+    runs = [read_run(one) for one in two_runs]
     runs.append(dataclasses.replace(runs[0], config=dataclasses.replace(runs[0].config, seed=1)))
     drawn = {one.name: one for one in gallery.draw(runs)}
     assert drawn["landscape"].figure is None and "3 are given" in drawn["landscape"].why
@@ -117,11 +122,11 @@ def test_a_report_is_one_page_that_fetches_nothing(two_runs, capsys):
         h[1:] for _, a in page.tags if (h := a.get("xlink:href", "")).startswith("#")
     }
     assert used <= set(ids)
-    assert sum(tag == "figure" for tag, _ in page.tags) == 6
+    assert sum(tag == "figure" for tag, _ in page.tags) == 5
 
 
 def test_a_report_says_what_was_measured(two_runs):
-    runs = [records.read(one) for one in two_runs]
+    runs = [read_run(one) for one in two_runs]
     text = " ".join(Page(report.render(runs, {})).text)
     for run in runs:
         found = run.figures("pgd3")
@@ -133,7 +138,7 @@ def test_a_report_says_what_was_measured(two_runs):
 
 
 def test_published_rows_stand_only_under_runs_on_the_papers_data(two_runs):
-    run = records.read("runs/b")
+    run = read_run("runs/b")
     real = dataclasses.replace(
         run.config, dataset="cifar10", backbone="cifar_resnet18", threat_model=type(run.config.threat_model)()
     )
@@ -150,13 +155,13 @@ def test_what_strangers_wrote_is_text(two_runs):
     config = files.read_json(path)
     config["piat"]["dataset"] = "<script>alert(1)</script>"
     path.write_text(json.dumps(config))
-    text = report.render([records.read("runs/b")], {})
+    text = report.render([read_run("runs/b")], {})
     assert "<script" not in text and "&lt;script&gt;" in text
 
 
 def test_what_was_measured_elsewhere_stands_apart(two_runs, do_evaluate):
     do_evaluate("runs/b", "pgd2", n=30, eps=0.05, output="runs/b/weak")
-    text = report.render([records.read("runs/b")], {})
+    text = report.render([read_run("runs/b")], {})
     own, other = text.split("<h2>On other images, or under another threat model</h2>")
     assert "weak/last" not in own and "weak/last" in other and "digits (test), Linf eps 0.05" in other
 
@@ -172,12 +177,12 @@ def test_a_run_named_twice_is_one_run(two_runs, capsys):
 
 
 def test_images_of_another_kind_are_told_of(two_runs):
-    drawn = list(gallery.draw([records.read("runs/b")], ["landscape", "images"], dataset="cifar10"))
+    drawn = list(gallery.draw([read_run("runs/b")], ["landscape", "images"], dataset="cifar10"))
     assert all(one.figure is None and one.why for one in drawn)
 
 
 def test_runs_of_several_seeds_have_a_table_of_means(two_runs):
-    runs = [records.read("runs/b")]
+    runs = [read_run("runs/b")]
     runs.append(dataclasses.replace(runs[0], config=dataclasses.replace(runs[0].config, seed=1)))
     text = " ".join(Page(report.render(runs, {})).text)
     assert "By configuration" in text and "oscillation" in text

@@ -1,7 +1,7 @@
 """MODEL and the request of an evaluation, as they are prepared."""
 
-from piat_hub import request
 from piat_hub.config import EvalConfig
+from piat_hub.evaluation import request
 
 MODELS = """
 from torch import nn

@@ -13,9 +13,10 @@ from torch import nn
 
 from piat_hub.config import InputError, ThreatModel
 from piat_hub.data import Split
-from piat_hub.evaluation import measure
-from piat_hub.files import read_json
-from piat_hub.results import Results, class_accuracy, compare, paired, read_results
+from piat_hub.evaluation.loop import measure
+from piat_hub.records.files import read_json
+from piat_hub.records.results import Results, compare, read_results
+from piat_hub.records.statistics import class_accuracy, paired
 
 THREAT = ThreatModel("Linf", 0.08)
 

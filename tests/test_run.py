@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from piat_hub import backbones, card, data, engine, evaluation, hub, methods, recipes, request, run
+from piat_hub import backbones, data, methods
 from piat_hub.attacks import pgd
 from piat_hub.config import (
     Diverged,
@@ -29,8 +29,16 @@ from piat_hub.config import (
     RunOptions,
     ThreatModel,
     from_dict,
+    recipes,
 )
-from piat_hub.interpolation import g
+from piat_hub.evaluation.model import load_model, weights_digest
+from piat_hub.evaluation.verdict import accuracy
+from piat_hub.hub import card
+from piat_hub.hub.load import from_pretrained
+from piat_hub.hub.save import save_config
+from piat_hub.training import engine, run
+from piat_hub.training.interpolation import g
+from piat_hub.training.setup import make_backbone, make_method
 
 FILES = {"config.json", "model.safetensors", "model_best.safetensors", "metrics.jsonl", "timing.jsonl"}
 
@@ -63,7 +71,7 @@ def test_best_is_the_held_out_best_and_last_the_last(small_digits, do_train, tmp
     def check(model, epoch):
         return {"train_pgd10_acc": 0.0, "holdout_clean_acc": 0.9, "holdout_pgd10_acc": next(scores)}
 
-    monkeypatch.setattr(run, "make_check", lambda *_: check)
+    monkeypatch.setattr("piat_hub.training.run.make_check", lambda *_: check)
     seen = {}
     for event in run.train(small_digits(), RunOptions(output="r")):
         if isinstance(event, run.EpochDone):
@@ -115,8 +123,8 @@ def train_and_resume(config, tmp_path, after):
 def pgd10_acc(directory):
     attack = partial(pgd, eps=0.15, step_size=0.0375, steps=10)
     test = data.load("digits", "test")[torch.arange(200)]
-    model = hub.from_pretrained(directory)
-    return float(evaluation.accuracy(model, test, attack, batch_size=250, seed=0, rank=0, world=1)) / len(test)
+    model = from_pretrained(directory)
+    return float(accuracy(model, test, attack, batch_size=250, seed=0, rank=0, world=1)) / len(test)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +203,7 @@ def test_a_timm_backbone_trains_on_resized_images_and_is_measured_on_them(
 
 def test_timms_backbones_want_square_images(small_digits, do_train, tmp_path, monkeypatch):
     split = data.load("digits", "train")
-    monkeypatch.setattr(data, "load", lambda *_: dataclasses.replace(split, images=split.images[:, :, :6]))
+    monkeypatch.setattr("piat_hub.data.load", lambda *_: dataclasses.replace(split, images=split.images[:, :, :6]))
     with pytest.raises(InputError, match="resnet18 needs square images, digits has 6x8; resize them with --img-size"):
         do_train(small_digits(backbone="resnet18"), tmp_path / "r")
 
@@ -327,7 +335,7 @@ def test_divergence_names_epoch_step_and_last_good_state(small_digits, tmp_path,
         calls.append(1)
         return model(x).sum() * (float("nan") if len(calls) == 6 else 1e-6)
 
-    monkeypatch.setattr(run, "make_method", lambda config: method)
+    monkeypatch.setattr("piat_hub.training.setup.make_method", lambda config: method)
     said = r"gradient is nan at epoch 3, step 2 of 4: .*'conv1.weight' holds NaN or Inf; "
     said += r"the last good state is .*state\.safetensors, of epoch 2"
     with pytest.raises(Diverged, match=said):
@@ -356,7 +364,7 @@ def test_sharded_weights_are_refused_also_where_accelerate_says_so(small_digits,
         def __init__(self, **_):
             pass
 
-    monkeypatch.setattr(run, "Accelerator", Launched)
+    monkeypatch.setattr("piat_hub.training.setup.Accelerator", Launched)
     with pytest.raises(InputError, match="TP shards the weights"):
         list(run.train(small_digits(), RunOptions(output="r")))
 
@@ -383,11 +391,11 @@ def test_tensorboard_gets_the_metrics(small_digits, tmp_path):
 
 def test_method_fields(small_digits):
     config = dataclasses.replace(small_digits(), method_args={"mu": 2.0})
-    assert run.make_method(config).mu == 2.0
+    assert make_method(config).mu == 2.0
     with pytest.raises(InputError, match="method nmse has no field 'nu' .did you mean 'mu'"):
-        run.make_method(dataclasses.replace(config, method_args={"nu": 1}))
+        make_method(dataclasses.replace(config, method_args={"nu": 1}))
     with pytest.raises(InputError, match="it has none"):
-        run.make_method(dataclasses.replace(config, method="pgd_at", method_args={"mu": 1}))
+        make_method(dataclasses.replace(config, method="pgd_at", method_args={"mu": 1}))
 
 
 def test_evaluate_writes_into_the_run_and_the_card_follows(small_digits, do_train, do_evaluate, tmp_path):
@@ -420,13 +428,13 @@ def test_results_never_land_beside_another_model(small_digits, do_train, do_eval
 def test_weights_digest_is_the_files_own_and_sees_every_tensor(small_digits, do_train, tmp_path):
     do_train(small_digits(), tmp_path / "r")
     file = hashlib.sha256((tmp_path / "r/model.safetensors").read_bytes()).hexdigest()
-    assert request.weights_digest(request.load_model("r")[0]) == file
+    assert weights_digest(load_model("r")[0]) == file
     net = torch.nn.Linear(2, 2)
     net.tied = net.weight
-    one = request.weights_digest(net)
+    one = weights_digest(net)
     with torch.no_grad():
         net.bias[1] += 1
-    assert request.weights_digest(net) != one
+    assert weights_digest(net) != one
 
 
 def test_a_model_of_ones_own(tmp_path):
@@ -495,10 +503,10 @@ def test_freed_memory_is_kept():
     Of 64 MiB: by default glibc maps and unmaps whatever is above 32 MiB; below, the heap's layout decides.
     """
     pages = []
-    for setting in ("", "run.set_threads(1)"):
+    for setting in ("", "set_threads(1)"):
         script = f"""if True:
             import resource, torch
-            from piat_hub import run
+            from piat_hub.machine import set_threads
             {setting}
             before = 0
             for i in range(12):
@@ -523,7 +531,7 @@ def test_a_run_starts_from_a_trained_model_with_another_head(small_digits, do_tr
     config = small_digits(
         dataset=str(tmp_path / "d"), init_from=str(tmp_path / "ten"), train_size=64, holdout=32, epochs=2
     )
-    model = run.make_backbone(config, data.load(config.dataset, "train"))
+    model = make_backbone(config, data.load(config.dataset, "train"))
     source = load_file(tmp_path / "ten/model.safetensors")
     assert model.num_classes == 5 and model.fc.weight.shape == (5, 64)
     for name, tensor in model.state_dict().items():
@@ -531,7 +539,7 @@ def test_a_run_starts_from_a_trained_model_with_another_head(small_digits, do_tr
     do_train(config, tmp_path / "five")
     assert json.loads((tmp_path / "five/config.json").read_text())["piat"]["init_from"] == str(tmp_path / "ten")
     same = small_digits(init_from=str(tmp_path / "ten"))
-    whole = run.make_backbone(same, digits)
+    whole = make_backbone(same, digits)
     assert torch.equal(whole.fc.weight, source["fc.weight"])  # as many classes: the head comes too
     source_config = tmp_path / "ten/config.json"
     facts = json.loads(source_config.read_text())
@@ -571,10 +579,10 @@ def test_imagenets_weights_are_timms(small_digits, monkeypatch):
     save_file(source.state_dict(), "imagenet.safetensors")
     overlay = {"file": "imagenet.safetensors", "hf_hub_id": None, "url": ""}
     build = functools.partial(backbones.create_model, pretrained_cfg_overlay=overlay)
-    monkeypatch.setattr(backbones, "create_model", build)
+    monkeypatch.setattr("piat_hub.backbones.create_model", build)
     config = small_digits(init_from="imagenet", backbone="mobilenetv3_small_050", img_size=32)
     split = data.load("digits", "train")
-    model = run.make_backbone(config, dataclasses.replace(split, images=split.images[:4].expand(-1, 3, -1, -1)))
+    model = make_backbone(config, dataclasses.replace(split, images=split.images[:4].expand(-1, 3, -1, -1)))
     block = "blocks.1.0.conv_pw.weight"
     assert torch.equal(model.state_dict()[block], source.state_dict()[block]) and model.num_classes == 10
 
@@ -584,7 +592,7 @@ def test_imagenets_weights_are_timms(small_digits, monkeypatch):
         "imagenet",
     ):  # with timm's weights goes their licence; without, nothing of theirs is in the file
         began_with = dataclasses.replace(config, init_from=began)
-        hub.save_config(model, Path(), config=began_with, label_names=split.label_names, input_size=(3, 32, 32))
+        save_config(model, Path(), config=began_with, label_names=split.label_names, input_size=(3, 32, 32))
         licences[began] = json.loads(Path("config.json").read_text())["pretrained_cfg"].get("license")
         assert f"license: {'apache-2.0' if began else 'mit'}\n" in card.render(Path())
     assert licences == {None: None, "imagenet": "apache-2.0"}

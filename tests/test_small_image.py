@@ -9,9 +9,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import piat_hub
-from piat_hub import hub, methods, small_image
+from piat_hub import methods
 from piat_hub.attacks import pgd
+from piat_hub.backbones import small_image
 from piat_hub.config import InputError
+from piat_hub.hub.load import from_pretrained
+from piat_hub.hub.save import save_pretrained
 
 FAMILIES = {  # the smallest of each, cut down further where timm lets us
     "resnet18": {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1), "stem_width": 8},
@@ -74,10 +77,10 @@ def test_a_family_takes_a_step_of_piat_and_nmse_and_is_rebuilt(base, tmp_path):
     optimizer.step()
     assert interpolation.step() == 2 / 11
     assert any(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
-    hub.save_pretrained(model, tmp_path, input_size=(3, 32, 32))
+    save_pretrained(model, tmp_path, input_size=(3, 32, 32))
     with torch.no_grad():
         logits = model.eval()(x)
-        assert torch.equal(hub.from_pretrained(tmp_path)(x), logits)
+        assert torch.equal(from_pretrained(tmp_path)(x), logits)
         assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), logits)
         other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3)
         assert other(x).shape == (4, 3)
@@ -135,7 +138,7 @@ def test_features_of_larger_images(base, size):
 @pytest.mark.parametrize("base", ["resnet18", "vit_tiny_patch16_224", "efficientnet_b0"])
 def test_features_of_a_saved_model_are_its_own(base, tmp_path):
     model = make(base).eval()
-    hub.save_pretrained(model, tmp_path, input_size=(3, 32, 32))
+    save_pretrained(model, tmp_path, input_size=(3, 32, 32))
     x = torch.rand(1, 3, 32, 32)
     net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True, out_indices=(0, 1)).eval()
     with torch.no_grad():
@@ -173,7 +176,7 @@ def test_sizes_that_patches_do_not_divide_and_families_without_a_rule():
 
 
 def test_another_number_of_channels_from_a_saved_model(tmp_path):
-    hub.save_pretrained(make("resnet18"), tmp_path, input_size=(3, 32, 32))
+    save_pretrained(make("resnet18"), tmp_path, input_size=(3, 32, 32))
     grey = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1)
     assert grey(torch.rand(1, 1, 32, 32)).shape == (1, 10)
 
@@ -223,9 +226,9 @@ def test_pretrained_weights_that_fit_are_kept_and_the_stem_is_new(imagenet):
 def test_pretrained_weights_that_do_not_fold_are_saved_and_rebuilt(imagenet, tmp_path, base):
     _, overlay = imagenet(base)
     model = make(base, pretrained=True, pretrained_cfg_overlay=overlay).eval()
-    hub.save_pretrained(model, tmp_path / "m", input_size=(3, 32, 32))
+    save_pretrained(model, tmp_path / "m", input_size=(3, 32, 32))
     x = torch.rand(1, 3, 32, 32)
-    assert torch.equal(hub.from_pretrained(tmp_path / "m")(x), model(x))
+    assert torch.equal(from_pretrained(tmp_path / "m")(x), model(x))
 
 
 def test_a_pretrained_vit_is_resampled_and_takes_unit_images(imagenet):

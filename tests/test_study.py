@@ -11,17 +11,27 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import made_run
 
 import piat_hub
-from piat_hub import card, cli, data, hub, methods, recipes, records, study
-from piat_hub.config import WEIGHTS, InputError, StudyOptions
-from piat_hub.published import PAPER_ATTACKS, paper
+from piat_hub import cli, data, methods
+from piat_hub.config import InputError, StudyOptions, recipes
+from piat_hub.hub import card
+from piat_hub.hub.save import save_config
+from piat_hub.records import groups
+from piat_hub.records.files import WEIGHTS
+from piat_hub.records.groups import CURVES, mean_interval, read_run
+from piat_hub.records.labels import command
+from piat_hub.records.published import PAPER_ATTACKS, method_of, paper
+from piat_hub.study import studies
+from piat_hub.study.sweep import Busy, Done, Member, members_of, next_command, run_members, start_command
+from piat_hub.study.table import reference, table_rows, table_text, write_table
 
 DIGITS = recipes.get("digits")
 
 
 def member(name, config=DIGITS):
-    return study.Member(Path("out") / name, config, 400)
+    return Member(Path("out") / name, config, 400)
 
 
 def says(text, code=0):
@@ -30,17 +40,17 @@ def says(text, code=0):
 
 
 def test_lambda_mu_and_averaging_change_only_what_they_are_about():
-    found = study.STUDIES["lambda"](DIGITS)
+    found = studies.STUDIES["lambda"](DIGITS)
     assert list(found) == ["nmse-none", *(f"nmse-{lam}" for lam in (0.1, 0.3, 0.5, 0.7, 0.9)), "nmse-piat"]
     assert found["nmse-piat"] == DIGITS and found["nmse-0.3"].interpolation.constant == 0.3
     assert all(dataclasses.replace(c, interpolation=DIGITS.interpolation) == DIGITS for c in found.values())
-    assert {name: c.method_args for name, c in study.STUDIES["mu"](DIGITS).items()} == {
+    assert {name: c.method_args for name, c in studies.STUDIES["mu"](DIGITS).items()} == {
         "nmse-piat-mu3": {"mu": 3.0},
         "nmse-piat-mu4": {"mu": 4.0},
         "nmse-piat": {},
         "nmse-piat-mu6": {"mu": 6.0},
     }
-    averages = study.STUDIES["averaging"](DIGITS)
+    averages = studies.STUDIES["averaging"](DIGITS)
     kinds = {name: (c.interpolation.kind, c.interpolation.bn, c.ema, c.swa) for name, c in averages.items()}
     assert kinds == {
         "nmse-none": ("none", "interpolate", None, None),
@@ -53,7 +63,7 @@ def test_lambda_mu_and_averaging_change_only_what_they_are_about():
 
 
 def test_methods_are_all_there_with_as_many_updates():
-    found = study.STUDIES["methods"](DIGITS)
+    found = studies.STUDIES["methods"](DIGITS)
     assert {name.rpartition("-")[0] for name in found} == set(methods.names()) and len(found) == 2 * len(
         methods.names()
     )
@@ -65,44 +75,44 @@ def test_methods_are_all_there_with_as_many_updates():
 def no_data(monkeypatch):
     """Ten test images of ten classes, whatever the data set is called."""
     ten = data.load("digits", "test").first(10)
-    monkeypatch.setattr(study.data, "load", lambda *_: ten)
+    monkeypatch.setattr("piat_hub.data.load", lambda *_: ten)
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table3", "table5"])
 def test_a_tables_members_are_its_rows(name, no_data):
     rows = [row for row in paper() if row["table"] == name[-1]]
-    bases = [recipes.get(r) for r in study.default_recipes(name)]
-    members = study.members(name, bases, study.default_attacks(name), StudyOptions(seeds=1))
+    bases = [recipes.get(r) for r in studies.default_recipes(name)]
+    members = members_of(name, bases, studies.default_attacks(name), StudyOptions(seeds=1))
     assert all(member.n == 10 for member in members)
     beside = {
-        (m.config.backbone, m.config.dataset, m.directory.name): records.beside(m.config, name[-1]) for m in members
+        (m.config.backbone, m.config.dataset, m.directory.name): groups.beside(m.config, name[-1]) for m in members
     }
     for row in rows:
-        method, kind = records.method_of(row["method"])
+        method, kind = method_of(row["method"])
         backbone = {"resnet18": "cifar_resnet18", "wrn-32-10": "cifar_wrn_32_10"}[row["architecture"]]
         found = beside[backbone, row["dataset"], f"{method}-{kind}-0"]
         for key, attack in PAPER_ATTACKS.items():
             if row[key]:
                 assert found[attack] == pytest.approx(float(row[key]) / 100)
-    assert study.default_attacks(name)[-1] == "aa" and study.default_attacks("mu") == ("clean", "pgd20")
+    assert studies.default_attacks(name)[-1] == "aa" and studies.default_attacks("mu") == ("clean", "pgd20")
 
 
 def test_recipes_that_flags_make_the_same_are_refused(no_data):
     bases = [dataclasses.replace(recipes.get(f"resnet18-{d}"), dataset="cifar10") for d in ("cifar10", "cifar100")]
     with pytest.raises(InputError, match="resnet18-cifar10 and resnet18-cifar100 are the same under these flags"):
-        study.members("table1", bases, ["clean"], StudyOptions(seeds=1))
+        members_of("table1", bases, ["clean"], StudyOptions(seeds=1))
 
 
 def test_a_members_command_is_the_one_that_its_card_tells(monkeypatch):
-    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: False)
-    config = dataclasses.replace(study.STUDIES["mu"](DIGITS)["nmse-piat-mu3"], seed=2, epochs=7)
-    words = study.next_command(member("m", config), ["clean"], StudyOptions(track_test=True))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = dataclasses.replace(studies.STUDIES["mu"](DIGITS)["nmse-piat-mu3"], seed=2, epochs=7)
+    words = next_command(member("m", config), ["clean"], StudyOptions(track_test=True))
     assert words[:4] == [sys.executable, "-m", "piat_hub", "train"]
     assert words[4:] == [
         *("digits", "--epochs", "7", "--seed", "2", "--method.mu", "3.0", "--output", "out/m", "--threads", "1"),
         "--track-test",
     ]
-    assert set(card.command(config).split()[3:]) < set(words)
+    assert set(command(config).split()[3:]) < set(words)
 
 
 def test_another_run_in_a_members_place_is_refused_before_anything_runs(small_digits):
@@ -110,26 +120,27 @@ def test_another_run_in_a_members_place_is_refused_before_anything_runs(small_di
     model, directory = piat_hub.create_model("cifar_resnet8", in_chans=1), Path("out/nmse-none-0")
     directory.mkdir(parents=True)
     about = {"label_names": [str(k) for k in range(10)], "input_size": (1, 8, 8)}
-    hub.save_config(model, directory, config=small_digits(interpolation=law), **about)
+    save_config(model, directory, config=small_digits(interpolation=law), **about)
     with pytest.raises(InputError, match=r"out/nmse-none-0 holds another run \(.*--epochs.*name another --output"):
-        study.members("lambda", [DIGITS], ["clean"], StudyOptions(output="out"))
+        members_of("lambda", [DIGITS], ["clean"], StudyOptions(output="out"))
     with pytest.raises(InputError, match="unknown study 'lamda' .did you mean 'lambda'"):
-        study.members("lamda", [DIGITS], ["clean"], StudyOptions())
+        members_of("lamda", [DIGITS], ["clean"], StudyOptions())
     with pytest.raises(InputError, match="unknown attack 'pgd2o'"):
-        study.members("mu", [DIGITS], ["clean", "pgd2o"], StudyOptions())
+        members_of("mu", [DIGITS], ["clean", "pgd2o"], StudyOptions())
     with pytest.raises(InputError, match="n=401 is larger than the split of digits"):
-        study.members("mu", [DIGITS], ["clean"], StudyOptions(n=401))
+        members_of("mu", [DIGITS], ["clean"], StudyOptions(n=401))
 
 
 def test_a_sweep_runs_several_at_a_time_each_on_its_own_gpu(monkeypatch):
     script = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], time.monotonic()); time.sleep(1.5); "
     script += "print(time.monotonic())"
-    monkeypatch.setattr(study, "devices", lambda: ["3", "5"])
+    monkeypatch.setattr("piat_hub.study.sweep.devices", lambda: ["3", "5"])
     monkeypatch.setattr(
-        study, "next_command", lambda m, *_: None if m.log.exists() else [sys.executable, "-u", "-c", script]
+        "piat_hub.study.sweep.next_command",
+        lambda m, *_: None if m.log.exists() else [sys.executable, "-u", "-c", script],
     )
     members = [member(f"m{k}") for k in range(4)]
-    done = [event for event in study.sweep(members, ["clean"], StudyOptions(jobs=2)) if event]
+    done = [event for event in run_members(members, ["clean"], StudyOptions(jobs=2)) if event]
     assert sorted(d.member.directory.name for d in done) == ["m0", "m1", "m2", "m3"] and not any(d.failed for d in done)
     spans = {m.directory.name: m.log.read_text().split() for m in members}
     assert sorted(gpu for gpu, *_ in spans.values()) == ["3", "3", "5", "5"]
@@ -140,31 +151,30 @@ def test_a_sweep_runs_several_at_a_time_each_on_its_own_gpu(monkeypatch):
 
 def test_a_member_that_fails_is_told_and_the_others_go_on(monkeypatch):
     monkeypatch.setattr(
-        study,
-        "next_command",
+        "piat_hub.study.sweep.next_command",
         lambda m, *_: None if m.log.exists() else says(f"first\nlast of {m.directory.name}", m.directory.name == "m1"),
     )
-    done = [event for event in study.sweep([member(f"m{k}") for k in range(3)], ["clean"], StudyOptions()) if event]
+    done = [event for event in run_members([member(f"m{k}") for k in range(3)], ["clean"], StudyOptions()) if event]
     assert {d.member.directory.name: d.failed for d in done} == {"m0": "", "m1": "last of m1", "m2": ""}
 
 
 def test_a_command_that_changes_nothing_is_not_run_for_ever(monkeypatch):
-    monkeypatch.setattr(study, "next_command", lambda *_: says("all is well"))
-    (done,) = [event for event in study.sweep([member("m0")], ["clean"], StudyOptions()) if event]
+    monkeypatch.setattr("piat_hub.study.sweep.next_command", lambda *_: says("all is well"))
+    (done,) = [event for event in run_members([member("m0")], ["clean"], StudyOptions()) if event]
     assert done.failed == "its command came to its end and left it undone: all is well"
 
 
 def test_unusable_input_ends_the_sweep(monkeypatch):
-    monkeypatch.setattr(study, "next_command", lambda *_: says("piat train: error: no such data", 2))
+    monkeypatch.setattr("piat_hub.study.sweep.next_command", lambda *_: says("piat train: error: no such data", 2))
     with pytest.raises(InputError, match="no such data .all of it: out/m0.log"):
-        list(study.sweep([member("m0"), member("m1")], ["clean"], StudyOptions()))
+        list(run_members([member("m0"), member("m1")], ["clean"], StudyOptions()))
     assert not member("m1").log.exists()
 
 
 def test_closing_a_sweep_stops_its_processes(monkeypatch):
     script = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-    monkeypatch.setattr(study, "next_command", lambda *_: [sys.executable, "-c", script])
-    events = study.sweep([member("m0")], ["clean"], StudyOptions())
+    monkeypatch.setattr("piat_hub.study.sweep.next_command", lambda *_: [sys.executable, "-c", script])
+    events = run_members([member("m0")], ["clean"], StudyOptions())
     while not (member("m0").log.exists() and member("m0").log.read_text().strip()):
         next(events)
     events.close()
@@ -174,11 +184,13 @@ def test_closing_a_sweep_stops_its_processes(monkeypatch):
 
 def test_no_two_processes_work_on_a_member_also_when_their_parent_is_gone(monkeypatch):
     script = "import time; time.sleep(3); print('done')"
-    first = study.start(member("m0"), [sys.executable, "-c", script], "")
-    assert study.start(member("m0"), says("never"), "") is None
-    monkeypatch.setattr(study, "next_command", lambda m, *_: None if "done" in m.log.read_text() else says("too early"))
-    events = [event for event in study.sweep([member("m0")], ["clean"], StudyOptions()) if event]
-    assert [type(event) for event in events] == [study.Busy, study.Done]
+    first = start_command(member("m0"), [sys.executable, "-c", script], "")
+    assert start_command(member("m0"), says("never"), "") is None
+    monkeypatch.setattr(
+        "piat_hub.study.sweep.next_command", lambda m, *_: None if "done" in m.log.read_text() else says("too early")
+    )
+    events = [event for event in run_members([member("m0")], ["clean"], StudyOptions()) if event]
+    assert [type(event) for event in events] == [Busy, Done]
     assert first.wait() == 0 and member("m0").log.read_text() == "done\n"
 
 
@@ -190,17 +202,17 @@ def test_a_file_system_without_locks_is_told_of(monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(OSError, match="not implemented"):
-        study.start(member("m0"), says("never"), "")
+        start_command(member("m0"), says("never"), "")
 
 
 def test_a_member_killed_between_its_metrics_and_its_weights_is_not_done(small_digits, do_train):
     config = small_digits(epochs=2)
     do_train(config, "out/m")
-    one = study.Member(Path("out/m"), config, 20)
+    one = Member(Path("out/m"), config, 20)
     assert one.epochs == 2 and not one.trained  # the command line writes the card last
-    assert "--resume" in study.next_command(one, ["clean"], StudyOptions())
+    assert "--resume" in next_command(one, ["clean"], StudyOptions())
     card.write(one.directory)
-    assert study.next_command(one, ["clean"], StudyOptions())[3] == "evaluate"
+    assert next_command(one, ["clean"], StudyOptions())[3] == "evaluate"
 
 
 @pytest.fixture
@@ -212,29 +224,29 @@ def measured(small_digits, do_train, do_evaluate):
             for seed in (0, 1):
                 law = dataclasses.replace(DIGITS.interpolation, kind=kind)
                 config = small_digits(epochs=2, clean_epochs=0, train_size=64, seed=seed, interpolation=law)
-                found.append(study.Member(Path(f"m/{kind}-{seed}").absolute(), config, 40))
+                found.append(Member(Path(f"m/{kind}-{seed}").absolute(), config, 40))
                 do_train(config, found[-1].directory)
                 do_evaluate(found[-1].directory, "pgd2", n=40)
         MADE.extend(found)
     return MADE
 
 
-MADE: list[study.Member] = []
+MADE: list[Member] = []
 
 
 def test_rows_are_what_the_runs_say(measured):
-    first, second = study.rows("lambda", measured, ["clean", "pgd2"])
+    first, second = table_rows("lambda", measured, ["clean", "pgd2"])
     assert (first["label"], second["label"], first["seeds"]) == ("NMSE", "PIAT+NMSE", [0, 1])
-    each = [[records.read(m.directory).figures("pgd2")["accuracy"] for m in measured[k : k + 2]] for k in (0, 2)]
+    each = [[read_run(m.directory).figures("pgd2")["accuracy"] for m in measured[k : k + 2]] for k in (0, 2)]
     assert [first["pgd2"]["each"], second["pgd2"]["each"]] == each and first["pgd2"]["n"] == 40
     assert first["pgd2"]["mean"] == pytest.approx(sum(each[0]) / 2) and first["gain"] is None
-    assert second["gain"] == records.mean_interval([b - a for a, b in zip(*each, strict=True)])
+    assert second["gain"] == mean_interval([b - a for a, b in zip(*each, strict=True)])
     assert first["paper"] == {} == second["paper"]
 
 
 def test_a_row_is_compared_with_the_same_without_interpolation_or_its_methods_first():
     def group(config):
-        return [records.Run(Path("r"), config, [], {})]
+        return [made_run("r", config)]
 
     for name, expected in (
         ("methods", {"trades-piat": "trades-none", "trades-none": "trades-none"}),
@@ -242,32 +254,32 @@ def test_a_row_is_compared_with_the_same_without_interpolation_or_its_methods_fi
         ("mu", {"nmse-piat": "nmse-piat-mu3"}),
         ("table1", {"pgd_at-piat": "pgd_at-none", "nmse-piat": "nmse-piat"}),
     ):
-        groups = {key: group(config) for key, config in study.STUDIES[name](DIGITS).items()}
+        groups = {key: group(config) for key, config in studies.STUDIES[name](DIGITS).items()}
         for key, other in expected.items():
-            assert study.reference(groups[key], list(groups.values())) is groups[other]
+            assert reference(groups[key], list(groups.values())) is groups[other]
 
 
 def test_rows_of_the_papers_data_have_its_numbers(measured, monkeypatch):
     real = dataclasses.replace(recipes.get("resnet18-cifar10"), seed=0)
-    read = records.read
+    read = read_run
 
     def pretend(directory):
         found = read(directory)
         return dataclasses.replace(found, config=dataclasses.replace(real, interpolation=found.config.interpolation))
 
-    monkeypatch.setattr(records, "read", pretend)
-    rows = study.rows("table3", [measured[0], measured[2]], ["clean", "pgd2"])
+    monkeypatch.setattr("piat_hub.study.table.read_run", pretend)
+    rows = table_rows("table3", [measured[0], measured[2]], ["clean", "pgd2"])
     assert rows[1]["paper"] == pytest.approx({"clean": 0.8076, "pgd20": 0.5355, "aa": 0.4870})
     assert rows[0]["paper"]["aa"] == pytest.approx(0.466)
-    text = study.markdown("table3", rows, ["clean", "pgd2"], {})
+    text = table_text("table3", rows, ["clean", "pgd2"], {})
     assert "80.76" in text and "The paper's Table 3" not in text
 
 
 def test_members_that_failed_are_named_under_the_table(measured):
-    lost = [study.Done(measured[2], "the loss is nan at epoch 1, step 2 of 4")]
-    rows = study.rows("lambda", measured, ["clean", "pgd2"], lost)
+    lost = [Done(measured[2], "the loss is nan at epoch 1, step 2 of 4")]
+    rows = table_rows("lambda", measured, ["clean", "pgd2"], lost)
     assert [row["seeds"] for row in rows] == [[0, 1], [1]] and rows[1]["gain"] is None
-    path = study.write(Path("out"), "lambda", rows, ["clean", "pgd2"], lost)
+    path = write_table(Path("out"), "lambda", rows, ["clean", "pgd2"], lost)
     text = path.read_text()
     assert "Failed, and in no row:\n\n- piat-0: the loss is nan" in text
     assert "over seeds (Student's t), of one model (Wilson) where there is one" in text
@@ -276,23 +288,23 @@ def test_members_that_failed_are_named_under_the_table(measured):
 
 def row(label, seeds, published=None, **attacks):
     found = {a: {"each": [v] * seeds, "n": 400, "mean": v, "low": v - 0.1, "high": v + 0.1} for a, v in attacks.items()}
-    curves = {name: [0.01, 0.03] for name in records.CURVES}
+    curves = {name: [0.01, 0.03] for name in CURVES}
     return {"label": label, "seeds": list(range(seeds)), "paper": published or {}, "gain": None} | found | curves
 
 
 def test_the_table_has_the_papers_numbers_beside_ours_or_below_never_mixed():
     ours = [row("PIAT", 2, clean=0.8, aa=0.45)]
-    apart = study.markdown("table1", ours, ["clean", "aa"], {})
+    apart = table_text("table1", ours, ["clean", "aa"], {})
     above, below = apart.split("The paper's Table 1")
     assert "| PIAT | 2       | 80.00 [70.00, 90.00] | 45.00 [35.00, 55.00] |" in above and "47.08" not in above
     assert "no row above can be compared with one below" in below and "47.08" in below and "80.00" not in below
     mixed = [row("PIAT", 2, {"clean": 0.7908, "aa": 0.4708}, clean=0.8, aa=0.45)]
-    mixed = study.markdown("table1", mixed, ["clean", "aa"], {})
+    mixed = table_text("table1", mixed, ["clean", "aa"], {})
     assert "The paper's Table" not in mixed and "| paper's   |" in mixed and "79.08" in mixed and "47.08" in mixed
     assert "2.00" in mixed  # the mean of the curves' figures, in points
-    assert "The paper's" not in study.markdown("mu", ours, ["clean", "aa"], {})
+    assert "The paper's" not in table_text("mu", ours, ["clean", "aa"], {})
     gains = [row("NMSE", 3, pgd20=0.8), row("PIAT+NMSE", 3, pgd20=0.78) | {"gain": (-0.02, -0.03, -0.01)}]
-    text = study.markdown("lambda", gains, ["pgd20"], {})
+    text = table_text("lambda", gains, ["pgd20"], {})
     assert "| PGD-20 minus the reference's, points   |" in text and "-2.00 [-3.00, -1.00]" in text
 
 
@@ -314,7 +326,7 @@ def test_a_killed_sweep_goes_on_and_ends_in_a_table(capsys):
     assert "| ALP" in shown and "| NMSE" in shown and "The paper's Table 5" in shown and "lambda" not in shown
     rows = json.loads((home / "table5.json").read_text())["rows"]
     for name, line in zip(("alp-none-0", "nmse-none-0"), rows, strict=True):
-        run = records.read(home / name)
+        run = read_run(home / name)
         assert [m["epoch"] for m in run.metrics] == [1, 2] and line["pgd2"]["n"] == 20
         assert line["pgd2"]["each"] == [run.figures("pgd2")["accuracy"]]
     before = {p: p.stat().st_mtime_ns for p in home.glob(f"*/{WEIGHTS['last']}")}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from piat_hub import tensors
 from piat_hub.config import InputError
+from piat_hub.records import tensors
 
 SOME = {
     "a": torch.arange(6.0).view(2, 3),

@@ -7,9 +7,10 @@ import torch
 from timm.layers import BatchNormAct2d, create_conv2d
 from torch import nn
 
-from piat_hub import backbones, create_model
+from piat_hub import create_model
 from piat_hub.attacks import Twin
 from piat_hub.attacks.twin import followers
+from piat_hub.backbones import cifar
 
 NORMS_THAT_STAY = {"cifar_resnet8": 0, "wide": 3, "mobilenetv3_small_050": 0}  # those that take a sum
 
@@ -29,7 +30,7 @@ def small(name):
     if name == "wide":
         shape = {"layers": [1, 1, 1], "channels": (8, 16, 32), "basic": True, "preact": True, "bottle_ratio": 1.0}
         shape |= {"norm_layer": BatchNormAct2d, "conv_layer": create_conv2d, "num_classes": 4}
-        return uneven(backbones.CifarWideResNet(**shape)).double()
+        return uneven(cifar.CifarWideResNet(**shape)).double()
     size = {} if name.startswith("cifar") else {"img_size": 32}
     return uneven(create_model(name, num_classes=4, **size)).double()
 

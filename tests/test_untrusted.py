@@ -15,9 +15,9 @@ import timm
 import torch
 
 import piat_hub
-from piat_hub import hub, recipes, untrusted
-from piat_hub.config import InputError, to_dict
-from piat_hub.files import read_json
+from piat_hub.config import InputError, recipes, to_dict
+from piat_hub.hub.save import save_pretrained
+from piat_hub.records.files import read_json
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def stranger(tmp_path):
 
     def make(**changes):
         model = piat_hub.create_model("cifar_resnet8", num_classes=10, in_chans=1)
-        hub.save_pretrained(model, tmp_path / "m", input_size=(1, 8, 8))
+        save_pretrained(model, tmp_path / "m", input_size=(1, 8, 8))
         config = read_json(tmp_path / "m/config.json")
         for key, value in changes.items():
             config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
@@ -118,7 +118,7 @@ def test_what_is_not_ours_to_take_is_left_out(stranger):
 def test_buffers_that_no_file_holds_are_counted_too(stranger, monkeypatch):
     """Attention masks and the like are computed when a model is built: here a model that is larger than its weights."""
     directory = stranger()
-    monkeypatch.setattr(untrusted, "SPARE", -(2**30))
+    monkeypatch.setattr("piat_hub.hub.untrusted.SPARE", -(2**30))
     with pytest.raises(InputError, match="far more than its weights"):
         piat_hub.from_pretrained(directory)
 
@@ -198,7 +198,7 @@ def test_our_names_shadow_none_of_timms():
 def test_building_twice_changes_no_bit(name, tmp_path):
     sized = {} if name.startswith("cifar") else {"img_size": 32}
     model = piat_hub.create_model(name, **sized).eval()
-    hub.save_pretrained(model, tmp_path / "m", input_size=(3, 32, 32))
+    save_pretrained(model, tmp_path / "m", input_size=(3, 32, 32))
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(piat_hub.from_pretrained(tmp_path / "m")(x), model(x))
 

@@ -11,11 +11,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from piat_hub import config, data, engine, evaluation, methods, recipes, results, state
+from piat_hub import config, data, methods
 from piat_hub.attacks import pgd
 from piat_hub.backbones import create_model
-from piat_hub.config import Diverged
-from piat_hub.interpolation import EMA, SWA, ParameterInterpolation
+from piat_hub.config import Diverged, recipes
+from piat_hub.evaluation.loop import Processes, measure
+from piat_hub.records import results
+from piat_hub.training import engine, state
+from piat_hub.training.averages import EMA, SWA
+from piat_hub.training.interpolation import ParameterInterpolation
 
 
 def plain_model():
@@ -45,7 +49,7 @@ def first_gradient(accelerator, model, method, **changes):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
     prepared, optimizer = engine.prepare(model, optimizer, accelerator)
-    next(engine.train(prepared, method, same_start, split, optimizer, accelerator, config))
+    next(engine.train(engine.Parts(config, accelerator, prepared, optimizer, method, same_start, split)))
     bare = accelerator.unwrap_model(prepared)
     return [(b - p.detach()) / 0.1 for b, p in zip(before, bare.parameters(), strict=True)]
 
@@ -66,19 +70,9 @@ def ranks_stay_equal(accelerator, method, **changes):
     attack = partial(pgd, eps=0.15, step_size=0.0375, steps=2)
     ema = EMA(bare, 0.9)
     equal, moved = [], digest(bare)
-    events = engine.train(
-        model,
-        method,
-        attack,
-        split,
-        optimizer,
-        accelerator,
-        settings(**changes),
-        interpolation=ParameterInterpolation(bare),
-        ema=ema,
-        swa=SWA(ema.copy, 1),
-    )
-    for event in events:
+    sides = {"interpolation": ParameterInterpolation(bare), "ema": ema, "swa": SWA(ema.copy, 1)}
+    parts = engine.Parts(settings(**changes), accelerator, model, optimizer, method, attack, split, **sides)
+    for event in engine.train(parts):
         mine = digest(bare)
         both = accelerator.gather(torch.cat([mine, digest(ema.copy)])[None])
         equal.append([type(event).__name__, bool(torch.equal(both[0], both[1])), bool((mine != moved).any())])
@@ -111,7 +105,7 @@ def stop_at_a_nan_of_one_rank(accelerator):
     split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
     said = "nothing"
     try:
-        list(engine.train(prepared, method, same_start, split, optimizer, accelerator, settings()))
+        list(engine.train(engine.Parts(settings(), accelerator, prepared, optimizer, method, same_start, split)))
     except Diverged as error:
         said = str(error)
     weights = accelerator.gather(digest(engine.unwrap(prepared, accelerator))[None])
@@ -121,13 +115,13 @@ def stop_at_a_nan_of_one_rank(accelerator):
 def verdicts(accelerator):
     """What evaluation finds, shared by the processes that there are: the attacks' verdicts, and how far they got alone."""
     least = lambda t: accelerator.gather(t[None]).amin(0)  # noqa: E731
-    processes = evaluation.Processes(accelerator.process_index, accelerator.num_processes, least)
+    processes = Processes(accelerator.process_index, accelerator.num_processes, least)
     split = data.load("digits", "test").first(100)
     torch.manual_seed(1)
     model = create_model("cifar_resnet8", in_chans=1).eval()
     split = dataclasses.replace(split, labels=model(data.to_unit(split.images)).argmax(1))  # all correct when clean
     found = results.Results.of(split, config.ThreatModel("Linf", 0.02))
-    for _ in evaluation.measure(model, split, ["pgd2", "mim3"], found, batch_size=9, processes=processes):
+    for _ in measure(model, split, ["pgd2", "mim3"], found, batch_size=9, processes=processes):
         pass
     return {name: v.tolist() for name, v in found.verdicts.items()}
 

@@ -37,7 +37,7 @@ import torchvision  # noqa: E402
 from hub_server import serve  # noqa: E402
 from robustbench.utils import load_model  # noqa: E402
 
-from piat_hub import leaderboard  # noqa: E402
+from piat_hub.leaderboard import submission as leaderboard  # noqa: E402
 
 IMAGES = 8
 

@@ -1,0 +1,205 @@
+"""timm backbones for small images, registered with timm under names of their own.
+
+Every backbone takes images in [0, 1], without normalisation; weights trained behind one give its `mean` and `std`, one
+number a channel, which become a layer before the first convolution. The classes are timm's own with the ImageNet stem
+(7x7, stride 2, max-pool) replaced by a 3x3 convolution of stride 1, as is usual for 32x32 images. `layers` and
+`channels`, one number a stage, make other depths and widths.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d, create_conv2d
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnetv2 import PreActBasic, ResNetV2
+from torch import Tensor, nn
+
+from piat_hub.backbones import small_image
+from piat_hub.config import InputError
+from piat_hub.records import published
+
+
+class CifarResNet(ResNet):
+    """He et al. 2016's residual network for 32x32 images: 3x3 stem of `stem_chs` channels, no max-pool, stride 1."""
+
+    def __init__(
+        self,
+        *args: Any,
+        in_chans: int = 3,
+        stem_chs: int = 64,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        **kwargs: Any,
+    ) -> None:
+        # timm derives the stem's width from a "deep" stem only; that stem is then replaced by the 3x3 one
+        super().__init__(
+            *args, in_chans=in_chans, stem_type="deep", stem_width=stem_chs // 2, zero_init_last=False, **kwargs
+        )
+        self.conv1 = _first_conv(in_chans, stem_chs, mean, std)
+        self.maxpool = nn.Identity()
+        if not hasattr(self, "layer4"):
+            self.layer4 = nn.Sequential()  # three stages; timm's forward calls four
+        if mean:
+            self._traits = {"first_conv": "conv1.conv"}
+        small_image.divide_reductions(self)
+
+
+class CifarPreActResNet(ResNetV2):
+    """He et al. 2016's pre-activation residual network for 32x32 images: 3x3 stem of `stem_chs` channels, no max-pool.
+
+    final_norm: BatchNorm and ReLU between the last block and the pooling. raw_shortcut: a block's projection takes what
+    enters the block, not that after the block's first BatchNorm and ReLU. Others' checkpoints differ in both.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        in_chans: int = 3,
+        stem_chs: int = 64,
+        final_norm: bool = True,
+        raw_shortcut: bool = False,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, in_chans=in_chans, stem_chs=stem_chs, **kwargs)
+        self.stem = nn.Sequential(OrderedDict(conv=_first_conv(in_chans, stem_chs, mean, std)))
+        if not final_norm:
+            self.norm = nn.Identity()
+        if raw_shortcut:
+            for block in self.modules():
+                if isinstance(block, PreActBasic) and block.downsample is not None:
+                    block.__class__ = RawShortcut
+        if mean:
+            self._traits = {"first_conv": "stem.conv.conv"}
+        small_image.divide_reductions(self)
+
+
+class CifarWideResNet(CifarPreActResNet):
+    """Zagoruyko & Komodakis 2016's wide residual network: pre-activation, three stages after a stem of 16 channels."""
+
+    def __init__(self, *args: Any, stem_chs: int = 16, **kwargs: Any) -> None:
+        super().__init__(*args, stem_chs=stem_chs, **kwargs)
+
+
+class RawShortcut(PreActBasic):
+    """timm's basic block, but for what its projection takes; timm chooses the class of its blocks by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.conv2(self.norm2(self.conv1(self.norm1(x))))
+        return self.drop_path(residual) + self.downsample(x)
+
+
+def _first_conv(in_chans: int, out_chans: int, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """3x3, of stride 1; with mean and std behind their normalisation. InputError unless they fit the channels."""
+    conv = nn.Conv2d(in_chans, out_chans, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if not mean and not std:
+        return conv
+    if len(mean) != in_chans or len(std) != in_chans or not all(s > 0 for s in std):
+        raise InputError(
+            f"mean {mean} and std {std} must be {in_chans} numbers each, std above 0; give one per channel"
+        )
+    return small_image.normalized(conv, torch.tensor(mean).float(), torch.tensor(std).float())
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "input_size": (3, 32, 32),
+        "num_classes": 10,
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        **kwargs,
+    }
+
+
+_RESNET = {"first_conv": "conv1", "classifier": "fc"}
+
+
+_PREACT = {"first_conv": "stem.conv", "classifier": "head.fc"}
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "cifar_resnet8.untrained": _cfg(**_RESNET),
+        "cifar_resnet18.untrained": _cfg(**_RESNET),
+        "cifar_resnet20.untrained": _cfg(**_RESNET),
+        "cifar_preact_resnet18.untrained": _cfg(**_PREACT),
+        "cifar_wrn_28_10.untrained": _cfg(**_PREACT),
+        "cifar_wrn_32_10.untrained": _cfg(**_PREACT),
+    }
+    | {
+        name: _cfg(**(_RESNET if name.startswith("cifar_resnet") else _PREACT), **where)
+        for name, where in published.timm_configs().items()
+    }
+)
+
+
+def _resnet(variant: str, pretrained: bool, layers: list[int], width: int, kwargs: dict[str, Any]) -> nn.Module:
+    shape = {"layers": layers, "channels": _doubling(width, layers), "stem_chs": width} | kwargs
+    return build_model_with_cfg(
+        CifarResNet, variant, pretrained, feature_cfg=_features(shape), block=BasicBlock, **shape
+    )
+
+
+def _preact(
+    cls: type[nn.Module], variant: str, pretrained: bool, layers: list[int], width: int, kwargs: dict[str, Any]
+) -> nn.Module:
+    shape = {"layers": layers, "channels": _doubling(width, layers)} | kwargs
+    block = {"basic": True, "preact": True, "bottle_ratio": 1.0}
+    block |= {"norm_layer": BatchNormAct2d, "conv_layer": create_conv2d}
+    features = _features(shape) | {"flatten_sequential": True}
+    return build_model_with_cfg(cls, variant, pretrained, feature_cfg=features, **block, **shape)
+
+
+def _doubling(width: int, layers: list[int]) -> tuple[int, ...]:
+    return tuple(width * 2**stage for stage in range(len(layers)))
+
+
+def _features(shape: dict[str, Any]) -> dict[str, Any]:
+    """What features_only=True gives: the stem's and each stage's."""
+    return {"out_indices": tuple(range(len(shape["layers"]) + 1))}
+
+
+@register_model
+def cifar_resnet8(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Three basic blocks of 16, 32 and 64 channels (He et al. 2016, Sec. 4.2, n = 1): for 8x8 digits and tests."""
+    return _resnet("cifar_resnet8", pretrained, [1, 1, 1], 16, kwargs)
+
+
+@register_model
+def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-20 (He et al. 2016, Sec. 4.2, n = 3), with 1x1 convolutions in the two widening shortcuts."""
+    return _resnet("cifar_resnet20", pretrained, [3, 3, 3], 16, kwargs)
+
+
+@register_model
+def cifar_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 with a CIFAR stem, the paper's: 11,173,962 parameters at 10 classes."""
+    return _resnet("cifar_resnet18", pretrained, [2, 2, 2, 2], 64, kwargs)
+
+
+@register_model
+def cifar_preact_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """PreActResNet-18 with a CIFAR stem: 11,172,170 parameters at 10 classes, 1,024 of them the final norm's."""
+    return _preact(CifarPreActResNet, "cifar_preact_resnet18", pretrained, [2, 2, 2, 2], 64, kwargs)
+
+
+@register_model
+def cifar_wrn_28_10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """WRN-28-10 (Madry's count: 26): 4 blocks a stage, 36,479,194 parameters at 10 classes."""
+    return _preact(CifarWideResNet, "cifar_wrn_28_10", pretrained, [4, 4, 4], 160, kwargs)
+
+
+@register_model
+def cifar_wrn_32_10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """WRN-32-10 as Madry counts (others say WRN-34-10): 5 blocks a stage, 46,160,474 parameters at 10 classes."""
+    return _preact(CifarWideResNet, "cifar_wrn_32_10", pretrained, [5, 5, 5], 160, kwargs)

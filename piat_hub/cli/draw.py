@@ -1,0 +1,99 @@
+"""`piat figures` and `piat report`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from piat_hub.cli.flags import Parser
+from piat_hub.config import InputError, RunOptions
+from piat_hub.figures import NAMES
+from piat_hub.records.files import check_output
+
+if TYPE_CHECKING:
+    from piat_hub.figures.gallery import Drawn
+    from piat_hub.records.rundir import RunDirectory
+
+
+def figures(argv: Sequence[str], prog: str) -> None:
+    """`piat figures RUN…`: draw what the runs recorded, as SVG and PNG."""
+    parser = Parser(prog=prog, description="Draw every figure that these runs allow, as SVG and PNG.")
+    given, runs = _read(parser, argv, "figures", "the directory to write to", check_output)
+
+    from piat_hub.figures.style import save
+    from piat_hub.records.groups import benchmarks
+
+    output, several = Path(given.output), len(benchmarks(runs)) > 1
+    output.mkdir(parents=True, exist_ok=True)
+    for place, drawn in _gallery(runs, given):
+        if drawn.figure is None:
+            print(f"{drawn.name}: not drawn: {drawn.why}")
+            continue
+        where = output / re.sub(r"[^\w.-]+", "-", place) if several else output
+        where.mkdir(exist_ok=True)
+        for suffix in ("svg", "png"):
+            save(drawn.figure, where / f"{drawn.name}.{suffix}")
+        print(f"{where / drawn.name}.svg, .png")
+
+
+def report(argv: Sequence[str], prog: str) -> None:
+    """`piat report RUN…`: one self-contained page of tables, figures and checks."""
+    parser = Parser(prog=prog, description="Write one self-contained HTML page about these runs.")
+
+    def check(output: Path) -> None:
+        check_output(output.parent)
+        if output.is_dir():
+            raise InputError(f"{output} is a directory; name a file with --output")
+
+    given, runs = _read(parser, argv, "report.html", "the file to write", check)
+
+    from piat_hub.figures import report as page
+
+    output, drawn = Path(given.output), dict[str, list[Any]]()
+    for place, one in _gallery(runs, given):
+        drawn.setdefault(place, []).append(one)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    page.write(output, runs, drawn)
+    print(f"report   {output}")
+
+
+def _read(
+    parser: Parser, argv: Sequence[str], default: str, what: str, check: Callable[[Path], None]
+) -> tuple[argparse.Namespace, list[RunDirectory]]:
+    """What figures and report share: their flags, the output once it is checked, and the runs, read."""
+    runs_help = "run directories; one or two of a kind also give landscape and images"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=runs_help)
+    parser.add_argument("--output", default=default, help=f"{what} (default: {default})")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="leave out other figures")
+    filterwise = "scale the landscape's directions filter by filter (Li et al. 2018)"
+    parser.add_argument("--filterwise", action="store_true", help=filterwise)
+    parser.add_argument("--dataset", help="where the test images lie (default: the data the model was trained for)")
+    parser.add_argument("--threads", type=int, default=argparse.SUPPRESS, help="CPU threads (default: all cores)")
+    given = parser.parse_all(argv)
+    check(Path(given.output))
+    threads = RunOptions(threads=vars(given).get("threads")).threads  # or InputError
+
+    from piat_hub.machine import set_threads
+    from piat_hub.records.groups import read_run
+
+    set_threads(threads)
+    once = {Path(one).resolve(): one for one in reversed(given.runs)}  # a run named twice is one run
+    return given, [read_run(one) for one in reversed(once.values())]
+
+
+def _gallery(runs: Sequence[RunDirectory], given: argparse.Namespace) -> Iterator[tuple[str, Drawn]]:
+    """(benchmark, figure) as they are drawn, with a bar while a landscape is measured."""
+    from tqdm import tqdm
+
+    from piat_hub.figures import gallery
+    from piat_hub.records.groups import benchmarks
+
+    with tqdm(unit="point", desc="landscape", disable=None) as bar:
+        options = {"filterwise": given.filterwise, "dataset": given.dataset, "on_point": bar.update}
+        for name, group in benchmarks(runs).items():
+            bar.total = gallery.SETTINGS["points"] ** 2 * len(group)
+            for drawn in gallery.draw(group, given.only, **options):
+                yield name, drawn

@@ -1,0 +1,89 @@
+"""argv from dataclasses: every field a flag, every error one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from piat_hub.config import InputError, choices, nearest, number, scalar_type, show
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line with the nearest known flag."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """InputError in place of argparse's exit."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+    def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse, and refuse what is left over with the nearest flag's name."""
+        values, extra = self.parse_known_args(argv)
+        self.refuse_unknown(extra)
+        return values
+
+    def refuse_unknown(self, words: Sequence[str]) -> None:
+        """InputError for the first of these words, if there is one, with the nearest flag's name."""
+        if not words:
+            return
+        flag = words[0].split("=")[0]
+        family, dot, _ = flag.rpartition(".")  # of --method.FIELD
+        known = [name for name in self._option_string_actions if name.startswith(family + dot)]
+        there = (
+            f"; there is {', '.join(known)}" if dot and known else nearest(flag, known or self._option_string_actions)
+        )
+        raise InputError(f"unknown argument {flag!r}{there}; see {self.prog} --help")
+
+
+def add_fields(parser: Any, config: Any, prefix: str = "") -> None:
+    """A flag for every field of a dataclass instance, its values as defaults; nested dataclasses by their prefix.
+
+    parser: an argparse parser or group.
+    """
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        value, kind = getattr(config, f.name), scalar_type(hints[f.name])
+        if dataclasses.is_dataclass(value):
+            add_fields(parser, value, f.metadata.get("prefix", ""))
+            continue
+        flag = f.metadata.get("flag", "")
+        if flag is None:
+            continue
+        name = f"--{flag or prefix + f.name.replace('_', '-')}"
+        doc = f.metadata.get("doc", "") + (f" [{f.metadata['unit']}]" if f.metadata.get("unit") else "")
+        doc += "" if value in (None, "", ()) else f" (default: {show(f, value)})"
+        common: dict[str, Any] = {"dest": prefix + f.name, "default": argparse.SUPPRESS, "help": doc.replace("%", "%%")}
+        if kind is bool:
+            parser.add_argument(name, action=argparse.BooleanOptionalAction if value else "store_true", **common)
+            continue
+        if typing.get_origin(kind) is tuple:
+            kind, common = typing.get_args(kind)[0], common | {"nargs": "+"}
+        names = choices(hints[f.name])
+        metavar = "{" + ",".join(names) + "}" if names else kind.__name__.upper()
+        parser.add_argument(name, type=fraction if kind is float else kind, metavar=metavar, **common)
+
+
+def fraction(text: str) -> float:
+    """`number`, with its own message kept by argparse."""
+    try:
+        return number(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def with_flags(config: Any, given: dict[str, Any], prefix: str = "") -> Any:
+    """The dataclass with the flags that were given; nested ones likewise. Validates by construction."""
+    changes: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            changes[f.name] = with_flags(value, given, f.metadata.get("prefix", ""))
+        elif prefix + f.name in given:
+            found = given[prefix + f.name]
+            changes[f.name] = tuple(found) if isinstance(found, list) else found
+    return dataclasses.replace(config, **changes)

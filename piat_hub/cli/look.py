@@ -1,0 +1,93 @@
+"""Commands that look and change nothing: list, compare, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from piat_hub.cli.flags import Parser
+from piat_hub.config import InputError, recipes
+from piat_hub.records.files import WEIGHTS
+
+
+def list_known(argv: Sequence[str], prog: str) -> None:
+    """`piat list`: models with their robust accuracy, recipes, methods and backbones."""
+    description = "List trained models (published, and those in model_cards/), recipes, methods and backbones."
+    Parser(prog=prog, description=description).parse_all(argv)
+
+    import timm
+    from tabulate import tabulate
+
+    from piat_hub import methods
+    from piat_hub.hub.load import list_pretrained
+    from piat_hub.records.labels import percent
+
+    models = list_pretrained()
+    accuracies = ("clean_acc", "pgd20_acc", "aa_acc")
+    table = [
+        [m["model"], m["architecture"], m["dataset"], m["method"]]
+        + ["{norm} {eps}".format(**m["threat_model"]) if m["threat_model"] else "not measured"]
+        + [f"{percent(m[a])} of {m['n'][a.removesuffix('_acc')]}" if a in m else "" for a in accuracies]
+        for m in models
+        if "problem" not in m
+    ]
+    headers = ("model", "architecture", "data", "method", "threat model", "clean", "PGD-20", "AutoAttack")
+    print(
+        tabulate(table, headers, disable_numparse=True)
+        if table
+        else "no model is published yet, and none lies in model_cards/"
+    )
+    for m in models:
+        if "problem" in m:
+            print(f"{m['model']}: {m['problem']}")
+    print(f"\n{recipes.described()}")
+    print(
+        f"\nmethods: {', '.join(methods.names())}\nbackbones: {', '.join(timm.list_models('cifar_*'))}, and timm's own"
+    )
+
+
+def compare(argv: Sequence[str], prog: str) -> None:
+    """`piat compare A B`: pair two evaluated models on the same images."""
+    parser = Parser(prog=prog, description="Pair two evaluated directories image by image.")
+    parser.add_argument("a", metavar="A", help="a directory with results.json and verdicts.npz")
+    parser.add_argument("b", metavar="B", help="another, of the same images and threat model")
+    parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
+    given = parser.parse_all(argv)
+
+    from tabulate import tabulate
+
+    from piat_hub.records import results
+    from piat_hub.records.labels import attack_name, percent
+
+    table = [
+        [
+            attack_name(p.attack),
+            percent(p.accuracy_a),
+            percent(p.accuracy_b),
+            f"{100 * p.difference:+.2f}",
+            " to ".join(f"{100 * end:+.2f}" for end in p.ci95),
+            f"{p.only_a} / {p.only_b}",
+            f"{p.p_value:.3g}",
+        ]
+        for p in results.compare(Path(given.a), Path(given.b), given.checkpoint)
+    ]
+    headers = ["attack", "A", "B", "B - A, points", "95 % interval", "only A / only B stands", "McNemar's p"]
+    print(f"A {given.a}\nB {given.b}\n\n{tabulate(table, headers, disable_numparse=True)}")
+
+
+def predict(argv: Sequence[str], prog: str) -> None:
+    """`piat predict MODEL IMAGE…`: class names and probabilities."""
+    parser = Parser(prog=prog, description="Classify image files.")
+    parser.add_argument("model", metavar="MODEL", help="as in evaluate")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, resized to what the model takes")
+    parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
+    parser.add_argument("--top", type=int, default=3, help="classes to show (default: 3)")
+    given = parser.parse_all(argv)
+    if given.top < 1:
+        raise InputError(f"--top must be at least 1, got {given.top}; leave it out for the likeliest three")
+
+    from piat_hub.evaluation import model as models
+    from piat_hub.records.labels import percent
+
+    for image, classes in models.predict(given.model, given.images, given.checkpoint):
+        print(f"{image}: " + ", ".join(f"{name} {percent(p)}" for name, p in classes[: given.top]))

@@ -1,0 +1,113 @@
+"""Commands that bring a model to other people and back: card, push, export, import, robustbench."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from piat_hub.cli.flags import Parser, add_fields, fraction, with_flags
+from piat_hub.config import PushOptions
+from piat_hub.records.files import WEIGHTS
+
+
+def card(argv: Sequence[str], prog: str) -> None:
+    """`piat card RUN`: write the card anew from what is measured."""
+    parser = Parser(prog=prog, description="Write RUN/README.md from config.json and results.json.")
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+
+    given = parser.parse_all(argv)
+
+    from piat_hub.hub import card as cards
+
+    print(cards.write(Path(given.run)))
+
+
+def push(argv: Sequence[str], prog: str) -> None:
+    """`piat push RUN ORG/NAME`: publish a run on the Hub, in one commit."""
+    parser = Parser(prog=prog, description="Publish weights, card and results on the Hub.")
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("name", metavar="ORG/NAME", help="a model repository, made if there is none")
+    add_fields(parser, PushOptions())
+    given = vars(parser.parse_all(argv))
+    say_pushed(Path(given["run"]), given["name"], with_flags(PushOptions(), given))
+
+
+def say_pushed(run: Path, repo_id: str, options: PushOptions) -> None:
+    """Publish a run, and print where it went."""
+    from piat_hub.hub.push import push_to_hub
+
+    pushed = push_to_hub(run, repo_id, **dataclasses.asdict(options))
+    print(f"{'pushed ' if pushed.changed else 'nothing new at'} {pushed.url}")
+
+
+def export(argv: Sequence[str], prog: str) -> None:
+    """`piat export MODEL`: model.pt2 for torch alone, model.onnx."""
+    description = "Write the model for where there is no piat_hub: model.pt2 (torch.export) and model.onnx."
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument("model", metavar="MODEL", help="a run or model directory, or a Hub id")
+    formats = ["pt2", "onnx"]
+    parser.add_argument("--formats", nargs="+", choices=formats, default=formats)
+    parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
+    parser.add_argument("--output", help="the directory to write to (default: MODEL, where that is one)")
+    given = parser.parse_all(argv)
+
+    from piat_hub.hub import export as exports
+    from piat_hub.hub.load import from_pretrained
+    from piat_hub.records import files
+
+    directory = given.output or (given.model if Path(given.model).is_dir() else given.model.replace("/", "-"))
+    files.check_output(Path(directory))
+    model, name = from_pretrained(given.model, checkpoint=given.checkpoint), Path(WEIGHTS[given.checkpoint]).stem
+    for path in exports.export(model, Path(directory), given.formats, name):
+        print(path)
+
+
+def import_checkpoint(argv: Sequence[str], prog: str) -> None:
+    """`piat import FILE --layout LAYOUT`: another project's checkpoint as a model directory."""
+    description = "Convert a checkpoint of RobustBench's zoo to config.json and safetensors; only tensors are read."
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument("file", metavar="FILE", help="the checkpoint")
+    parser.add_argument(
+        "--layout", required=True, help="whose model it is: robustbench-wrn, …; an unknown name lists them"
+    )
+    numbers: dict[str, Any] = {"nargs": "+", "type": fraction, "default": (), "metavar": "FLOAT"}
+    parser.add_argument("--mean", help="of the normalisation that belongs to it, where the file lacks it", **numbers)
+    parser.add_argument("--std", help="the same, one number per channel", **numbers)
+    parser.add_argument("--output", help="the directory to write (default: runs/FILE's name)")
+    given = parser.parse_all(argv)
+
+    from piat_hub.hub import layouts
+    from piat_hub.records import files
+
+    output = Path(given.output or Path("runs") / Path(given.file).stem)
+    files.check_output(output)
+    print(layouts.import_checkpoint(given.file, given.layout, output, mean=tuple(given.mean), std=tuple(given.std)))
+
+
+def robustbench(argv: Sequence[str], prog: str) -> None:
+    """`piat robustbench RUN`: the files of a submission to RobustBench."""
+    description = "Check a run as RobustBench would, and write what a submission needs."
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument("run", metavar="RUN", help="a run directory with clean and aa measured on all test images")
+    parser.add_argument("--authors", required=True, help="of the paper: 'Kun He, Xin Liu'")
+    parser.add_argument("--venue", required=True, help="with its year: 'ICML 2023'")
+    parser.add_argument("--link", required=True, help="the paper's address")
+    parser.add_argument("--title", default=None, help="the paper's title (default: PIAT's)")
+    parser.add_argument("--model", metavar="ORG/NAME", help="the Hub repository that holds the weights")
+    parser.add_argument("--dataset", help="where the test images lie (default: the data the model was trained for)")
+    parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
+    parser.add_argument("--draft", action="store_true", help="write the files although RobustBench would refuse")
+    parser.add_argument("--output", help="the directory to write to (default: RUN/robustbench)")
+    given = parser.parse_all(argv)
+
+    from piat_hub.leaderboard import submission as leaderboard
+    from piat_hub.records import files
+
+    paper = leaderboard.Paper(given.authors, given.venue, given.link, given.title or leaderboard.TITLE)
+    output = Path(given.output or Path(given.run) / "robustbench")
+    files.check_output(output)
+    options = {"checkpoint": given.checkpoint, "draft": given.draft, "dataset": given.dataset, "repo_id": given.model}
+    for path in leaderboard.submit(given.run, paper, output, **options):
+        print(path)

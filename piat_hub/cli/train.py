@@ -1,0 +1,134 @@
+"""`piat train`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from piat_hub.cli.flags import Parser, add_fields, with_flags
+from piat_hub.cli.publish import say_pushed
+from piat_hub.cli.signals import GO_ON, Interrupted, noting_signals
+from piat_hub.config import InputError, RunOptions, TrainConfig, recipes
+from piat_hub.records.files import WEIGHTS
+
+
+def train(argv: Sequence[str], prog: str) -> None:
+    """`train.py [RECIPE] [flags]`."""
+    name = argv[0] if argv and not argv[0].startswith("-") else "digits"
+    config = recipes.get(name)
+    parser = _parser(prog, name, config)
+    known, rest = parser.parse_known_args(argv[argv[:1] == [name] :])
+    flags = [word for word in rest if word.startswith("--") and word != "--help"]
+    parser.refuse_unknown([flag for flag in flags if not flag.startswith("--method.")])
+
+    from piat_hub import methods  # torch is loaded only after the flags that need no method have been read
+
+    chosen = known.method if "method" in known else config.method
+    method: Any = methods.get(chosen)()
+    parser = _parser(prog, name, config, f"\n\nMethods: {', '.join(methods.names())}", add_help=True)
+    parser.add_argument("recipe", nargs="?", default="digits", metavar="RECIPE", help="its name (default: digits)")
+    add_fields(parser.add_argument_group(f"fields of method {chosen}"), method, "method.")
+    given = vars(parser.parse_all(argv))
+    if given["recipe"] != name:
+        raise InputError(f"the recipe comes first: {prog} {given['recipe']} …")
+    arguments = {k.removeprefix("method."): v for k, v in given.items() if k.startswith("method.")}
+    inherited = config.method_args if chosen == config.method else {}
+    config = with_flags(dataclasses.replace(config, method_args={**inherited, **arguments}), given)
+    run_training(config, with_flags(RunOptions(), given))
+
+
+def _parser(prog: str, name: str, config: TrainConfig, methods: str = "", **options: Any) -> Parser:
+    """The flags of a recipe's configuration and of a run; those of its method are not among them."""
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} [RECIPE] [flags]",
+        description=recipes.described() + methods,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **{"add_help": False} | options,
+    )
+    add_fields(parser.add_argument_group(f"what is learnt (defaults of {name})"), config)
+    add_fields(parser.add_argument_group("where and how it runs"), RunOptions())
+    return parser
+
+
+def run_training(config: TrainConfig, options: RunOptions) -> None:
+    """Train with a progress bar and a line per epoch; both on rank 0 only. Raises Interrupted after Ctrl-C or SIGTERM."""
+    from tqdm import tqdm
+
+    from piat_hub.records.labels import title
+    from piat_hub.training import engine, run
+
+    main = os.environ.get("RANK", "0") == "0"
+    if options.push_to_hub:
+        from piat_hub.hub.push import check_push
+
+        check_push(options.push_to_hub)
+    bar: tqdm[NoReturn] = tqdm(unit="image", unit_scale=True, disable=None if main else True, desc=title(config))
+    latest, worked = "", False
+    with bar, noting_signals() as noted:
+        for event in run.train(config, options, lambda: bool(noted)):
+            if isinstance(event, run.Stopped):
+                where = f"after epoch {event.epochs} and {event.steps} steps of the next"
+                raise Interrupted(f"{where}; all of it is saved: {GO_ON}")
+            if isinstance(event, run.Notice):
+                line = event.text
+            else:
+                worked = True
+                if isinstance(event, engine.Step):
+                    _advance(bar, event, config.epochs, latest)
+                    continue
+                latest = _epoch(event.metrics)
+                speed = f"{event.timing['images_per_second']:.0f} images/s"
+                line = f"epoch {event.metrics['epoch']}/{config.epochs}: {latest}, {speed}"
+            if main:
+                bar.write(line)
+    if main:
+        if not worked:
+            print(f"nothing left to do: all {config.epochs} epochs are done")
+        _finish(config, options, run.output_directory(config, options))
+
+
+def _advance(bar: Any, step: Any, epochs: int, latest: str) -> None:
+    """Move the bar to a step of the engine's, with the last epoch's figures beside it."""
+    images = ((step.epoch - 1) * step.steps + step.step) * step.images
+    if bar.total is None:
+        bar.total, bar.initial, bar.n = epochs * step.steps * step.images, images, images
+    bar.set_postfix_str(
+        f"epoch {step.epoch}, loss {step.loss:.3f}{f'; last {latest}' if latest else ''}", refresh=False
+    )
+    bar.update(images - bar.n)
+
+
+def _epoch(metrics: dict[str, Any]) -> str:
+    """An epoch's figures in a few words."""
+    from piat_hub.records.labels import percent
+
+    shown = {"loss": f"{metrics['train_loss']:.3f}", "lam": f"{metrics['lam']:.3f}"}
+    if metrics["holdout_pgd10_acc"] is not None:
+        shown |= {name: percent(metrics[f"holdout_{key}_acc"]) for name, key in HELD_OUT.items()}
+    return ", ".join(f"{k} {v}" for k, v in shown.items())
+
+
+HELD_OUT = {"held-out clean": "clean", "PGD-10": "pgd10"}
+
+
+def _finish(config: TrainConfig, options: RunOptions, directory: Path) -> None:
+    """Draw the curves, write the card, say where everything is, and publish it if that was asked for."""
+    from piat_hub.figures import plots
+    from piat_hub.figures.style import save
+    from piat_hub.hub import card
+    from piat_hub.records.files import read_metrics
+    from piat_hub.records.labels import title
+
+    save(plots.curves(read_metrics(directory), title=title(config)), directory / "curves.png")
+    print(f"weights {directory / WEIGHTS['last']}\ncurves  {directory / 'curves.png'}\ncard    {card.write(directory)}")
+    if options.push_to_hub:
+        try:
+            say_pushed(directory, options.push_to_hub, options.push)
+        except InputError as error:
+            again = f"piat push {directory} {options.push_to_hub}"
+            raise InputError(f"{error} (the run is whole in {directory}; to push it: {again})") from error

@@ -1,0 +1,51 @@
+"""Errors that a user can cause, and their words. Imports nothing of the house."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
+
+
+UNSEEN = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they turn the order of the text that follows
+
+
+def printable(text: str) -> bool:
+    """Whether a text is one line that a terminal and a page show as it is: no control characters, no turned order."""
+    return not UNSEEN.search(text) and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. The message is one line: the value, the rule, the next step; never a token."""
+
+    def __init__(self, message: str) -> None:
+        text = TOKEN.sub("hf_…", message if len(message) < 2000 else f"{message[:2000]}…")
+        super().__init__("".join(c if printable(c) else "\ufffd" for c in text))
+
+
+class Diverged(RuntimeError):
+    """Training's loss, a gradient or a weight is not finite."""
+
+
+class Broken(RuntimeError):
+    """The work cannot go on from here for a reason outside it: a disk, another process. What was saved is whole."""
+
+
+def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
+    """`known[name]`, or an InputError that offers the nearest name."""
+    if name in known:
+        return known[name]
+    raise InputError(f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(sorted(known))}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the known name closest to `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

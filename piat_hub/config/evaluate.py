@@ -1,0 +1,74 @@
+"""What an evaluation measures, and where its figures go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from piat_hub.config.errors import InputError
+from piat_hub.config.fields import check, duration, option
+from piat_hub.config.train import ThreatModel
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What `evaluate` measures, and where the figures go."""
+
+    attacks: tuple[str, ...] = option(
+        ("clean", "pgd20"), "any of clean, pgdN, mimN, cwN, aa, apgd-ce, apgd-t, fab-t, square"
+    )
+    sweep_eps: tuple[float, ...] = option(
+        (), "also measure the attacks at these budgets, such as 2/255 4/255 8/255", unit="pixels"
+    )
+    mean: tuple[float, ...] = option(
+        (), "subtracted from the images, one number per channel, for a model that wants it"
+    )
+    std: tuple[float, ...] = option((), "then divided by, one number per channel")
+    n: int | None = option(None, "the first n images of the split (default: all)", unit="images", least=1)
+    dataset: str | None = option(None, "as in training (default: the data the model was trained for)")
+    split: str = option("test", "which split to evaluate on")
+    image_column: str | None = option(None, "the data set's image column (default: the model's, else by feature type)")
+    label_column: str | None = option(None, "the data set's label column (default: the model's, else by feature type)")
+    img_size: int | None = option(
+        None, "resize images to this many pixels a side (default: as in training)", unit="pixels of the image", least=1
+    )
+    norm: Literal["Linf", "L2"] | None = option(None, "norm of the perturbation (default: the model's, else Linf)")
+    eps: float | None = option(None, "perturbation budget (default: the model's, else 8/255)", unit="pixels", above=0)
+    step_size: float | None = option(None, "length of one attack step (default: eps/4)", unit="pixels", above=0)
+    restarts: int = option(1, "independent tries of PGD, MIM and CW", least=1)
+    checks: bool = option(False, "also check that the figures can be believed (gradient masking)")
+    surrogate: str | None = option(
+        None, "another MODEL (last weights, no --mean), whose adversarial examples the checks try on this one"
+    )
+    per_class: bool = option(False, "also print the accuracy of each class")
+    time_budget: str | None = option(None, "stop cleanly after this long, e.g. 30m or 1h30m; go on with --resume")
+    checkpoint: Literal["last", "best"] = option("last", "the run's last weights or its held-out best")
+    batch_size: int | None = option(
+        None, "images attacked at a time (default: 250 on a CPU, 1000 on a GPU)", unit="images", least=1
+    )
+    seed: int = option(0, "seeds the attacks' random starts", least=0)
+    output: str | None = option(
+        None, "directory for results.json and verdicts.npz (default: MODEL's own, else results/NAME)"
+    )
+    resume: bool = option(False, "go on with an evaluation that was stopped")
+    threads: int | None = option(
+        None, "CPU threads (default: OMP_NUM_THREADS, else this process's share of the cores)", least=1
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.norm is not None:
+            self.threat_model()
+        if self.time_budget:
+            duration(self.time_budget)
+        if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):
+            raise InputError(
+                f"mean {self.mean} and std {self.std} must be as many numbers each, std above 0; give one per channel"
+            )
+        if any(eps <= 0 for eps in self.sweep_eps):
+            raise InputError(f"sweep-eps must be above 0, got {self.sweep_eps}; clean accuracy is measured anyway")
+
+    def threat_model(self, default: ThreatModel | None = None) -> ThreatModel:
+        """The threat model to evaluate under: what was asked for, else `default`, else Linf 8/255."""
+        base = default or ThreatModel()
+        return ThreatModel(norm=self.norm or base.norm, eps=base.eps if self.eps is None else self.eps)

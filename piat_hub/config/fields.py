@@ -1,0 +1,167 @@
+"""A dataclass field as flag, JSON value and bound."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import field
+from fractions import Fraction
+from typing import Any, Literal, TypeVar
+
+from piat_hub.config.errors import TOKEN, InputError, lookup, nearest, printable
+
+T = TypeVar("T")
+
+
+MOST = 2**53  # beyond it a float skips whole numbers
+
+
+def number(text: str | float) -> float:
+    """A float from '8/255', '0.15' or a number, finite. Raises InputError."""
+    try:
+        value = float(Fraction(text) if isinstance(text, str) else text)
+    except (ValueError, ZeroDivisionError, OverflowError, TypeError):
+        raise InputError(f"{text!r} is not a number; write a fraction like 8/255 or a decimal like 0.03") from None
+    if not math.isfinite(value):
+        raise InputError(f"{text!r} is not finite; write a fraction like 8/255 or a decimal like 0.03")
+    return value
+
+
+def pixels(value: float) -> str:
+    """The text of a pixel distance, '8/255' where it is a multiple of 1/255, else the decimal. `number` undoes it."""
+    levels = round(value * 255)
+    return f"{levels}/255" if levels and levels / 255 == value else repr(value)
+
+
+def option(default: Any, doc: str, *, unit: str = "", flag: str | None = "", **limits: float) -> Any:
+    """A dataclass field with its documentation.
+
+    unit: what the number counts; "pixels" values are written as fractions of 255. flag: the command-line name where it
+    is not the field's own; None keeps the field off the command line. limits: any of above, below (exclusive), least,
+    most (inclusive), checked by `check`.
+    """
+    return field(default=default, metadata={"doc": doc, "unit": unit, "flag": flag, "limits": limits})
+
+
+def check(config: Any) -> None:
+    """Hold every field of a dataclass against its type, its Literal choices and its limits; InputError if one fails."""
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        value, hint = getattr(config, f.name), hints[f.name]
+        name = f.metadata.get("flag") or f.name.replace("_", "-")
+        if value is None and type(None) in typing.get_args(hint):
+            continue
+        known, kind = choices(hint), scalar_type(hint)
+        if known and value not in known:
+            raise InputError(f"{name} {value!r} is unknown{nearest(str(value), known)}; choose {', '.join(known)}")
+        if kind in (int, float, bool, str) and not isinstance(value, (int, float) if kind is float else kind):
+            raise InputError(f"{name} must be {kind.__name__}, got {value!r}; see --help for its meaning")
+        if isinstance(value, str) and (not printable(value) or TOKEN.search(value)):
+            raise InputError(f"{name} {value!r} must be printable text without a Hub token; write it anew")
+        if isinstance(value, int) and abs(value) > MOST:
+            raise InputError(
+                f"{name} must be at most {MOST}, got a number of {len(hex(value))} hexadecimal digits; lower it"
+            )
+        rules = {"above": (">", float.__gt__), "least": (">=", float.__ge__)}
+        rules |= {"below": ("<", float.__lt__), "most": ("<=", float.__le__)}
+        for rule, bound in f.metadata.get("limits", {}).items():
+            sign, holds = rules[rule]
+            if not holds(float(value), float(bound)):
+                raise InputError(f"{name} must be {sign} {bound}, got {value}; see --help for its meaning")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The dataclass as JSON types; pixel distances as text such as '8/255'."""
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        elif f.metadata.get("unit") == "pixels" and value is not None:
+            value = pixels(value)
+        elif isinstance(value, tuple):
+            value = [list(v) if isinstance(v, tuple) else v for v in value]
+        elif isinstance(value, Mapping):
+            value = dict(value)
+        out[f.name] = value
+    return out
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by dots; values as text where they are no number."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value if isinstance(value, int | float) else str(value)
+    return out
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass from what `to_dict` wrote; absent keys take the default. InputError on an unknown key or a bad value."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{cls.__name__} must be an object of named values, got {values!r}; see config.json of a run")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        f, hint = lookup(f"{cls.__name__} field", key, fields), hints[key]
+        if dataclasses.is_dataclass(hint):
+            value = from_dict(typing.cast(type, hint), value)
+        elif f.metadata.get("unit") == "pixels" and value is not None:
+            value = number(value)
+        elif isinstance(value, list):
+            value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        built[key] = value
+    return cls(**built)
+
+
+def flags(config: Any, base: Any, prefix: str = "") -> list[str]:
+    """The command-line words that turn `base` into `config`, two dataclasses of one type."""
+    words: list[str] = []
+    for f in dataclasses.fields(config):
+        value, default = getattr(config, f.name), getattr(base, f.name)
+        if dataclasses.is_dataclass(value):
+            words += flags(value, default, f.metadata.get("prefix", ""))
+        elif value != default and value is not None and f.metadata.get("flag") is not None:
+            name = f.metadata["flag"] or prefix + f.name.replace("_", "-")
+            several = value if isinstance(value, tuple) else (value,)
+            shown = [show(f, one) for one in several]
+            words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", *shown]
+    return words
+
+
+def show(f: dataclasses.Field[Any], value: Any) -> str:
+    """A field's value as people write it; several values with spaces between them."""
+    if isinstance(value, tuple):
+        return " ".join(show(f, one) for one in value)
+    return pixels(value) if f.metadata.get("unit") == "pixels" else str(value)
+
+
+def choices(hint: Any) -> tuple[str, ...]:
+    """The options of a Literal, or of the Literal in `Literal[…] | None`; () for other types."""
+    literals = [h for h in (hint, *typing.get_args(hint)) if typing.get_origin(h) is Literal]
+    return typing.get_args(literals[0]) if literals else ()
+
+
+def scalar_type(hint: Any) -> Any:
+    """The single type behind `hint`: int for `int | None`, str for a Literal; the hint itself otherwise."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        (hint,) = [a for a in typing.get_args(hint) if a is not type(None)]
+    return str if typing.get_origin(hint) is Literal else hint
+
+
+def duration(text: str) -> float:
+    """Seconds from '90s', '30m', '2h' or '1h30m'. Raises InputError."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    seconds = (
+        sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+    )
+    if not seconds:
+        raise InputError(f"{text!r} is no length of time; write 90s, 30m or 1h30m")
+    return seconds

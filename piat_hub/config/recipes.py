@@ -1,0 +1,145 @@
+"""Name -> TrainConfig. A recipe is one function; its docstring says command, source, expected accuracy, time and hardware.
+
+The paper's rows: He et al. 2023 (PIAT), Tables 1-2 for the accuracies and Appendix A for the hyper-parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from piat_hub.config.errors import lookup
+from piat_hub.config.fields import flags
+from piat_hub.config.train import AttackConfig, ThreatModel, TrainConfig
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {}
+
+
+def recipe(make: Callable[[], TrainConfig]) -> Callable[[], TrainConfig]:
+    """Register a recipe under its function's name, with dashes."""
+    RECIPES[make.__name__.replace("_", "-")] = make
+    return make
+
+
+def words(config: TrainConfig) -> list[str]:
+    """What follows `train.py` for this configuration: its recipe, and the flags of what differs from that."""
+    base = get(config.recipe) if config.recipe in RECIPES else TrainConfig()
+    fields = [word for name, value in config.method_args.items() for word in (f"--method.{name}", str(value))]
+    return [*([config.recipe] if config.recipe else []), *flags(config, base), *fields]
+
+
+def get(name: str) -> TrainConfig:
+    """The recipe's configuration. InputError with the nearest name if there is none."""
+    return lookup("recipe", name, RECIPES)()
+
+
+def names() -> tuple[str, ...]:
+    """All recipes."""
+    return tuple(RECIPES)
+
+
+def described() -> str:
+    """All recipes, a line each."""
+    lines = [f"  {name:20} {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()]
+    return "\n".join(["Recipes:", *lines])
+
+
+@recipe
+def digits() -> TrainConfig:
+    """Handwritten 8x8 digits (scikit-learn's, embedded): PIAT+NMSE from start to end in a minute or two.
+
+    Command: accelerate launch train.py
+    Source: our own; eps 0.15 leaves a standard model little, so robustness is a real question.
+    Expected: docs/methods.md, measured. Time: a minute or two. Hardware: two CPU cores.
+    """
+    return TrainConfig(
+        recipe="digits",
+        backbone="cifar_resnet8",
+        dataset="digits",
+        holdout=150,
+        crop_pad=1,
+        flip=False,
+        epochs=80,
+        batch_size=64,
+        lr=0.1,
+        weight_decay=5e-4,
+        threat_model=ThreatModel(eps=0.15),
+        attack=AttackConfig(step_size=0.0375),
+    )
+
+
+@recipe
+def resnet18_cifar10() -> TrainConfig:
+    """ResNet-18 on CIFAR-10 with PIAT+NMSE.
+
+    Command: accelerate launch train.py resnet18-cifar10
+    Source: He et al. 2023, Table 1, row PIAT+NMSE. Published: clean 80.76 %, PGD-20 53.54 %, AutoAttack 48.80 %.
+    Time: not measured here. Hardware: one GPU.
+    """
+    return TrainConfig(recipe="resnet18-cifar10")
+
+
+@recipe
+def resnet18_cifar100() -> TrainConfig:
+    """ResNet-18 on CIFAR-100 with PIAT+NMSE.
+
+    Command: accelerate launch train.py resnet18-cifar100
+    Source: He et al. 2023, Table 1, row PIAT+NMSE. Published: clean 54.34 %, PGD-20 31.11 %, AutoAttack 25.79 %.
+    Time: not measured here. Hardware: one GPU.
+    """
+    return TrainConfig(recipe="resnet18-cifar100", dataset="cifar100")
+
+
+@recipe
+def resnet18_svhn() -> TrainConfig:
+    """ResNet-18 on SVHN (cropped digits, no flip) with PIAT+NMSE.
+
+    Command: accelerate launch train.py resnet18-svhn
+    Source: He et al. 2023, Table 1, row PIAT+NMSE. Published: clean 91.70 %, PGD-20 61.21 %, AutoAttack 51.29 %.
+    Time: not measured here. Hardware: one GPU.
+    """
+    return TrainConfig(recipe="resnet18-svhn", dataset="svhn", flip=False)
+
+
+def _wrn_32_10(recipe: str, dataset: str) -> TrainConfig:
+    """Appendix A for WRN-32-10; the knots at epochs 90, 135 and 180 are the default's shares."""
+    return TrainConfig(
+        recipe=recipe,
+        backbone="cifar_wrn_32_10",
+        dataset=dataset,
+        epochs=180,
+        clean_share=1 / 18,
+        lr=0.1,
+        weight_decay=7e-4,
+    )
+
+
+@recipe
+def wrn_32_10_cifar10() -> TrainConfig:
+    """WRN-32-10 (Madry's count: 46,160,474 parameters) on CIFAR-10 with PIAT+NMSE.
+
+    Command: accelerate launch train.py wrn-32-10-cifar10
+    Source: He et al. 2023, Table 2, row PIAT+NMSE. Published: clean 85.04 %, PGD-20 58.04 %, AutoAttack 53.83 %.
+    Time: not measured here. Hardware: eight GPUs, or one and patience.
+    """
+    return _wrn_32_10("wrn-32-10-cifar10", "cifar10")
+
+
+@recipe
+def wrn_32_10_cifar100() -> TrainConfig:
+    """WRN-32-10 on CIFAR-100 with PIAT+NMSE.
+
+    Command: accelerate launch train.py wrn-32-10-cifar100
+    Source: He et al. 2023, Table 2, row PIAT+NMSE. Published: clean 61.04 %, PGD-20 35.15 %, AutoAttack 30.07 %.
+    Time: not measured here. Hardware: eight GPUs, or one and patience.
+    """
+    return _wrn_32_10("wrn-32-10-cifar100", "cifar100")
+
+
+@recipe
+def resnet20_cifar10() -> TrainConfig:
+    """ResNet-20 (16-32-64) on CIFAR-10 with PIAT+NMSE: a row that two CPU cores can train.
+
+    Command: accelerate launch train.py resnet20-cifar10 --train-size 5000 --epochs 10
+    Source: our own. Expected: docs/cifar10-jpeg.md, measured on a JPEG-coded copy. Hardware: two CPU cores.
+    """
+    return TrainConfig(recipe="resnet20-cifar10", backbone="cifar_resnet20", epochs=30, lr=0.1, weight_decay=5e-4)

@@ -1,0 +1,261 @@
+"""What decides what a run learns, and where and how it happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from piat_hub.config.errors import InputError
+from piat_hub.config.fields import check, option, pixels
+
+TRACKED = 1000  # test images that `track_test` measures at the end of each epoch
+
+
+DATASETS = {  # alias -> (Hub id, configuration, image column, label column)
+    "cifar10": ("uoft-cs/cifar10", None, "img", "label"),
+    "cifar100": ("uoft-cs/cifar100", None, "img", "fine_label"),
+    "svhn": ("ufldl-stanford/svhn", "cropped_digits", "image", "label"),
+}
+
+
+def local_name(path: str | Path) -> str:
+    """What a folder of data is called on results and cards: its own name, but never that of an alias."""
+    name = Path(path).resolve().name
+    return f"local-{name}" if name in (*DATASETS, "digits") else name
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the adversary may do: any image within distance eps of the clean one. Part of every reported number."""
+
+    norm: Literal["Linf", "L2"] = option("Linf", "norm of the perturbation")
+    eps: float = option(8 / 255, "perturbation budget, for images in [0, 1]", unit="pixels", above=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.norm == "Linf" and self.eps > 1:
+            raise InputError(f"eps must be in (0, 1] for Linf, got {self.eps}; images lie in [0, 1]: 8 levels is 8/255")
+
+    def __str__(self) -> str:
+        return f"{self.norm} eps {pixels(self.eps)}"
+
+    def check_step(self, step_size: float) -> None:
+        """Raise InputError unless 0 < step_size <= 2 eps."""
+        if not 0 < step_size <= 2 * self.eps:
+            raise InputError(
+                f"step-size must be in (0, 2 eps] = (0, {pixels(2 * self.eps)}], got {pixels(step_size)}; eps/4 is usual"
+            )
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """The attack that training crafts its adversarial examples with (PGD, Madry et al. 2018)."""
+
+    steps: int = option(10, "attack iterations", least=1)
+    step_size: float = option(2 / 255, "length of one attack step", unit="pixels", above=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class InterpolationConfig:
+    """Epoch-end parameter interpolation, lam = g(n) = (a n + b) / (c n + d) (He et al. 2023, Eqs. 3-4)."""
+
+    kind: Literal["none", "piat", "constant"] = option(
+        "piat", "write lam theta' + (1 - lam) theta back after each epoch", flag="interpolation"
+    )
+    constant: float = option(0.9, "lam where the interpolation is constant", least=0, below=1)
+    a: float = option(1.0, "numerator slope of g(n)", least=0)
+    b: float = option(1.0, "numerator offset of g(n)", least=0)
+    c: float = option(1.0, "denominator slope of g(n), at least a", least=0)
+    d: float = option(10.0, "denominator offset of g(n), at least b", least=0)
+    start_epoch: int = option(1, "the epoch that counts as n = 1; before it lam = 0", unit="epoch", least=1)
+    bn: Literal["interpolate", "copy", "recalibrate"] = option(
+        "interpolate", "BatchNorm statistics at an interpolation: as the weights, untouched, or measured again"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_law(self.a, self.b, self.c, self.d)
+
+
+def check_law(a: float, b: float, c: float, d: float) -> None:
+    """Raise InputError unless g(n) = (a n + b) / (c n + d) lies in [0, 1] for every n >= 1."""
+    if not (0 <= a <= c and 0 <= b <= d and c + d > 0):
+        raise InputError(
+            f"g(n) = (a n + b)/(c n + d) needs c >= a >= 0 and d >= b >= 0, got {a=:g} {b=:g} {c=:g} {d=:g}"
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run learns; recorded whole in config.json and compared on resume."""
+
+    recipe: str = option("", "name of the recipe this started from", flag=None)
+    backbone: str = option("cifar_resnet18", "timm model name; built for the data's classes and channels")
+    init_from: str | None = option(
+        None,
+        "start from a trained MODEL of this backbone, or imagenet for timm's own weights; other classes, a new head",
+    )
+    dataset: str = option(
+        "cifar10", "digits, cifar10, cifar100, svhn, a Hub id, or a directory that load_dataset reads"
+    )
+    image_column: str | None = option(None, "the data set's image column (default: found by its feature type)")
+    label_column: str | None = option(None, "the data set's label column (default: found by its feature type)")
+    train_size: int | None = option(None, "use only this many training images", unit="images", least=1)
+    holdout: int = option(
+        1000, "training images held out to choose the best epoch; 0: last only", unit="images", least=0
+    )
+    img_size: int | None = option(
+        None, "resize images to this many pixels a side (default: as they are)", unit="pixels of the image", least=1
+    )
+    crop_pad: int = option(4, "random crop after padding each side by this much", unit="pixels of the image", least=0)
+    flip: bool = option(True, "random horizontal flip")
+    method: str = option("nmse", "outer loss; its own fields are flags --method.FIELD")
+    method_args: Mapping[str, Any] = field(default_factory=dict, metadata={"doc": "method fields", "flag": None})
+    interpolation: InterpolationConfig = field(
+        default_factory=InterpolationConfig, metadata={"prefix": "interpolation."}
+    )
+    ema: float | None = option(
+        None, "also average the weights after every step with this decay; the average is evaluated", least=0, below=1
+    )
+    swa: float | None = option(
+        None, "also average epoch-end weights from this share of the run; the average is evaluated", least=0, below=1
+    )
+    awp: float | None = option(
+        None, "adversarial weight perturbation of this relative size: 0.01 for AT, 0.005 for TRADES", above=0, below=1
+    )
+    threat_model: ThreatModel = field(default_factory=ThreatModel, metadata={"prefix": ""})
+    attack: AttackConfig = field(default_factory=AttackConfig, metadata={"prefix": ""})
+    epochs: int = option(120, "passes over the training images", unit="epochs", least=1)
+    clean_epochs: int | None = option(
+        None, "clean warm-up (default: the recipe's share of epochs)", unit="epochs", least=0
+    )
+    clean_share: float = option(1 / 12, "clean warm-up as a share of epochs", flag=None, least=0, below=1)
+    batch_size: int = option(128, "global batch, divided by processes and accumulation", unit="images", least=1)
+    accumulation: int = option(1, "micro-batches whose gradients add up to one step", least=1)
+    lr: float = option(0.01, "learning rate at the first knot (SGD)", above=0)
+    lr_knots: tuple[tuple[float, float], ...] = option(
+        ((0.5, 1.0), (0.75, 0.1), (1.0, 0.01)), "(share of the run, factor of lr), linear between", flag=None
+    )
+    momentum: float = option(0.9, "SGD momentum", least=0, below=1)
+    weight_decay: float = option(3.5e-3, "SGD weight decay, on all parameters", least=0)
+    seed: int = option(0, "seeds initialisation, order, augmentation and attack starts", least=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "autocast precision of training; checks stay fp32")
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.threat_model.check_step(self.attack.step_size)
+        if self.warmup >= self.epochs:
+            raise InputError(
+                f"{self.epochs} epochs with {self.warmup} clean ones leave no adversarial epoch; lower --clean-epochs"
+            )
+        if not isinstance(self.method_args, Mapping):
+            raise InputError(f"method_args must be an object of named values, got {self.method_args!r:.80}")
+        knots: Any = self.lr_knots if isinstance(self.lr_knots, tuple) else ()
+        pairs = all(isinstance(k, tuple) and len(k) == 2 and {type(v) for v in k} <= {int, float} for k in knots)
+        shares = [share for share, _ in knots] if pairs else []
+        if shares != sorted(shares) or not shares or shares[-1] != 1:
+            raise InputError(
+                f"lr_knots must be (share, factor) of rising shares that end at 1, got {self.lr_knots!r:.80}"
+            )
+
+    @property
+    def warmup(self) -> int:
+        """Clean epochs before the adversarial ones: `clean_epochs`, or the recipe's share of this run."""
+        return round(self.clean_share * self.epochs) if self.clean_epochs is None else self.clean_epochs
+
+    @property
+    def swa_start(self) -> int:
+        """The first epoch in SWA's mean."""
+        return math.floor((self.swa or 0) * self.epochs) + 1
+
+    def lr_at(self, progress: float) -> float:
+        """The learning rate after the share `progress` in [0, 1] of the run: constant to the first knot, then linear."""
+        share, factor = self.lr_knots[0]
+        for next_share, next_factor in self.lr_knots[1:]:
+            if progress <= share:
+                break
+            if progress <= next_share:
+                return self.lr * (factor + (next_factor - factor) * (progress - share) / (next_share - share))
+            share, factor = next_share, next_factor
+        return self.lr * factor
+
+
+def public(config: TrainConfig) -> TrainConfig:
+    """The configuration with paths of this machine cut to their last part. Training makes them absolute, so they are known."""
+    dataset, start = config.dataset, config.init_from
+    dataset = local_name(dataset) if Path(dataset).is_absolute() else dataset
+    start = Path(start).name if start and Path(start).is_absolute() else start
+    return dataclasses.replace(config, dataset=dataset, init_from=start)
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """How a run is published."""
+
+    private: bool = option(False, "a new repository is private")
+    revision: str | None = option(None, "push to this branch, made if there is none (default: main)")
+    create_pr: bool = option(False, "open a pull request instead of writing to main")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.revision and self.create_pr:
+            raise InputError(
+                f"a pull request is made against main, not {self.revision!r}; leave out --revision or --create-pr"
+            )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how a run happens; decides nothing about what it learns but by rounding (threads and compile order sums)."""
+
+    output: str | None = option(None, "the run directory (default: runs/RECIPE)")
+    resume: bool = option(False, "go on from the state in the run directory")
+    save_every_steps: int | None = option(
+        None, "also save the state within epochs, every so many steps (default: at their ends)", unit="steps", least=1
+    )
+    threads: int | None = option(
+        None, "CPU threads (default: OMP_NUM_THREADS, else this process's share of the cores)", least=1
+    )
+    compile: bool = option(
+        False, "compile attack and update with torch.compile; left off on a CPU, where it does not pay"
+    )
+    gradient_checkpointing: bool = option(False, "keep fewer activations and compute them again: less memory, slower")
+    track_test: bool = option(
+        False,
+        f"also record accuracy on {TRACKED:,} test images after each epoch, for a figure; nothing is chosen by it",
+    )
+    device_data_limit: float = option(
+        4.0, "training data that would take more than this on the device, decoded, is streamed", unit="GiB", least=0
+    )
+    tracker: Literal["none", "tensorboard", "trackio"] = option(
+        "none", "also log to an experiment tracker (its own extra)"
+    )
+    push_to_hub: str | None = option(None, "after the last epoch, publish the run as ORG/NAME")
+    push: PushOptions = field(default_factory=PushOptions, metadata={"prefix": ""})
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.push != PushOptions() and not self.push_to_hub:
+            raise InputError("--private, --revision and --create-pr go with --push-to-hub ORG/NAME; give it too")
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The size of a sweep, and where it goes."""
+
+    seeds: int = option(3, "runs of each member, with seeds that follow each other", least=1)
+    jobs: int | None = option(None, "members that run at a time (default: one a GPU, else one)", least=1)
+    attacks: tuple[str, ...] = option((), "as in evaluate (default: clean pgd20, or the columns of the paper's table)")
+    n: int | None = option(None, "evaluate on the first n test images (default: all)", unit="images", least=1)
+    track_test: bool = option(False, "also record accuracy on test images after each epoch, as in training")
+    output: str | None = option(None, "the directory of the members and the table (default: runs/study/RECIPE)")
+
+    def __post_init__(self) -> None:
+        check(self)

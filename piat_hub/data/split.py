@@ -1,0 +1,137 @@
+"""Images and labels of one split, and everything that draws from them by a seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from piat_hub.config import InputError
+from piat_hub.data.pictures import Encoded, _as_they_are, _Decoder, workers
+
+SPLIT_SEED = 20230728  # fixes which images are held out (and digits' test split), whatever a run's own seed
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels of one split, on one device.
+
+    images: (N, C, H, W) uint8, or read like that. labels: (N,) int64 in [0, len(label_names)). name: what results call
+    the data set.
+    """
+
+    images: Tensor | Encoded
+    labels: Tensor
+    label_names: tuple[str, ...]
+    name: str
+    inferred: bool = False  # label_names are only the classes this split happens to hold: there may be more
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> Split:
+        images = self.images.select(index) if isinstance(self.images, Encoded) else self.images[index]
+        return replace(self, images=images, labels=self.labels[index])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        c, h, w = self.images.shape[1:]
+        return c, h, w
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split on `device`."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def first(self, n: int | None) -> Split:
+        """The first n images, or all. InputError if there are fewer."""
+        if n is not None and n > len(self):
+            raise InputError(f"n={n} is larger than the split of {self.name}, which has {len(self)} images; lower it")
+        return self if n is None else self[:n]
+
+    def digest(self) -> str:
+        """The sha256 of all pixels."""
+        whole = hashlib.sha256()
+        for index in torch.arange(len(self)).split(1000):
+            whole.update(self.images[index.to(self.labels.device)].cpu().numpy().tobytes())
+        return whole.hexdigest()
+
+    def feed(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels) of each batch of indices, all of one length, on the device; encoded images by a DataLoader."""
+        indices = torch.stack(list(batches)).to(self.labels.device)  # at once: a copy to a GPU makes the host wait
+        if not isinstance(self.images, Encoded):
+            yield from ((self.images[index], self.labels[index]) for index in indices)
+            return
+        rows = [self.images.rows[index].tolist() for index in indices.cpu()]
+        settings: dict[str, Any] = {"num_workers": workers(), "pin_memory": self.labels.is_cuda}
+        settings["generator"] = torch.Generator()  # else it draws from the global one
+        loader = DataLoader(_Decoder(self.images), batch_sampler=rows, collate_fn=_as_they_are, **settings)  # type: ignore[arg-type]
+        for images, index in zip(loader, indices, strict=True):
+            if isinstance(images, InputError):
+                raise images
+            yield images.to(self.labels.device, non_blocking=True), self.labels[index]
+
+
+def hold_out(train: Split, holdout: int, train_size: int | None = None) -> tuple[Split, Split]:
+    """(training images, held-out images), disjoint, both from `train` by one fixed permutation.
+
+    The first `holdout` of the permutation are held out and the next `train_size` (default: all the rest) are trained
+    on, so neither depends on a run's seed, and a larger training set contains every smaller one.
+    """
+    room = len(train) - holdout
+    if room < 1 or (train_size or 1) > room:
+        raise InputError(
+            f"{train.name} has {len(train)} training images: too few for holdout={holdout} and "
+            f"train-size={train_size or 'all'}; lower --holdout or --train-size"
+        )
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    order = order.to(train.labels.device)
+    return train[order[holdout:][:train_size]], train[order[:holdout]]
+
+
+def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """The epoch's full batches of indices, (size,) each, in an order that only seed and epoch decide.
+
+    The last, partial batch is left out, so that every step has one static shape and equal shares for every process;
+    each epoch leaves out other images. A set smaller than one batch is one batch.
+    """
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
+    for i in range(steps_per_epoch(n, size)):
+        yield order[i * size : (i + 1) * size]
+
+
+def steps_per_epoch(n: int, size: int) -> int:
+    """How many batches `batches` gives."""
+    return max(1, n // size)
+
+
+def derived_seed(*counters: int) -> int:
+    """A 64-bit seed from counters such as (seed, epoch, step, rank): no generator state has to be saved or restored."""
+    return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0])
+
+
+def augment(images: Tensor, pad: int, flip: bool) -> Tensor:
+    """Random crop after zero-padding by `pad`, then random horizontal flip; (B, C, H, W) uint8, by one gather.
+
+    Draws from the device's global generator.
+    """
+    b, c, h, w = images.shape
+    device = images.device
+    rows = torch.randint(2 * pad + 1, (b, 1), device=device) + torch.arange(h, device=device)
+    cols = torch.randint(2 * pad + 1, (b, 1), device=device) + torch.arange(w, device=device)
+    if flip:
+        cols = torch.where(torch.rand(b, 1, device=device) < 0.5, cols.flip(1), cols)
+    pixels = (rows[:, :, None] * (w + 2 * pad) + cols[:, None, :]).view(b, 1, -1).expand(-1, c, -1)
+    return F.pad(images, (pad, pad, pad, pad)).view(b, c, -1).gather(2, pixels).view(b, c, h, w)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1], laid out channels last (convolutions are faster so)."""
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)

@@ -1,0 +1,135 @@
+"""Is a robust accuracy to be believed? Checks after Athalye et al. 2018 and Carlini et al. 2019 (arXiv:1902.06705).
+
+Gradient masking makes gradient attacks fail where the model is not robust. Each check passes or warns in plain words.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from piat_hub.attacks import attack_mode, cross_entropy, pgd
+from piat_hub.attacks.autoattack import components
+from piat_hub.config import ThreatModel, pixels
+from piat_hub.data import Split, derived_seed, to_unit
+from piat_hub.evaluation.verdict import correct, verdict_mode
+from piat_hub.machine import device_of
+
+QUERIES = 500  # of Square in the check; AutoAttack's own Square has 5000
+
+
+def check(
+    model: nn.Module, split: Split, threat_model: ThreatModel, *, seed: int = 0, surrogate: nn.Module | None = None
+) -> Iterator[dict[str, Any]]:
+    """Run every check on the split; yields {"check", "passed": True or False, "found": in words, …figures}.
+
+    surrogate: another model of the same task, for the transfer check, which is left out without one. A hundred images
+    are enough; a count may be off by two in a hundred before a check warns.
+    """
+    device = device_of(model)
+    x, y = to_unit(split.images[:]).to(device), split.labels.to(device)
+    eps, norm = threat_model.eps, threat_model.norm
+    with verdict_mode(model) as exact:
+        yield finite(exact, x)
+        stands = correct(exact, x, y)
+        x, y, n = x[stands], y[stands], len(split)
+        slack = max(1, round(0.02 * n))
+
+        def standing(attack: Callable[..., Tensor], on: nn.Module | None = None, **options: Any) -> Tensor:
+            torch.manual_seed(derived_seed(seed, 1))
+            return correct(exact, attack(on or exact, x, y, **options), y)
+
+        def white_box(radius: float = eps, steps: int = 20, **options: Any) -> Tensor:
+            length = max(radius / 4, 2.5 * radius / steps)
+            return standing(pgd, eps=radius, step_size=length, steps=steps, norm=norm, **options)
+
+        def falls(name: str, what: str, by: dict[str, Tensor]) -> dict[str, Any]:
+            counts = [int(verdict.sum()) for verdict in by.values()]
+            passed = all(b <= a + slack for a, b in itertools.pairwise(counts))
+            found = ", ".join(f"{_percent(c, n)} at {label}" for label, c in zip(by, counts, strict=True))
+            words = "falls" if passed else "RISES"
+            return _result(name, passed, f"accuracy {words} with {what}: {found}", counts=counts)
+
+        yield from outputs(exact, x)
+        if not len(y):
+            yield _result("accuracy", False, "no image is classified correctly even without an attack")
+            return
+        yield gradients(exact, x, y)
+        strong = white_box(steps=100)
+        yield falls("steps", "steps", {"PGD-5": white_box(steps=5), "PGD-20": white_box(), "PGD-100": strong})
+        once, often = white_box(), white_box(restarts=5)
+        yield falls("restarts", "restarts", {"1": once, "5": often})
+        everything = 1.0 if norm == "Linf" else float(x[0].numel()) ** 0.5
+        radii = {f"eps {pixels(r)}": white_box(r) for r in (eps / 2, eps, min(2 * eps, everything))}
+        yield falls("eps", "eps", radii)
+        left = int(white_box(everything, steps=50).sum())
+        words = f"PGD-50 leaves {_percent(left, n)} at eps {everything:.4g}, where any image is allowed"
+        yield _result("large eps", left <= slack, f"{words}; it should leave nothing", counts=[left])
+        square = components(eps, norm, int(exact(x[:1]).shape[1]), seed, queries=QUERIES)["square"]
+        yield _at_least_as_strong("black box", f"Square, {QUERIES} queries", standing(square), strong, n, slack)
+        if surrogate is not None:
+            other = surrogate.to(device)
+            step = {"eps": eps, "step_size": eps / 4, "steps": 20, "norm": norm}
+            yield _at_least_as_strong(
+                "transfer", "PGD-20 from the surrogate", standing(pgd, other, **step), strong, n, slack
+            )
+
+
+def finite(model: nn.Module, x: Tensor) -> dict[str, Any]:
+    """Whether the model gives numbers at all."""
+    with attack_mode(model), torch.no_grad():
+        lost = int((~model(x).isfinite()).any(1).sum())
+    said = f"{lost} of {len(x)} clean images have logits that are NaN or Inf"
+    return _result("finite", lost == 0, said + (", which count as misclassified" if lost else ""), counts=[lost])
+
+
+def outputs(model: nn.Module, x: Tensor) -> Iterator[dict[str, Any]]:
+    """What the outputs themselves tell: chance, probabilities, precision."""
+    with attack_mode(model), torch.no_grad():
+        first, second = model(x), model(x)
+        sums, low = first.sum(1), first.min() if len(first) else first.sum()
+        with torch.autocast(x.device.type, torch.bfloat16):
+            rough = model(x)
+    apart = float((first - second).abs().max()) if len(first) else 0.0
+    said = "two passes over the same images agree" if apart == 0 else f"two passes differ by up to {apart:.3g}"
+    yield _result("randomness", apart == 0, said + ("" if apart == 0 else ": attack its expectation, with restarts"))
+    softmax = bool(len(first)) and bool((sums - 1).abs().max() < 1e-4) and bool(low >= 0)
+    said = "the model returns probabilities, not logits: losses saturate" if softmax else "the model returns logits"
+    yield _result("logits", not softmax, said)
+    flips = int((first.argmax(1) != rough.argmax(1)).sum())
+    said = f"{flips} of {len(x)} clean predictions differ under bf16; verdicts here are fp32"
+    yield _result("bf16", flips <= max(1, round(0.02 * len(x))), said, counts=[flips])
+
+
+def gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """How many images have no gradient to follow."""
+    x = x.clone().requires_grad_()
+    with attack_mode(model) as frozen, torch.enable_grad():
+        loss = cross_entropy(frozen(x), y)
+        gradient = torch.autograd.grad(loss, x)[0] if loss.requires_grad else torch.zeros_like(x)
+    flat = int((gradient.flatten(1) == 0).all(1).sum())
+    nan = int((~gradient.flatten(1).isfinite()).any(1).sum())
+    words = f"{flat} of {len(x)} images have a gradient of exactly zero" + (
+        f", {nan} one that is not finite" if nan else ""
+    )
+    return _result("zero gradients", flat + nan <= max(1, round(0.02 * len(x))), words, counts=[flat, nan])
+
+
+def _at_least_as_strong(name: str, other: str, by_other: Tensor, white: Tensor, n: int, slack: int) -> dict[str, Any]:
+    """No attack without gradients should break what the gradients could not."""
+    beyond = int((~by_other & white).sum())
+    words = f"{other} leaves {_percent(int(by_other.sum()), n)}, PGD-100 {_percent(int(white.sum()), n)}; "
+    words += f"it breaks {beyond} that PGD-100 does not"
+    return _result(name, beyond <= slack, words, counts=[int(by_other.sum()), int(white.sum()), beyond])
+
+
+def _result(name: str, passed: bool, found: str, **figures: Any) -> dict[str, Any]:
+    return {"check": name, "passed": passed, "found": found} | figures
+
+
+def _percent(count: int, n: int) -> str:
+    return f"{100 * count / n:.2f} %"

@@ -1,0 +1,201 @@
+"""An attack suite over a split: which images a model still classifies correctly, and what that says about it.
+
+An attack is a tuple of stages; each stage runs on the images that still stand, in batches. PGD is one stage, AutoAttack
+four. A misclassified clean image counts as broken under every attack: the clean image lies within the budget itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from piat_hub import data
+from piat_hub.config import InputError, ThreatModel, TrainConfig, from_dict
+from piat_hub.data import Encoded, Split, derived_seed, to_unit
+from piat_hub.evaluation.suites import Suite, suite, unharmed
+from piat_hub.evaluation.verdict import class_count, survives, twin_of, verdict_mode
+from piat_hub.machine import device_of, environment
+from piat_hub.records.results import Results, Running
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who shares an evaluation: this process's rank of `world`, and `least`, the smallest over processes, elementwise."""
+
+    rank: int = 0
+    world: int = 1
+    least: Callable[[Tensor], Tensor] = Tensor.clone
+
+
+ALONE = Processes()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After a batch: `standing` of `n` images still stand; with every image left to attack it is an upper bound.
+
+    at_a_time: how many images the device's memory took at once.
+    """
+
+    attack: str
+    done: int
+    total: int
+    standing: int
+    n: int
+    at_a_time: int
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: str | Split,
+    attacks: Sequence[str] = ("clean", "pgd20"),
+    *,
+    threat_model: ThreatModel | None = None,
+    n: int | None = None,
+    split: str = "test",
+    step_size: float | None = None,
+    restarts: int = 1,
+    batch_size: int = 250,
+    seed: int = 0,
+) -> Results:
+    """Measure a classifier's clean and robust accuracy.
+
+    Args:
+        model: images (B, C, H, W) in [0, 1] to logits (B, K); left as it was found.
+        dataset: a name as in `data.load`, or images of your own, `piat_hub.data.Split(images, labels, label_names, name)`,
+            uint8 (N, C, H, W) and int64 (N,). n: only its first n images.
+        attacks: a list of names as in `suite`, run in this order. step_size: eps/4 if None. restarts: of PGD, MIM and CW.
+        threat_model: if None, the one the model was trained against, where `from_pretrained` knows it, else Linf 8/255.
+    Returns: Results with per-image verdicts; `.attacks["pgd20"]["accuracy"]` is a fraction.
+    Raises: ValueError for an unknown attack, a class count that differs from the data's, or n beyond the split.
+    """
+    if not isinstance(dataset, str | Split):
+        kind = type(dataset).__name__
+        raise InputError(
+            f"dataset must be a name or a piat_hub.data.Split, got a {kind}; make one of images and labels"
+        )
+    if isinstance(attacks, str):
+        raise InputError(f"attacks must be a list of names, got {attacks!r}; write [{attacks!r}]")
+    images = (data.load(dataset, split) if isinstance(dataset, str) else dataset).first(n)
+    results = Results.of(images, threat_model or trained_against(model) or ThreatModel(), split=split, seed=seed)
+    for _ in measure(model, images, attacks, results, step_size=step_size, restarts=restarts, batch_size=batch_size):
+        pass
+    return results
+
+
+def trained_against(model: nn.Module) -> ThreatModel | None:
+    """The threat model in a loaded model's training configuration (`model.piat`), None where it has none."""
+    piat = getattr(model, "piat", None)
+    return from_dict(TrainConfig, piat).threat_model if piat else None
+
+
+def measure(
+    model: nn.Module,
+    split: Split,
+    attacks: Sequence[str],
+    results: Results,
+    *,
+    step_size: float | None = None,
+    restarts: int = 1,
+    batch_size: int = 250,
+    save: Callable[[Results], None] = lambda results: None,
+    processes: Processes = ALONE,
+) -> Iterator[Progress]:
+    """Run the attacks that `results` lacks and fill it in; calls `save` and yields after every batch of every process.
+
+    Verdicts are fp32 with TF32 off and the model's own; the attacks run on its twin. A batch's randomness is derived
+    from (seed, attack, stage, batch), so an evaluation that goes on from a saved state, or runs in any number of
+    processes, ends with the same verdicts, as long as the device's memory takes whole batches (halves start elsewhere).
+    """
+    device = device_of(model)
+    images, labels = split.images.to(device), split.labels.to(device)
+    with verdict_mode(model) as exact:
+        classes = class_count(exact, split)
+        request = (results.threat_model, classes, step_size, results.seed, restarts)
+        todo = {a: suite(a, *request) for a in ("clean", *attacks)}
+        attacked: nn.Module | None = None
+        for name, attack in todo.items():
+            if name in results.verdicts:
+                differs = [k for k, v in attack.facts.items() if results.attacks[name].get(k) != v]
+                if differs:
+                    was, now = results.attacks[name].get(differs[0]), attack.facts[differs[0]]
+                    raise InputError(
+                        f"{name} was measured with {differs[0]} {was}, this call asks for {now}; name another place with --output"
+                    )
+                continue
+            if name == "clean":
+                verdicts, most = [], batch_size
+                for i in torch.arange(len(split)).split(batch_size):
+                    right, most = survives(exact, exact, unharmed, to_unit(images[i]), labels[i], most, 0)
+                    verdicts.append(right)
+                stand = processes.least(torch.cat(verdicts).to(torch.uint8))  # from here on all go by the same
+                results.record(name, stand.cpu().numpy().astype(bool), {})
+                yield Progress(name, len(split), len(split), results.attacks[name]["correct"], len(split), most)
+            else:
+                results.running = _take_up(name, attack, batch_size, results)
+                now = results.running
+                attacked = attacked or twin_of(exact, to_unit(images[:2]))
+                asked = (images, labels, attack, now, results.seed, lambda: save(results), processes)
+                yield from _attack(exact, attacked, *asked)
+                now, results.running = results.running, None
+                extra = {"per_attack": now.stages} if len(now.stages) > 1 else {}
+                results.seconds += now.seconds
+                results.record(name, now.standing, attack.facts | extra | {"seconds": round(now.seconds, 1)})
+            results.environment = environment(device)
+            save(results)
+
+
+def _take_up(name: str, attack: Suite, batch_size: int, results: Results) -> Running:
+    """Where an earlier call was stopped in this attack, or its beginning."""
+    clean = results.verdicts["clean"]
+    now = results.stopped.pop(name, None) or Running(name, attack.facts, batch_size, clean.copy(), clean.copy())
+    if (now.facts, now.batch_size) != (attack.facts, batch_size):
+        raise InputError(
+            f"{name} was stopped with {now.facts} in batches of {now.batch_size}, this call asks for {attack.facts} in "
+            f"batches of {batch_size}; ask for the same, or leave out --resume to begin it anew"
+        )
+    return now
+
+
+def _attack(
+    model: nn.Module,
+    attacked: nn.Module,
+    images: Tensor | Encoded,
+    labels: Tensor,
+    attack: Suite,
+    now: Running,
+    seed: int,
+    save: Callable[[], None],
+    processes: Processes,
+) -> Iterator[Progress]:
+    """Run an attack's stages from where `now` stands, each on the images that stood when it began.
+
+    The processes take a batch each, then agree on what still stands.
+    """
+    most = now.batch_size
+    for number, (stage, run) in list(enumerate(attack.stages.items()))[now.stage :]:
+        tally = now.stages.setdefault(stage, {"attacked": int(now.entry.sum()), "broken": 0, "seconds": 0.0})
+        batches = torch.from_numpy(now.entry.nonzero()[0]).to(images.device).split(now.batch_size)
+        while now.batches < len(batches) and tally["attacked"]:
+            clock, standing = time.monotonic(), torch.from_numpy(now.standing.astype(np.uint8)).to(images.device)
+            if (mine := now.batches + processes.rank) < len(batches):
+                index = batches[mine]
+                batch = to_unit(images[index]), labels[index]
+                drawn = derived_seed(seed, *now.attack.encode(), number, mine)
+                verdict, most = survives(model, attacked, run, *batch, most, drawn)
+                standing[index] = verdict.to(torch.uint8)
+            verdicts = processes.least(standing).cpu().numpy().astype(bool)
+            spent = time.monotonic() - clock
+            tally["broken"] += int(now.standing.sum() - verdicts.sum())
+            tally["seconds"] = round(tally["seconds"] + spent, 3)
+            now.standing, now.batches, now.seconds = verdicts, now.batches + processes.world, now.seconds + spent
+            save()
+            label = now.attack if len(attack.stages) == 1 else f"{now.attack}: {stage}"
+            done = min(tally["attacked"], now.batches * now.batch_size)
+            yield Progress(label, done, tally["attacked"], int(now.standing.sum()), len(labels), most)
+        now.entry, now.stage, now.batches = now.standing.copy(), number + 1, 0

@@ -1,0 +1,102 @@
+"""MODEL as the commands take it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from piat_hub import data
+from piat_hub.backbones.small_image import Normalize
+from piat_hub.config import InputError
+from piat_hub.evaluation.verdict import verdict_mode
+from piat_hub.hub.load import from_pretrained, from_timm
+from piat_hub.records import tensors
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The sha256 of the weights file the model was loaded from; for a model from code, of its tensors."""
+    return str(getattr(model, "weights_sha256", None) or tensors.digest(model.state_dict()))
+
+
+def load_model(
+    spec: str, checkpoint: str = "last", mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> tuple[nn.Module, str, Path | None]:
+    """(model in eval mode, a name for it, its run directory if it is one) for MODEL as the commands take it.
+
+    Args:
+        spec: a run or model directory, a Hub id (with @revision), "hf-hub:ORG/NAME" for timm's own, which gets its own
+            normalisation in front, or "module:callable" for anyone's nn.Module, importable from the current directory.
+        checkpoint: "last" or "best", for models that have both.
+        mean, std: subtracted from the images and divided by, one number a channel; nothing if empty.
+    Raises: InputError if there is no such model.
+    """
+    path, run = Path(spec), None
+    if not path.is_dir() and spec.startswith("hf-hub:"):
+        _one_checkpoint(spec, checkpoint)
+        model, name = from_timm(spec), spec.removeprefix("hf-hub:").replace("/", "-")
+    elif not path.is_dir() and re.fullmatch(r"[\w.]+:[\w.]+", spec):
+        _one_checkpoint(spec, checkpoint)
+        model, name = _from_code(spec), re.sub(r"[^\w.]", "-", spec)
+    elif path.is_file():
+        raise InputError(f"{spec} is a file; MODEL is a run directory, a model directory, a Hub id or module:callable")
+    else:
+        model = from_pretrained(spec, checkpoint=checkpoint)
+        run = path if (path / "metrics.jsonl").exists() or (path / "results.json").exists() else None
+        name = path.resolve().name if path.is_dir() else spec.replace("/", "-")
+    if mean:
+        known = {k: getattr(model, k) for k in ("piat", "weights_sha256", "label_names") if hasattr(model, k)}
+        model = nn.Sequential(Normalize(torch.tensor(mean), torch.tensor(std)), model).eval()
+        for key, value in known.items():
+            setattr(model, key, value)
+    return model, name, run
+
+
+def _one_checkpoint(spec: str, checkpoint: str) -> None:
+    if checkpoint != "last":
+        raise InputError(f"{spec} is one model, without a {checkpoint} checkpoint; leave out --checkpoint")
+
+
+def _from_code(spec: str) -> nn.Module:
+    """The nn.Module, or what the factory returns, at module:callable; the current directory is importable."""
+    module_name, _, attribute = spec.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"no model {spec!r}: {error}; give module:callable, importable from here") from error
+    try:
+        model = found if isinstance(found, nn.Module) else found()
+    except TypeError as error:
+        raise InputError(f"{spec} is no model and cannot be called without arguments ({error}); wrap it") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{spec} gives a {type(model).__name__}, not an nn.Module; point it at a model or its factory")
+    return model.eval()
+
+
+def predict(
+    spec: str, images: Sequence[str], checkpoint: str = "last"
+) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """(file, classes with their probabilities, likeliest first) for image files, resized to the model's input size.
+
+    InputError for a model without a known input size, or a file that is no image.
+    """
+    model = load_model(spec, checkpoint)[0]
+    shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if not shape:
+        raise InputError(f"{spec} does not say what images it takes; give a model that piat_hub saved")
+    pictures = [data.read_image(image, shape) for image in images]
+    for image, picture in zip(images, pictures, strict=True):
+        with verdict_mode(model) as exact, torch.no_grad():
+            probabilities = exact.eval()(data.to_unit(picture[None])).softmax(1)[0].tolist()
+        names = getattr(model, "label_names", ()) or [str(k) for k in range(len(probabilities))]
+        yield image, sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1])

@@ -1,0 +1,161 @@
+"""The evaluation of one MODEL: a checked request, its images, where its results go."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from piat_hub import data
+from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number, pixels
+from piat_hub.evaluation import checks, loop
+from piat_hub.evaluation.loop import ALONE, Processes, Progress, trained_against
+from piat_hub.evaluation.model import load_model, weights_digest
+from piat_hub.evaluation.suites import suite
+from piat_hub.evaluation.verdict import class_count
+from piat_hub.hub import card
+from piat_hub.machine import PATIENCE, device_of, set_threads
+from piat_hub.records.files import check_output
+from piat_hub.records.results import Results
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A checked request: one model, its images, its results so far, and the directory they are written to."""
+
+    config: EvalConfig
+    name: str
+    model: nn.Module
+    split: data.Split
+    results: Results
+    directory: Path
+    of_run: bool
+    surrogate: nn.Module | None = None
+    processes: Processes = ALONE
+
+    def measure(self, ends: float = math.inf) -> Iterator[Progress]:
+        """Run the attacks; results and verdicts are saved after every batch, a run directory's card at the end.
+
+        ends: the `time.monotonic()` after which no batch is begun; `results.running` then tells where it stopped.
+        """
+        events = loop.measure(
+            self.model,
+            self.split,
+            self.config.attacks,
+            self.results,
+            step_size=self.config.step_size,
+            restarts=self.config.restarts,
+            batch_size=self.batch_size,
+            save=self._save,
+            processes=self.processes,
+        )
+        for event in events:
+            yield event
+            on_time = torch.tensor(int(time.monotonic() < ends), device=device_of(self.model))
+            if not self.processes.least(on_time):
+                return
+        self._write_card()
+
+    def sweep(self) -> Iterator[dict[str, Any]]:
+        """Measure the attacks at each of `sweep_eps`; yields {"eps", "attacks": {name: figures}}, saved one by one."""
+        config = self.config
+        for eps in config.sweep_eps:
+            done = next((point for point in self.results.sweep if point["eps"] == pixels(eps)), None)
+            if done is None or set(config.attacks) - set(done["attacks"]):
+                at = Results.of(self.split, ThreatModel(self.results.threat_model.norm, eps), seed=self.results.seed)
+                options = {
+                    "restarts": config.restarts,
+                    "batch_size": self.batch_size,
+                    "processes": self.processes,
+                }
+                for _ in loop.measure(self.model, self.split, config.attacks, at, **options):  # type: ignore[arg-type]
+                    pass
+                others = [point for point in self.results.sweep if point is not done]
+                done = {"eps": pixels(eps), "attacks": at.attacks}
+                self.results.sweep = sorted([*others, done], key=lambda point: number(point["eps"]))
+                self._save(self.results)
+            yield done
+        self._write_card()
+
+    def check(self, images: int = 100) -> Iterator[dict[str, Any]]:
+        """The honesty report on the first images; yields each check, all saved at the end."""
+        found = []
+        threat = self.results.threat_model
+        for result in checks.check(
+            self.model, self.split[:images], threat, seed=self.results.seed, surrogate=self.surrogate
+        ):
+            found.append(result | {"n": min(images, len(self.split))})
+            yield found[-1]
+        self.results.checks = found
+        self._save(self.results)
+        self._write_card()
+
+    @property
+    def batch_size(self) -> int:
+        """How many images are attacked at a time: as asked, else 250 on a CPU, 1000 on a GPU."""
+        return self.config.batch_size or (250 if device_of(self.model).type == "cpu" else 1000)
+
+    def _save(self, results: Results) -> None:
+        if self.processes.rank == 0:
+            results.save(self.directory)
+
+    def _write_card(self) -> None:
+        if self.of_run and self.processes.rank == 0:
+            card.write(self.directory)
+
+
+def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
+    """Load MODEL and its data and check the whole request; nothing is measured or written yet.
+
+    spec: a run or model directory, a Hub id (with @revision), "hf-hub:ORG/NAME" for timm's own, or "module:callable" for
+    anyone's nn.Module.
+    """
+    accelerator = Accelerator(kwargs_handlers=[PATIENCE])
+    set_threads(config.threads)
+    with accelerator.main_process_first():
+        model, name, directory = load_model(spec, config.checkpoint, config.mean, config.std)
+        surrogate = load_model(config.surrogate)[0] if config.surrogate else None
+        piat = getattr(model, "piat", None)
+        trained = from_dict(TrainConfig, piat) if piat else None
+        split = evaluation_data(spec, config, trained)
+    classes = class_count(model, split)
+    threat = config.threat_model(trained_against(model))
+    for attack in config.attacks:
+        suite(attack, threat, classes, config.step_size, config.seed, config.restarts)
+    output = Path(config.output) if config.output else directory or Path("results") / name
+    check_output(output)
+    own = Path(spec).is_dir() and output.resolve() == Path(spec).resolve()
+    if (output / "config.json").exists() and not own:
+        raise InputError(f"{output} holds another model; name another --output")
+    weights = weights_digest(model)
+    if config.mean:  # another question of the same weights
+        weights += f" behind mean {config.mean} std {config.std}"
+    facts = {"split": config.split, "seed": config.seed, "checkpoint": config.checkpoint, "weights": weights}
+    results = Results.of(split, threat, **facts)
+    results.resume(output, stopped=config.resume)
+    placed = model.to(accelerator.device).to(memory_format=torch.channels_last)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    least = (lambda t: accelerator.gather(t[None]).amin(0)) if world > 1 else Tensor.clone
+    processes = Processes(rank, world, least)
+    return Evaluation(config, name, placed, split, results, output, own and trained is not None, surrogate, processes)
+
+
+def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) -> data.Split:
+    """The images to evaluate on: those asked for, else the test split of what the model was trained for."""
+    img_size = config.img_size or (trained.img_size if trained else None)
+    if config.dataset:
+        columns = (config.image_column, config.label_column)
+        found = data.load(config.dataset, config.split, *columns, img_size)
+    elif trained:
+        columns = (config.image_column or trained.image_column, config.label_column or trained.label_column)
+        found = data.load(data.named_by(spec, trained.dataset), config.split, *columns, img_size)
+    else:
+        raise InputError(f"{spec} does not say what data it is for; name it with --dataset")
+    return found.first(config.n)

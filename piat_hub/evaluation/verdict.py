@@ -1,0 +1,148 @@
+"""Whether a model is right about an image: fp32, deterministic, on the model itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from piat_hub.attacks import Twin, attack_mode
+from piat_hub.config import InputError
+from piat_hub.data import Split, derived_seed, to_unit
+from piat_hub.evaluation.suites import Stage
+from piat_hub.machine import device_of
+
+
+def twin_of(model: nn.Module, x: Tensor) -> nn.Module:
+    """What to attack in the model's place: its twin with BatchNorm folded, or itself where nothing folds."""
+    try:
+        twin = Twin(model, x)
+    except Exception:  # anyone's model: one that cannot be copied, or looked into, is attacked as it is
+        return model
+    return twin if twin.folded else model
+
+
+def stands(model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Tensor) -> Tensor:
+    """(B,) bool: the model's class is still y after the stage on `attacked`.
+
+    Where that one is misled and by a rounding the model is not, the stage is run again, on the model itself.
+    """
+    x_adv = stage(attacked, x, y)
+    standing = correct(model, x_adv, y)
+    if attacked is not model and (again := standing & ~correct(attacked, x_adv, y)).any():
+        standing[again] = correct(model, stage(model, x[again], y[again]), y[again])
+    return standing
+
+
+def survives(
+    model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Tensor, most: int, seed: int
+) -> tuple[Tensor, int]:
+    """((B,) bool: the model's class is still y after the stage on `attacked`, how many images went at a time)."""
+    return as_memory_allows(partial(stands, model, attacked, stage), x, y, most, seed)
+
+
+def as_memory_allows(
+    work: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, most: int, seed: int
+) -> tuple[Tensor, int]:
+    """(what `work` gives for each image, how many went at a time): `most`, halved as often as the device's memory asks for."""
+    while True:
+        torch.manual_seed(seed)
+        try:
+            return torch.cat([work(*part) for part in zip(x.split(most), y.split(most), strict=True)]), most
+        except torch.OutOfMemoryError:
+            if (most := min(most, len(x)) // 2) < 1:
+                raise
+        torch.cuda.empty_cache()
+
+
+def class_count(model: nn.Module, split: Split) -> int:
+    """The number of classes the model tells apart. InputError if it cannot take the images or the data has another count."""
+    try:
+        with attack_mode(model), torch.no_grad():
+            logits = model(to_unit(split.images[:1]).to(device_of(model)))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        size = "x".join(map(str, split.shape))
+        again = "name the data it is for with --dataset, or their size with --img-size"
+        raise InputError(f"the model cannot take the {size} images of {split.name}: {reason}; {again}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        kind = (
+            f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        )
+        raise InputError(f"the model returns {kind}; a classifier returns logits of shape (B, classes)")
+    classes, known = logits.shape[1], len(split.label_names)
+    if classes < known or (classes > known and not split.inferred):
+        raise InputError(
+            f"the model has {classes} classes and {split.name} has {known}; "
+            "name the data it was trained for with --dataset"
+        )
+    return classes
+
+
+@torch.no_grad()
+def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """(B,) bool: the model's class is y. Logits that are not finite are never correct."""
+    with attack_mode(model):
+        logits = model(x)
+    return (logits.argmax(1) == y) & logits.isfinite().all(1)
+
+
+def accuracy(
+    model: nn.Module,
+    split: Split,
+    stage: Stage | None = None,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+) -> int:
+    """How many of this rank's share of the split the model gets right, after `stage` if one is given.
+
+    The quick check inside training; images already wrong when clean stay wrong.
+    """
+    right, most, attacked = 0, batch_size, twin_of(model, to_unit(split.images[:2])) if stage else model
+
+    def withstand(x: Tensor, y: Tensor) -> Tensor:
+        verdict = correct(model, x, y)
+        if stage is not None and verdict.any():
+            x, y = x[verdict], y[verdict]
+            verdict = correct(model, stage(attacked, x, y), y)
+        return verdict
+
+    for batch, index in enumerate(torch.arange(len(split)).split(batch_size)[rank::world]):
+        drawn = derived_seed(seed, batch * world + rank)
+        verdict, most = as_memory_allows(withstand, to_unit(split.images[index]), split.labels[index], most, drawn)
+        right += int(verdict.sum())
+    return right
+
+
+@contextmanager
+def verdict_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in fp32 with TF32 off: itself if it is fp32, else an fp32 copy. Flags and generators are put back after.
+
+    On a GPU convolutions are also deterministic, so that the same question has the same verdicts.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    try:
+        was = [(part, "allow_tf32", part.allow_tf32) for part in (matmul, cudnn)]
+        off: Any = False
+    except RuntimeError:  # torch refuses these names once anyone has used the newer ones
+        was = [(part, "fp32_precision", part.fp32_precision) for part in (matmul, cudnn.conv, cudnn.rnn)]  # type: ignore[attr-defined]
+        off = "ieee"
+    was_deterministic, cudnn.deterministic = cudnn.deterministic, True
+    try:
+        for part, name, _ in was:
+            setattr(part, name, off)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            plain = all(p.dtype == torch.float32 for p in model.parameters())
+            yield model if plain else copy.deepcopy(model).float()
+    finally:
+        cudnn.deterministic = was_deterministic
+        for part, name, value in was:
+            setattr(part, name, value)

@@ -1,0 +1,12 @@
+"""Figures from runs' own records, and from their weights."""
+
+NAMES = (
+    "epochs",
+    "interpolation",
+    "lambda",
+    "mu",
+    "gaps",
+    "scatter",
+    "landscape",
+    "images",
+)  # all that `piat figures` draws

@@ -1,0 +1,163 @@
+"""The model card: README.md from config.json and results.json, by a template; no figure is typed by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from tabulate import tabulate
+
+from piat_hub.config import DATASETS, TrainConfig, pixels, to_dict
+from piat_hub.hub import plain_timm
+from piat_hub.records.files import WEIGHTS, write_text
+from piat_hub.records.labels import HEADERS, attack_name, command, method_name, rows, title
+from piat_hub.records.model_config import ModelConfig
+from piat_hub.records.results import Record
+from piat_hub.records.rundir import Measured, RunDirectory
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+
+
+LICENCES = (  # of timm's weights, those that the Hub knows by these names; it wants "other" for the rest
+    *("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0"),
+    *("cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc0-1.0", "gpl-3.0", "unknown"),
+)
+
+
+def write(directory: Path) -> Path:
+    """Write README.md of a run directory, from what is measured there so far. InputError if it is no run directory."""
+    write_text(directory / "README.md", render(RunDirectory.read(directory)))
+    return directory / "README.md"
+
+
+def render(run: RunDirectory, repo_id: str | None = None) -> str:
+    """The card of a run as text; its examples load `repo_id` from the Hub, else the directory."""
+    directory, model, config = run.directory, run.model, run.config
+    name = repo_id or (str(directory) if directory.name and not directory.is_absolute() else directory.resolve().name)
+    weights = literal(f"{name}/{WEIGHTS['last']}")
+    if repo_id:
+        weights = f"hf_hub_download({literal(name)}, {literal(WEIGHTS['last'])})"
+    ours = model.architecture == "small_image" or model.architecture.startswith("cifar_")
+    card = ModelCard.from_template(
+        _metadata(repo_id or directory.resolve().name, licence(model), config, run.measured),
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        title=escaped(title(config)),
+        config=config,
+        method=escaped(method_name(config)),
+        eps=pixels(config.threat_model.eps),
+        step_size=pixels(config.attack.step_size),
+        architecture=model.architecture,
+        registered=ours,
+        classes=model.num_classes,
+        label_names=model.label_names,
+        input_size=model.pretrained_cfg["input_size"],
+        shape=tuple(model.pretrained_cfg["input_size"]),
+        measured=[_shown(found) for found in run.measured],
+        notes=[f["changed"] for m in run.measured for f in m.record.attacks.values() if "changed" in f],
+        curves=(directory / "curves.png").exists(),
+        name=literal(name),
+        timm_name=literal(f"hf-hub:{name}" if repo_id else f"local-dir:{name}"),
+        plain=plain_timm.lines(model, weights) if ours else None,
+        files={checkpoint: (WEIGHTS[checkpoint], digest) for checkpoint, digest in run.digests.items()},
+        training=run.training and escaped(vars(run.training)),
+        command=command(config).replace("`", "'"),
+    )
+    return str(card)
+
+
+def _shown(found: Measured) -> dict[str, Any]:
+    """What the template says of one results file."""
+    shown = Record.from_dict(escaped(found.record.to_dict()))
+    return {
+        "record": shown,
+        "table": tabulate(rows(shown), HEADERS, tablefmt="github", disable_numparse=True),
+        "verdicts": found.verdicts.replace("`", "'"),
+    }
+
+
+def escaped(values: Any) -> Any:
+    """Text that Markdown shows as it is, also in a table; in nested values every text, names too."""
+    if isinstance(values, str):
+        return re.sub(r"([\\`*<>\[\]|~#$]|\b_|_\b)", r"\\\1", values)
+    if isinstance(values, dict):
+        return {escaped(key): escaped(value) for key, value in values.items()}
+    return [escaped(value) for value in values] if isinstance(values, list) else values
+
+
+def literal(text: str) -> str:
+    """The text as Python source."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def summary(directory: str | Path) -> dict[str, Any]:
+    """What a list of models says of a run directory: what it is, and its last checkpoint's accuracies as far as measured."""
+    run = RunDirectory.read(directory)
+    last = [found.record for found in run.measured if found.checkpoint == "last"]
+    alike = [record for record in last if _shared(record) == _shared(last[0])]
+    attacks = {name: figures for record in reversed(alike) for name, figures in record.attacks.items()}
+    return {
+        "model": str(directory),
+        "architecture": run.model.architecture,
+        "input_size": run.model.pretrained_cfg["input_size"],
+        "num_classes": run.model.num_classes,
+        "dataset": run.config.dataset,
+        "method": method_name(run.config),
+        "threat_model": to_dict(alike[0].threat_model) if alike else None,
+        **{f"{attack}_acc": figures["accuracy"] for attack, figures in attacks.items()},
+        "n": {attack: figures["n"] for attack, figures in attacks.items()},
+        "weights_sha256": run.digests,
+    }
+
+
+def _shared(record: Record) -> tuple[Any, ...]:
+    """What accuracies must share to stand in one row: threat model, data set and split."""
+    return record.threat_model, record.dataset, record.split
+
+
+def licence(model: ModelConfig) -> dict[str, Any]:
+    """That of the weights training began with, which those it ends with are derived from; MIT for training from scratch."""
+    source = model.pretrained_cfg.get("license") or "mit"
+    if source in LICENCES:
+        return {"license": source}
+    named = isinstance(source, str) and re.fullmatch(r"[\w.-]+", source, re.ASCII)
+    return {"license": "other"} | ({"license_name": source} if named else {})
+
+
+def _metadata(name: str, licence: dict[str, Any], config: TrainConfig, measured: Sequence[Measured]) -> ModelCardData:
+    """The YAML head: one model-index entry per checkpoint and attack; those measured on other images say on how many."""
+    entries = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=DATASETS.get(found.record.dataset, (found.record.dataset,))[0],
+            dataset_name=found.record.dataset,
+            dataset_split=found.record.split,
+            metric_type="accuracy",
+            metric_name=f"{attack_name(attack)} accuracy"
+            + ("" if found.record.checkpoint == "last" else f" ({found.record.checkpoint} checkpoint)")
+            + (f", {figures['n']} images" if found.folder else ""),
+            metric_value=figures["accuracy"],
+            metric_args={
+                "attack": attack,
+                **to_dict(found.record.threat_model),
+                "steps": figures.get("steps"),
+                "n": figures["n"],
+            },
+        )
+        for found in measured
+        for attack, figures in found.record.attacks.items()
+    ]
+    training_tags = ["adversarial-training"] if config.method != "standard" else []
+    training_tags += ["piat"] if config.interpolation.kind == "piat" else []
+    return ModelCardData(
+        library_name="timm",
+        **licence,
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "adversarial-robustness", *training_tags],
+        datasets=[DATASETS[config.dataset][0]] if config.dataset in DATASETS else None,
+        model_name=name.rpartition("/")[2],
+        eval_results=entries or None,
+    )

@@ -1,0 +1,52 @@
+"""Models for where there is no piat_hub: model.pt2 for torch alone, model.onnx for ONNX runtimes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim
+
+from piat_hub.config import InputError
+from piat_hub.records.files import whole_file
+
+
+def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str = "model") -> list[Path]:
+    """Write model.pt2 (`torch.export.load(path).module()`) and model.onnx (input "images", output "logits").
+
+    Args: model from `from_pretrained`; any batch size; images (B, C, H, W) in [0, 1] of the size it was trained on. The
+    logits, and for pt2 their gradients, are the model's own. Returns the files, each written whole. InputError if the
+    model does not say its input size, or for onnx without its packages.
+    """
+    shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if not shape:
+        raise InputError("the model does not say what images it takes; export one that piat_hub saved")
+    if "onnx" in formats and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
+        raise InputError("model.onnx needs two more packages: pip install 'piat-hub[onnx]', or give --formats pt2")
+    directory.mkdir(parents=True, exist_ok=True)
+    images = torch.zeros(2, *shape)
+    return [WRITERS[kind](model.cpu().eval(), images, directory / f"{name}.{kind}") for kind in formats]
+
+
+def _pt2(model: nn.Module, images: torch.Tensor, path: Path) -> Path:
+    program: Any = torch.export.export(model, (images,), dynamic_shapes=({0: Dim.DYNAMIC},))
+    program._example_inputs = None  # they would be pickled into the file
+    with whole_file(path) as scratch:
+        torch.export.save(program, scratch)
+    return path
+
+
+def _onnx(model: nn.Module, images: torch.Tensor, path: Path) -> Path:
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    batch: Any = ({0: "batch"},)
+    program: Any = torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=batch, verbose=False, **names)
+    with whole_file(path) as scratch:
+        program.save(scratch)
+    return path
+
+
+WRITERS = {"pt2": _pt2, "onnx": _onnx}

@@ -1,0 +1,258 @@
+"""Checkpoints that others trained, as our models: a layout says what their tensors are called here.
+
+RobustBench's zoo for CIFAR-10 and CIFAR-100, by layout. Most normalise nothing; those after "normalised" do so in code, so
+that their `mean` and `std` must be given (Modas2021PRIMEResNet18's are in its checkpoint).
+
+robustbench-wrn     WideResNet with ReLU: Addepalli2021Towards_WRN34, Addepalli2022Efficient_WRN_34_10, Carmon2019Unlabeled,
+                    Chen2021LTD, Chen2024Data, Cui2020Learnable, Cui2023Decoupled_WRN-34-10, Huang2020Self, Jia2022LAS-AT,
+                    Sehwag2020Hydra, Sehwag2021Proxy, Sitawarin2020Improving, Sridhar2021Robust, Standard,
+                    Wang2020Improving, Wu2020Adversarial (CIFAR-10), Zhang2019Theoretically, Zhang2019You,
+                    Zhang2020Attacks, Zhang2020Geometry; normalised: Augustin2020Adversarial_34_10, Chen2020Efficient,
+                    Hendrycks2019Using (0.5 and 0.5), Hendrycks2020AugMix_WRN, Rice2020Overfitting (CIFAR-10, Linf),
+                    Rony2019Decoupling, Wu2020Adversarial (CIFAR-100)
+robustbench-preact  PreActResNet, projections of the raw input: Andriushchenko2020Understanding; normalised: Wong2020Fast
+robustbench-preact-v2  PreActResNet, projections of the pre-activated input: Addepalli2021Towards_PARN18; normalised:
+                    Kireev2021Effectiveness, Rice2020Overfitting (L2, and CIFAR-100)
+robustbench-resnet  ResNet of basic blocks: Addepalli2021Towards_RN18, Addepalli2022Efficient_RN18, Sehwag2021Proxy_R18;
+                    normalised: Modas2021PRIMEResNet18
+
+What no tensor shows must be known: both kinds of PreActResNet hold the same ones, and so does Ding2020MMA, a WideResNet
+that normalises each image by itself and cannot be converted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from piat_hub.config import InputError, lookup
+from piat_hub.hub.save import save_pretrained
+from piat_hub.records import tensors
+from piat_hub.records.files import WEIGHTS
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A naming of tensors: which architecture of ours it is of, with which options, and what its layers are called here.
+
+    block: the pattern of what comes before a layer in a residual block, with its stage from 1 and its index from 0;
+    inside and outside: the layers of a block and the others, their name -> ours.
+    """
+
+    architecture: str
+    block: str
+    inside: Mapping[str, str]
+    outside: Mapping[str, str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def rename(self, key: str) -> str:
+        """Our name of a tensor; InputError if the layout has none such."""
+        match = re.fullmatch(rf"(?:{self.block}\.)?(.+)\.(\w+)", key)
+        stage, index, layer, tensor = match.groups("") if match else ("",) * 4
+        layers = self.inside if stage else self.outside
+        if layer not in layers:
+            raise InputError(f"{key!r} has no place in it")
+        if not stage:
+            return f"{layers[layer]}.{tensor}"
+        block = f"layer{stage}" if self.architecture == "cifar_resnet18" else f"stages.{int(stage) - 1}.blocks"
+        return f"{block}.{index}.{layers[layer]}.{tensor}"
+
+
+_PREACT: dict[str, Any] = {
+    "architecture": "cifar_preact_resnet18",
+    "block": r"layer(\d)\.(\d+)",
+    "inside": {"bn1": "norm1", "conv1": "conv1", "bn2": "norm2", "conv2": "conv2", "shortcut.0": "downsample.conv"},
+    "outside": {"conv1": "stem.conv", "bn": "norm", "linear": "head.fc"},
+}
+LAYOUTS = {
+    "robustbench-wrn": Layout(
+        architecture="cifar_wrn_28_10",
+        block=r"block(\d)\.layer\.(\d+)",
+        inside={"bn1": "norm1", "conv1": "conv1", "bn2": "norm2", "conv2": "conv2", "convShortcut": "downsample.conv"},
+        outside={"conv1": "stem.conv", "bn1": "norm", "fc": "head.fc"},
+    ),
+    "robustbench-preact": Layout(**_PREACT, options={"raw_shortcut": True}),
+    "robustbench-preact-v2": Layout(**_PREACT),
+    "robustbench-resnet": Layout(
+        architecture="cifar_resnet18",
+        block=r"layer(\d)\.(\d+)",
+        inside={name: name for name in ("conv1", "bn1", "conv2", "bn2")}
+        | {"shortcut.0": "downsample.0", "shortcut.1": "downsample.1"},
+        outside={"conv1": "conv1", "bn1": "bn1", "linear": "fc"},
+    ),
+}
+
+NESTS = ("state_dict", "model_state_dict", "model", "net", "last")  # where a checkpoint keeps its tensors
+PREFIX = re.compile(r"^(?:(?:module|model|net|normalize|_orig_mod|\d+)\.)+")  # of wrappers around the network
+UNUSED = ("sub_block1.", "model_preact_hl1.")  # trained beside the network or twice in it; forward takes neither
+STATISTICS = (("mu", "sigma"), ("mean", "std"))
+BLOCK = re.compile(r"(?:stages\.|layer)(\d+)\.(?:blocks\.)?\d+\.conv1\.weight")
+
+
+def convert(path: str | Path, layout: str, *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> nn.Module:
+    """The model whose tensors a checkpoint holds in another layout, in eval mode.
+
+    Args: path to a file of torch.save (read without running anything in it) or a .safetensors file; layout one of
+    LAYOUTS; mean and std what its images in [0, 1] are normalised by, one number a channel, if the checkpoint does not
+    say. Depth, widths, channels and classes are read off the tensors. Returns a timm model that takes (B, C, 32, 32) in
+    [0, 1] to logits (B, K); its pooling takes other sizes too. Raises InputError if there is no such file, it holds more
+    than tensors, or they do not fit the layout exactly, with the layout that they fit.
+    """
+    chosen = lookup("layout", layout, LAYOUTS)
+    found = _read(Path(path))
+    if any(".batchnorm_0." in key for key in found):
+        raise InputError(
+            f"{path} is a DMWideResNet or DMPreActResNet (Swish, padding of its own); no layout holds these"
+        )
+    normalisation = _normalisation(path, found, mean, std)
+    try:
+        arguments, weights = _fit(found, chosen)
+    except InputError as error:
+        others = " or ".join(name for name, other in LAYOUTS.items() if name != layout and _fits(found, other))
+        advice = f"use {others}" if others else "no other layout does"
+        raise InputError(f"{path} does not fit layout {layout}: {error}; {advice}") from error
+    model = timm.create_model(chosen.architecture, **arguments, **normalisation)
+    if normalisation:
+        first, _ = _ends(chosen)
+        weights[f"{first}.conv.weight"] = weights.pop(f"{first}.weight")
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def import_checkpoint(
+    path: str | Path, layout: str, output: str | Path, *, mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> Path:
+    """`convert`, then write it into a directory (config.json, weights, empty metrics.jsonl: results go there); returns it.
+
+    InputError, and nothing is written, if the conversion fails or the directory holds a model already.
+    """
+    directory = Path(output)
+    taken = [name for name in ("config.json", *WEIGHTS.values()) if (directory / name).exists()]
+    if taken or (directory.exists() and not directory.is_dir()):
+        raise InputError(f"{directory} holds {' and '.join(taken) or 'a file'} already; name another output")
+    model: Any = convert(path, layout, mean=mean, std=std)
+    save_pretrained(model, directory, input_size=(model.in_chans, 32, 32))
+    (directory / "metrics.jsonl").touch()
+    return directory
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by their own names, without wrappers' prefixes and what forward never uses."""
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path}: there is no such file; check the path")
+    if path.suffix == ".safetensors":
+        found: Any = tensors.load(path)[0]
+    else:
+        found = _unpickle(path)
+    for _ in NESTS:  # a pickle may hold itself
+        inner = [found[key] for key in NESTS if key in found] if isinstance(found, Mapping) else []
+        found = next((one for one in inner if isinstance(one, Mapping)), found)
+    held: dict[str, Tensor] = {}
+    for key, value in found.items() if isinstance(found, Mapping) else ():
+        name = PREFIX.sub("", str(key))
+        if isinstance(value, Tensor) and not name.startswith(UNUSED):
+            if name in held:
+                raise InputError(f"{path} holds {name!r} twice, also as {key!r}; save the state_dict of one network")
+            held[name] = value
+    if not held:
+        raise InputError(f"{path} holds no tensors by name, also not under {', '.join(NESTS)}; save a state_dict")
+    return held
+
+
+def _unpickle(path: Path) -> Any:
+    """What torch.save wrote, if it is tensors in plain containers; nothing in the file is run."""
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a damaged file raises whatever its reader trips over
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted:
+            raise InputError(
+                f"{path} holds more than tensors ({wanted[1]}); such a pickle can run code and is refused: "
+                "give one with a state_dict alone"
+            ) from error
+        raise InputError(
+            f"{path} is no whole checkpoint of torch.save ({type(error).__name__}); fetch or write it again"
+        ) from error
+
+
+def _normalisation(
+    path: str | Path, found: dict[str, Tensor], mean: Sequence[float], std: Sequence[float]
+) -> dict[str, list[float]]:
+    """{"mean", "std"} as taken out of the tensors `found`, else as given, or {}."""
+    given = {"mean": list(mean), "std": list(std)} if mean or std else {}
+    for names in STATISTICS:
+        if all(name in found for name in names):
+            own = [found.pop(name).float().flatten() for name in names]
+            for (what, numbers), tensor in zip(given.items(), own, strict=False):
+                if not torch.equal(torch.tensor(numbers).float(), tensor):
+                    raise InputError(
+                        f"{path} has a {what} of its own, {tensor.tolist()}, not {numbers}; leave yours out"
+                    )
+            return {what: tensor.tolist() for what, tensor in zip(("mean", "std"), own, strict=True)}
+    return given
+
+
+def _fit(found: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(what timm builds the architecture with, its whole state_dict); InputError names the first tensor that does not fit."""
+    foreign = {layout.rename(key): key for key in found}
+    weights = {name: found[key] for name, key in foreign.items()}
+    arguments = _arguments(weights, layout)
+    with torch.device("meta"):
+        expected = timm.create_model(layout.architecture, **arguments).state_dict()
+    for name, tensor in weights.items():
+        if name not in expected:
+            raise InputError(f"{foreign[name]!r} has no place in it")
+        if tensor.ndim == 2:  # the head, in some of ours a 1x1 convolution
+            weights[name] = tensor.view(tensor.shape + (1,) * (expected[name].ndim - 2))
+        if weights[name].shape != expected[name].shape:
+            wanted = f"{list(tensor.shape)}, where the others want {list(expected[name].shape)}"
+            raise InputError(f"{foreign[name]!r} has shape {wanted}")
+    for name, tensor in expected.items():
+        if name not in weights:
+            if not name.endswith("num_batches_tracked"):
+                raise InputError(f"nothing is there for our {name!r}")
+            weights[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return arguments, weights
+
+
+def _fits(found: Mapping[str, Tensor], layout: Layout) -> bool:
+    try:
+        _fit(found, layout)
+    except InputError:
+        return False
+    return True
+
+
+def _ends(layout: Layout) -> tuple[str, str]:
+    """The names of the architecture's first convolution and of its classifier."""
+    cfg = timm.get_pretrained_cfg(layout.architecture)
+    return cfg.first_conv, cfg.classifier
+
+
+def _arguments(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
+    """Depth, widths, channels and classes as the shapes of our named tensors say."""
+    first, head = (f"{name}.weight" for name in _ends(layout))
+    for name in (first, head):
+        if name not in weights or weights[name].ndim < 2:
+            raise InputError(f"nothing is there for our {name!r}")
+    stages: dict[int, list[int]] = {}
+    for name, tensor in weights.items():
+        block = BLOCK.fullmatch(name)
+        if block and tensor.ndim:
+            stages.setdefault(int(block[1]), []).append(len(tensor))
+    if len(stages) not in (3, 4):
+        raise InputError(f"it has residual blocks in {len(stages)} stages, not in 3 or 4")
+    blocks = [stages[stage] for stage in sorted(stages)]
+    arguments: dict[str, Any] = {"layers": [len(b) for b in blocks], "channels": [b[0] for b in blocks]}
+    if layout.architecture == "cifar_preact_resnet18":
+        arguments["final_norm"] = "norm.weight" in weights
+    stem_chs, in_chans = weights[first].shape[:2]
+    ends = {"stem_chs": stem_chs, "in_chans": in_chans, "num_classes": len(weights[head])}
+    return {**arguments, **ends, **layout.options}

@@ -1,0 +1,179 @@
+"""Models from directories and the Hub, loaded strictly."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError, HTTPError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from torch import nn
+
+from piat_hub.backbones.small_image import Normalize
+from piat_hub.config import InputError, nearest
+from piat_hub.hub import card, untrusted
+from piat_hub.hub.save import ORIGIN
+from piat_hub.records.files import WEIGHTS, file_digest, own
+from piat_hub.records.model_config import ModelConfig
+from piat_hub.records.published import PUBLISHED
+
+
+def from_pretrained(
+    model_id: str | Path,
+    *,
+    checkpoint: str = "last",
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """A trained classifier, in eval mode: images (B, C, H, W) in [0, 1] to logits (B, K).
+
+    Args:
+        model_id: a run directory or any directory with config.json and model.safetensors, or a Hub id
+            ("ORG/NAME", also "ORG/NAME@revision"); a model of `list_pretrained()` is had at its pinned revision.
+        checkpoint: "last", or "best" for the epoch chosen on held-out images.
+        revision, cache_dir, token, local_files_only: as in huggingface_hub.
+        device: where the model goes.
+    Returns: the model, with `label_names` (tuple of str), `piat` (the training configuration as a dict, or {}) and
+    `weights_sha256` (of the weights file).
+    Raises: ValueError if there is no such model, or its weights do not fit its config.json exactly. No pickle is read.
+    """
+    if checkpoint not in WEIGHTS:
+        raise InputError(f"checkpoint {checkpoint!r} is unknown{nearest(checkpoint, WEIGHTS)}; choose last or best")
+    names = ("config.json", WEIGHTS[checkpoint])
+    if Path(model_id).is_dir():
+        if revision:
+            raise InputError(f"{model_id} is a directory, which has no revision {revision!r}; leave it out")
+        config_file, weights_file = (own(model_id, name) for name in names)
+        for file in (config_file, weights_file):
+            if not file.is_file():
+                raise InputError(f"{model_id} is no model: it has no {file.name}; train one, or give another MODEL")
+        known: dict[str, Any] = {}
+    else:
+        name, _, pinned = str(model_id).partition("@")
+        known = PUBLISHED.get(name, {})
+        where: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        where["revision"] = revision or pinned or known.get("revision")
+        config_file = _download(name, names[0], where)
+        if re.fullmatch("[0-9a-f]{40}", commit := config_file.parent.name):  # both files of one commit
+            where["revision"] = commit
+        weights_file = _download(name, names[1], where)
+    config = ModelConfig.read(config_file)
+    model = untrusted.build(config, weights_file, str(config_file))
+    model.weights_sha256 = file_digest(weights_file)
+    if known and where["revision"] == known["revision"] and model.weights_sha256 != known["weights_sha256"][checkpoint]:
+        raise InputError(f"{weights_file} is not what we published as {name}: another sha256; delete it and load again")
+    if config.piat is None and any(config.pretrained_cfg.get("mean") or ()):
+        raise InputError(
+            f"{model_id} wants normalised images, as timm's own models do; evaluate takes it as hf-hub:ORG/NAME"
+        )
+    said = {key: config.pretrained_cfg.get(key) for key in ORIGIN}  # not what timm says of its own weights
+    model.pretrained_cfg |= {key: value if isinstance(value, str) else None for key, value in said.items()}
+    model.label_names = config.label_names
+    model.piat = dict(config.piat or {})
+    return model.to(device).eval()
+
+
+def start_from(model: Any, source: str) -> None:
+    """Give `model` the weights of a trained MODEL (see `from_pretrained`), but for a head of another class count.
+
+    model: built by `create_model`, of the same backbone and channels. InputError if anything but the head differs.
+    """
+    trained: Any = from_pretrained(source)
+    weights, own = trained.state_dict(), model.state_dict()
+    heads = model.pretrained_cfg["classifier"]
+    heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+    fits = {name: t for name, t in weights.items() if name in own and t.shape == own[name].shape}
+    wrong = sorted(name for name in own.keys() | weights.keys() if name not in fits and not name.startswith(heads))
+    if wrong:
+        built = trained.pretrained_cfg.get("architecture")
+        raise InputError(
+            f"the weights of {source} ({built}) do not fit this backbone at {wrong[0]!r}; "
+            "choose its --backbone and images of its channels and size"
+        )
+    model.load_state_dict(fits, strict=False)
+    ours = {"license": "mit"} if trained.piat else {}  # unless it says otherwise
+    model.pretrained_cfg |= {key: trained.pretrained_cfg.get(key) or ours.get(key) for key in ORIGIN}
+
+
+def keep_origin(model: Any, directory: Path) -> None:
+    """What a run's config.json says of the weights it began with, for the run to go on without those."""
+    try:
+        known = ModelConfig.read(directory / "config.json").pretrained_cfg
+    except InputError:  # damaged: it is written anew
+        known = {}
+    model.pretrained_cfg |= {key: known.get(key) for key in ORIGIN}
+
+
+def from_timm(spec: str) -> nn.Module:
+    """Any of timm's pretrained classifiers, "hf-hub:ORG/NAME", in eval mode and taking images in [0, 1].
+
+    Its normalisation, recorded in its config.json, is put before it. InputError if it cannot be had.
+    """
+    try:
+        model = timm.create_model(spec, pretrained=True)
+    except Exception as error:  # timm passes on whatever the network, the Hub or the weights raise
+        raise InputError(f"no model {spec!r} for timm: {_first_line(error)}; check the name or the network") from error
+    mean, std = (torch.tensor(model.pretrained_cfg[key]) for key in ("mean", "std"))
+    return nn.Sequential(Normalize(mean, std), model).eval()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def list_pretrained(directory: str | Path = "model_cards") -> list[dict[str, Any]]:
+    """The models that `from_pretrained` gives, best known first: those published on the Hub, then those in `directory`.
+
+    Each is a dict: "model" (what to load it by), "architecture", "dataset", "method", "threat_model", and, as far as
+    measured, "clean_acc", "pgd20_acc", "aa_acc" (fractions) with "n" (images, by attack); or "problem" in place of these,
+    for a folder that holds no whole model.
+    """
+    rows = [row | {"model": name} for name, row in PUBLISHED.items()]
+    for path in sorted(path.parent for path in Path(directory).glob("*/config.json")):
+        try:
+            rows.append(card.summary(path))
+        except (InputError, OSError) as error:
+            rows.append({"model": str(path), "problem": str(error)})
+    return rows
+
+
+def _download(repo_id: str, filename: str, where: Mapping[str, Any]) -> Path:
+    check_id(repo_id, "there is no such directory, and ")
+    try:
+        return Path(hf_hub_download(repo_id, filename, **where))
+    except Exception as error:  # the client passes on whatever the network, the Hub or the disk raise
+        if isinstance(error, HTTPError) and not hasattr(error, "response"):  # the connection broke: is there a copy?
+            with contextlib.suppress(Exception):
+                return Path(hf_hub_download(repo_id, filename, **{**where, "local_files_only": True}))
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        advice = "check the name or the network, or give a local directory"
+        if isinstance(error, RevisionNotFoundError):
+            advice = f"there is no revision {where['revision']!r}"
+        elif status in (401, 403):
+            advice = "check the name; if it is private, run `hf auth login` or set HF_TOKEN"
+        raise InputError(
+            f"no {filename} for {repo_id!r}: no such directory, and the Hub says: {_first_line(error)}; {advice}"
+        ) from error
+
+
+def check_id(repo_id: str, what: str = "") -> None:
+    """InputError unless it is ORG/NAME as the Hub allows it; `what` begins the message."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        pass
+    else:
+        if "/" in repo_id:
+            return
+    raise InputError(
+        f"{what}{repo_id!r} is no Hub id; it must be ORG/NAME, of letters, digits, '-', '_' and single '.'"
+    )

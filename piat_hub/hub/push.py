@@ -1,0 +1,166 @@
+"""A run directory published as one commit."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
+from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
+
+from piat_hub.config import InputError, PushOptions
+from piat_hub.hub import card, untrusted
+from piat_hub.hub.load import _first_line, check_id
+from piat_hub.records.files import RECORDS, RESULTS, VERDICTS, WEIGHTS, own, read_lines, sealed
+from piat_hub.records.model_config import ModelConfig
+from piat_hub.records.results import read_results
+from piat_hub.records.rundir import RunDirectory
+
+SILENCE = 300.0  # seconds without a byte from the Hub, after which a push gives up
+
+
+PASSING = (429, 500, 502, 503, 504)  # statuses that may be gone a moment later
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where a push went: the `url` of its commit or pull request, the commit, and whether anything was new."""
+
+    url: str
+    revision: str
+    changed: bool
+
+
+def push_to_hub(
+    run: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+) -> Pushed:
+    """Publish a run directory as one commit to a model repository, made if there is none.
+
+    Args:
+        run: its config.json, weights, card, records and what was measured on these weights go (see `publication`);
+            what an earlier push left and the run no longer has is deleted in the same commit.
+        repo_id: "ORG/NAME"; private: a new repository is; revision: a branch, made if there is none; create_pr: open a
+            pull request instead of writing to main; token: by default the one that `hf auth login` or HF_TOKEN gave.
+    Raises: InputError if the run is not whole or the Hub refuses. Nothing is then half-published, and the same call
+    again sends only what has not arrived; with nothing new, it sends nothing (but opens the pull request it was told to).
+    """
+    options = PushOptions(private, revision, create_pr)
+    check_id(repo_id)
+    files = publication(RunDirectory.read(run), repo_id)
+    api = HfApi(token=token)
+    # where a reply is lost, a second request would be a second pull request
+    pauses = [] if create_pr else [1.0, 4.0, 16.0]
+    while True:
+        get_session().timeout = SILENCE  # by default the client would wait for ever
+        try:
+            return _push(api, files, repo_id, options)
+        except InputError:
+            raise
+        except (HTTPError, OSError, ValueError, RuntimeError, KeyError) as found:
+            error = found.__cause__ if type(found) is RuntimeError and found.__cause__ else found  # a failed upload
+            response = getattr(error, "response", None)
+            passing = response is None and isinstance(error, HTTPError)
+            if not pauses or not (passing or getattr(response, "status_code", 0) in PASSING):
+                raise InputError(f"{repo_id} was not pushed: {_advice(error, repo_id)}") from error
+            time.sleep(_seconds(response) or pauses[0])
+            pauses.pop(0)
+
+
+def _push(api: HfApi, files: Mapping[str, Any], repo_id: str, options: PushOptions) -> Pushed:
+    api.create_repo(repo_id, private=options.private, exist_ok=True)
+    if (branch := options.revision or "main") != "main":
+        api.create_branch(repo_id, branch=branch, exist_ok=True)
+    head = api.model_info(repo_id, revision=branch)
+    there = {sibling.rfilename for sibling in head.siblings or ()}
+    if options.private and not head.private:
+        raise InputError(f"{repo_id} is public already; make it private in its settings first, or name another")
+    if there - {".gitattributes", ".gitignore", "README.md", "LICENSE"}:
+        theirs = api.hf_hub_download(repo_id, "config.json", revision=head.sha) if "config.json" in there else None
+        if theirs is None or ModelConfig.read(Path(theirs)).piat is None:
+            raise InputError(f"{repo_id} holds something that piat_hub did not push; choose another name")
+    operations: list[Any] = [CommitOperationAdd(path, content) for path, content in files.items()]
+    ours = {path for path in there if path.rpartition("/")[2] in RECORDS}
+    operations += [CommitOperationDelete(path) for path in sorted(ours - set(files))]
+    message = f"{'Update' if there & set(RECORDS) else 'Add'} {repo_id.rpartition('/')[2]}"
+    where: dict[str, Any] = {"revision": branch, "create_pr": options.create_pr, "parent_commit": head.sha}
+    done = api.create_commit(repo_id, operations, commit_message=message, **where)
+    return Pushed(str(done.pr_url or done.commit_url), str(done.oid), done.oid != head.sha)
+
+
+def publication(run: RunDirectory, repo_id: str) -> dict[str, bytes | str]:
+    """What a push sends: path in the repository -> content, or the file it lies in. InputError if the run is not whole.
+
+    config.json without paths of this machine, the card for `repo_id`, weights, curves, metrics, and results with
+    their verdicts where they are of these weights.
+    """
+    home = run.directory
+    if "last" not in run.digests:
+        raise InputError(f"{home} is no model: it has no {WEIGHTS['last']}; train one, or give another run")
+    for checkpoint in run.digests:  # that they can be loaded
+        untrusted.build(run.model, own(home, WEIGHTS[checkpoint]), str(home / "config.json"))
+    files: dict[str, bytes | str] = {
+        "config.json": (json.dumps(sealed(run.model.content), indent=2) + "\n").encode(),
+        "README.md": card.render(run, repo_id).encode(),
+    }
+    for found in run.measured:
+        read_results(home / found.folder, found.checkpoint)  # that they and their verdicts tell the same
+    read_lines(own(home, "metrics.jsonl"))
+    kept = {name for found in run.measured for name in (found.results, found.verdicts)}
+    others = set(RECORDS) - {*RESULTS.values(), *VERDICTS.values(), *files}
+    paths = {name: own(home, name) for name in sorted({*others, *kept})}
+    return files | {name: str(path) for name, path in paths.items() if path.is_file()}
+
+
+def check_push(repo_id: str, token: str | None = None) -> None:
+    """InputError unless the Hub can be reached and the token's owner may write to ORG: what a training asks first."""
+    check_id(repo_id)
+    try:
+        who = HfApi(token=token).whoami()
+    except (HTTPError, OSError, ValueError) as error:
+        raise InputError(f"{repo_id} cannot be pushed to: {_advice(error, repo_id)}") from error
+    names = [who["name"], *(org["name"] for org in who.get("orgs", ()))]
+    if repo_id.partition("/")[0] not in names:
+        raise InputError(f"{repo_id} cannot be pushed to: this token writes to {', '.join(names)}; choose one of these")
+
+
+def _advice(error: BaseException, repo_id: str) -> str:
+    """What went wrong between us and the Hub, and what to do, in one line."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    known = {
+        401: "the Hub knows no such token; run `hf auth login` or set HF_TOKEN",
+        403: f"the token may not write to {repo_id}; ask its owners, or use another token or name",
+        404: f"there is no {repo_id}, or the token may not see it; check the name",
+        409: f"the Hub reports a conflict over {repo_id}; choose another name, or wait and push again",
+        412: f"{repo_id} was changed by somebody else meanwhile; push again",
+        429: "the Hub asks for a pause; push again later",
+    }
+    if isinstance(error, LocalTokenNotFoundError):
+        return known[401]
+    if status in known:
+        return known[status]
+    if isinstance(error, KeyError):
+        return f"the Hub's answer lacks {error}, which the client needs; push again later"
+    again = "push again: what has arrived is not sent twice"
+    if status in PASSING:
+        return f"the Hub answers with {status}; {again}"
+    if status or isinstance(error, ValueError):
+        said = getattr(error, "server_message", None) or " ".join(str(error).split())
+        return f"the Hub refuses{f' ({status})' if status else ''}: {said}"
+    return f"{_first_line(error)}; check the network and {again}"
+
+
+def _seconds(response: Any) -> float:
+    """How long a Retry-After header asks to wait, at most a minute; 0 without one."""
+    text = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(60.0, float(text)) if text.isdigit() else 0.0

@@ -1,0 +1,69 @@
+"""A model as a directory: timm's config.json and safetensors weights, each written whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from piat_hub.config import TrainConfig, to_dict
+from piat_hub.records import tensors
+from piat_hub.records.files import WEIGHTS, read_json, sealed, whole_file
+
+ORIGIN = ("license", "origin_url", "paper_name", "paper_ids")  # what pretrained_cfg says of where weights come from
+
+
+def save_pretrained(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    config: TrainConfig | None = None,
+    label_names: tuple[str, ...] = (),
+    input_size: tuple[int, int, int] | None = None,
+) -> Path:
+    """Write config.json (timm's Hub format plus a root "piat" block) and model.safetensors into `directory`.
+
+    Args: model built by timm or `create_model`; config the run it comes from; label_names one per class; input_size
+    (C, H, W) of its images. Returns the directory. Each file is replaced whole or not at all.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_config(model, directory, config=config, label_names=label_names, input_size=input_size)
+    save_weights(model, directory / WEIGHTS["last"])
+    return directory
+
+
+def save_config(
+    model: nn.Module,
+    directory: Path,
+    *,
+    config: TrainConfig | None = None,
+    label_names: tuple[str, ...] = (),
+    input_size: tuple[int, int, int] | None = None,
+) -> None:
+    """Write config.json: what rebuilds the architecture, by timm alone or by `from_pretrained`."""
+    extra: dict[str, Any] = {"piat": to_dict(config)} if config else {}
+    if label_names:
+        extra["label_names"] = list(label_names)
+    channels = input_size[0] if input_size else getattr(model, "in_chans", 3)
+    preprocessing: dict[str, Any] = {"mean": (0.0,) * channels, "std": (1.0,) * channels, "crop_pct": 1.0}
+    overrides: dict[str, Any] = {"tag": "piat"}
+    if input_size:
+        preprocessing["input_size"] = overrides["input_size"] = input_size
+    with whole_file(directory / "config.json") as scratch:
+        options = {**extra, "pretrained_cfg": overrides}
+        save_config_for_hf(model, str(scratch), model_config=options, data_config=preprocessing)
+        saved = read_json(scratch)
+        if config:  # timm's facts of its own weights for this architecture: of these only if training began with those
+            known = saved["pretrained_cfg"]
+            origin = {"license": "unknown"} | {k: known[k] for k in ORIGIN if k in known} if config.init_from else {}
+            saved["pretrained_cfg"] = {k: v for k, v in known.items() if k not in ORIGIN} | origin
+        scratch.write_text(json.dumps(sealed(saved), indent=2) + "\n", encoding="utf-8")
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the model's parameters and buffers as safetensors; the file appears whole or not at all."""
+    tensors.save(model.state_dict(), path)

@@ -1,0 +1,126 @@
+"""A model from anyone's config.json: nothing that it names is imported, opened or fetched, and its size is known first.
+
+The architecture is built without memory before anything else. A safetensors file cannot promise tensors that it does not
+hold, so only where the architecture's are the file's, name by name and shape by shape, is it built in earnest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import is_model_in_modules
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from piat_hub.config import InputError, nearest
+from piat_hub.records import tensors
+from piat_hub.records.model_config import ModelConfig
+
+LARGEST = 100_000  # what a number in model_args may be
+ENTRIES = 1_000  # values in model_args
+MODULES = 50_000  # that a model may have
+SPARE = 2**28  # bytes that a model may compute when built, beside what its file holds
+RESERVED = {*inspect.signature(timm.create_model).parameters, "features_only", "out_indices"}
+# these list all pairs of an image's pixels in Python
+LISTING = ["levit", "tiny_vit", "efficientvit_msra", "efficientformer"]
+FEW = {"base", "num_classes", "in_chans", "drop_rate", "drop_path_rate", "global_pool"}  # what those may be told
+PREPROCESSING = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation", "tag")
+
+
+def build(config: ModelConfig, weights: Path, source: str) -> Any:
+    """The model that a config.json describes, with the weights of a safetensors file.
+
+    source: what messages call the config. Raises InputError where timm has no such model, an argument is none that
+    describes an architecture, or the weights do not fit it exactly: the same tensors, of the same shapes.
+    """
+    architecture = config.architecture
+    if not timm.is_model(architecture):
+        raise InputError(f"{source}: unknown architecture {architecture!r}{nearest(architecture, timm.list_models())}")
+    arguments = _arguments(config, source)
+
+    def create() -> Any:
+        try:
+            return timm.create_model(architecture, pretrained=False, **arguments)
+        except Exception as error:  # timm passes on whatever its models raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            shown = f"{arguments}" if len(f"{arguments}") < 200 else "its model_args"
+            raise InputError(f"{source}: {architecture} cannot be built with {shown}: {reason}") from error
+
+    with torch.device("meta"), _few_modules():
+        sketch = create()
+    names = config.label_names
+    if names and len(names) != sketch.num_classes:
+        raise InputError(
+            f"{source}: {len(names)} label_names for {sketch.num_classes} classes; there must be one for each"
+        )
+    fits(tensors.shapes(weights), sketch.state_dict(), weights)
+    memory = sum(t.numel() * t.element_size() for t in (*sketch.parameters(), *sketch.buffers()))
+    if memory > 4 * weights.stat().st_size + SPARE:
+        raise InputError(
+            f"{source}: {architecture} would take {memory / 2**30:.1f} GiB, far more than its weights; it is refused"
+        )
+    model = create()
+    model.load_state_dict(tensors.load(weights)[0])
+    preprocessing = dict(config.pretrained_cfg)
+    if preprocessing.get("input_size") and preprocessing["input_size"][0] != getattr(sketch, "in_chans", None):
+        del preprocessing["input_size"]  # of other images than the model's
+    model.pretrained_cfg.update({key: preprocessing[key] for key in PREPROCESSING if key in preprocessing})
+    return model
+
+
+def fits(found: Mapping[str, tuple[bool, tuple[int, ...]]], expected: Mapping[str, Any], path: Path) -> None:
+    """InputError unless a file's tensors (see `tensors.shapes`) are those of a state_dict."""
+    for what, names in (("lacks", set(expected) - set(found)), ("has the extra", set(found) - set(expected))):
+        if names:
+            raise InputError(f"{path} {what} tensor {sorted(names)[0]!r}: it does not belong to this architecture")
+    for name, (floating, shape) in found.items():
+        if shape != tuple(expected[name].shape):
+            shapes = f"{list(shape)}, the architecture wants {list(expected[name].shape)}"
+            raise InputError(f"{path}: {name!r} has shape {shapes}; config.json and weights do not belong together")
+        if floating != expected[name].is_floating_point():
+            raise InputError(f"{path}: {name!r} has numbers of another kind than the architecture's; write it again")
+
+
+def _arguments(config: ModelConfig, source: str) -> dict[str, Any]:
+    """What timm is called with; InputError for what no architecture needs."""
+    arguments = dict(config.model_args)
+    if reserved := sorted(RESERVED & set(arguments)):
+        raise InputError(f"{source}: model_args may not hold {reserved[0]!r}, which is no part of an architecture")
+    values = list(_values(arguments))
+    if len(values) > ENTRIES or not all(abs(v) <= LARGEST for v in values if isinstance(v, int | float)):
+        rule = f"at most {ENTRIES} values, none above {LARGEST:,}"
+        raise InputError(f"{source}: model_args describe no architecture that is known to us; they may have {rule}")
+    base = str(arguments.get("base", config.architecture))
+    if is_model_in_modules(base.partition(".")[0], LISTING) and (other := sorted(set(arguments) - FEW)):
+        raise InputError(f"{source}: {base} is taken with {', '.join(sorted(FEW))} alone, not {other[0]!r}")
+    return arguments | ({} if config.num_classes is None else {"num_classes": config.num_classes})
+
+
+def _values(nested: Any) -> Iterator[Any]:
+    if isinstance(nested, dict | list):
+        for value in nested.values() if isinstance(nested, dict) else nested:
+            yield from _values(value)
+    else:
+        yield nested
+
+
+@contextmanager
+def _few_modules() -> Iterator[None]:
+    """ValueError as soon as more than `MODULES` are put into one another."""
+    count = 0
+
+    def note(*_: Any) -> None:
+        nonlocal count
+        if (count := count + 1) > MODULES:
+            raise ValueError(f"it has more than {MODULES:,} modules")
+
+    hook = register_module_module_registration_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,280 @@
+"""RobustBench (Croce et al. 2021, arXiv:2010.09670): what a submission needs, from a run and its results.
+
+RobustBench ranks models on all test images of CIFAR-10 and CIFAR-100 under AutoAttack, and takes only models with
+gradients, a deterministic forward pass and no optimisation inside it. The same is asked here before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from timm.models import register_model
+from torch import nn
+
+from piat_hub.config import InputError, pixels, to_dict
+from piat_hub.data import Split, load, named_by, to_unit
+from piat_hub.evaluation import checks
+from piat_hub.evaluation.verdict import accuracy, verdict_mode
+from piat_hub.hub.load import check_id, from_pretrained
+from piat_hub.records.files import write_text
+from piat_hub.records.labels import percent
+from piat_hub.records.published import PUBLISHED
+from piat_hub.records.results import Record
+from piat_hub.records.rundir import RunDirectory
+
+NAME = r"\w[\w.-]*(/\w[\w.-]*)?"  # of a data set, in paths and code
+IMAGES = 10_000  # of a test split; fewer are a draft
+RANKED = {"cifar10": {"Linf": "8/255", "L2": "0.5"}, "cifar100": {"Linf": "8/255"}}
+TITLE = "PIAT: Parameter Interpolation based Adversarial Training for Image Classification"
+ARCHITECTURES = {  # ours -> (suffix of the id, name on the leaderboard, which counts the wide ones as their authors do)
+    "cifar_resnet18": ("R18", "ResNet-18"),
+    "cifar_resnet20": ("R20", "ResNet-20"),
+    "cifar_preact_resnet18": ("PRN18", "PreActResNet-18"),
+    "cifar_wrn_28_10": ("WRN-28-10", "WideResNet-28-10"),
+    "cifar_wrn_32_10": ("WRN-32-10", "WideResNet-34-10"),
+}
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a submission says of its paper. authors: "Kun He, Xin Liu"; venue: with the year, "ICML 2023"."""
+
+    authors: str
+    venue: str
+    link: str
+    title: str = TITLE
+
+    def __post_init__(self) -> None:
+        if not re.search(r"(19|20)\d\d$", self.venue):
+            raise InputError(
+                f"venue {self.venue!r} must end with its year, as in 'ICML 2023': it goes into the model's id"
+            )
+        if not self.link.startswith(("https://", "http://")):
+            raise InputError(f"link {self.link!r} must be an address, https://…, of the paper")
+        for name in ("authors", "title"):
+            if not re.match(r"\s*\w", getattr(self, name)):
+                raise InputError(
+                    f"{name} {getattr(self, name)!r} must begin with a name; it is shown on the leaderboard"
+                )
+
+
+def identifier(paper: Paper, architecture: str) -> str:
+    """RobustBench's way to name a model: first author, year, first word of the title, architecture: He2023PIAT_R18."""
+    author = re.sub(r"\W", "", re.split(",| and ", paper.authors)[0].split()[-1])
+    word = re.sub(r"\W", "", paper.title.split()[0])
+    suffix, _ = ARCHITECTURES.get(architecture, (architecture.replace("_", "-"), architecture))
+    return f"{author}{paper.venue[-4:]}{word}_{suffix}"
+
+
+def timm_name(name: str, dataset: str, norm: str) -> str:
+    """What `robustbench.utils.load_model(name, dataset=…, threat_model=norm)` looks for among timm's models."""
+    return f"{name}_{dataset}_{norm}".lower().replace("-", "_")
+
+
+def submit(
+    run: str | Path,
+    paper: Paper,
+    output: Path,
+    *,
+    checkpoint: str = "last",
+    draft: bool = False,
+    dataset: str | None = None,
+    repo_id: str | None = None,
+) -> list[Path]:
+    """Write a submission's files into `output` and return them: model_info/…/ID.json, issue.md, ID.py, evaluation.log.
+
+    Args: run directory with results; draft: write them although RobustBench would refuse (each file but the JSON says
+    so); dataset: where its test images lie, to measure the clean accuracy again; repo_id: where the weights can be had.
+    Raises InputError, before anything is written, with every reason why RobustBench would refuse.
+    """
+    home, found = Path(run), RunDirectory.read(run)
+    if repo_id:
+        check_id(repo_id)
+    results = found.record(checkpoint)
+    if results is None or not {"clean", "aa"} <= results.attacks.keys():
+        which = "" if checkpoint == "last" else f" --checkpoint {checkpoint}"
+        raise InputError(
+            f"{run} has no clean and AutoAttack accuracy: python evaluate.py {run} --attacks clean aa{which}"
+        )
+    model: Any = from_pretrained(run, checkpoint=checkpoint)
+    data, norm = results.dataset, results.threat_model.norm
+    if not re.fullmatch(NAME, data, re.ASCII) or ".." in data:
+        raise InputError(f"{run} was measured on {data!r}, which can be no part of a file's name; evaluate it again")
+    columns = (model.piat.get(key) for key in ("image_column", "label_column", "img_size"))
+    split = load(dataset or named_by(home, model.piat["dataset"]), results.split, *columns)
+    reasons = [*_claims(results), *accepts(model, split.first(results.n), results)]
+    if reasons and not draft:
+        raise InputError(f"{run} is no submission: {'; '.join(reasons)}; --draft writes the files all the same")
+    architecture = found.model.architecture
+    name = identifier(paper, architecture)
+    built = ARCHITECTURES.get(architecture, ("", architecture))[1]
+    source = repo_id or str(home.resolve().name)
+    texts = {
+        f"model_info/{data}/{norm}/{name}.json": json.dumps(entry(results, paper, built), indent=2) + "\n",
+        "issue.md": _marked(issue(name, results, paper, built, repo_id), "<!-- {} -->", reasons),
+        f"{timm_name(name, data, norm)}.py": _marked(
+            registration(name, data, norm, source, checkpoint), "# {}", reasons
+        ),
+        "evaluation.log": _marked("\n".join(log(results)) + "\n", "{}", reasons),
+    }
+    for path, text in texts.items():
+        (output / path).parent.mkdir(parents=True, exist_ok=True)
+        write_text(output / path, text)
+    return [output / path for path in texts]
+
+
+def _claims(results: Record) -> Iterator[str]:
+    """Why RobustBench would not rank these results, whatever the model."""
+    threat, attack = to_dict(results.threat_model), results.attacks["aa"]
+    ranked = RANKED.get(results.dataset, {})
+    if not ranked:
+        yield f"it ranks {' and '.join(RANKED)}, not {results.dataset}"
+    elif ranked.get(threat["norm"]) != threat["eps"]:
+        known = " and ".join(f"{norm} {eps}" for norm, eps in ranked.items())
+        yield f"on {results.dataset} it ranks {known}, not {threat['norm']} {threat['eps']}"
+    if results.split != "test" or attack["n"] != IMAGES:
+        yield f"AutoAttack was run on {attack['n']} images of the {results.split} split, it takes all {IMAGES} of test"
+    if attack.get("version") != "standard" or "changed" in attack:
+        yield f"AutoAttack was not the standard version ({attack.get('changed', attack.get('version'))})"
+
+
+def accepts(model: nn.Module, split: Split, results: Record) -> Iterator[str]:
+    """Why RobustBench would not take this model: its own checks of clean accuracy, gradients and the forward pass."""
+    if split.digest() != results.images:
+        yield "these are not the images that the results are of"
+        return
+    few = split[:100]
+    x, y = to_unit(few.images[:]), few.labels
+    with verdict_mode(model) as exact:
+        again = accuracy(exact, split, batch_size=250, seed=0) / len(split)
+        claimed = results.attacks["clean"]["accuracy"]
+        if abs(again - claimed) > 0.0005:
+            yield f"its clean accuracy is {percent(again)} here, not the {percent(claimed)} of the results"
+        for found in (*checks.outputs(exact, x), checks.gradients(exact, x, y)):
+            if not found["passed"] and found["check"] in ("randomness", "zero gradients"):
+                yield found["found"]
+        with mock.patch("torch.autograd.backward") as backward, mock.patch("torch.autograd.grad") as grad:
+            exact(x)
+        if backward.called or grad.called:
+            yield "it optimises inside its forward pass"
+
+
+def entry(results: Record, paper: Paper, architecture: str) -> dict[str, Any]:
+    """model_info's JSON: RobustBench's keys, accuracies as percent in text."""
+    attacks = results.attacks
+    robust = str(round(100 * attacks["aa"]["accuracy"], 2))
+    return {
+        "link": paper.link,
+        "name": paper.title,
+        "authors": paper.authors,
+        "additional_data": False,
+        "number_forward_passes": 1,
+        "dataset": results.dataset,
+        "venue": paper.venue,
+        "architecture": architecture,
+        "eps": pixels(results.threat_model.eps),
+        "clean_acc": str(round(100 * attacks["clean"]["accuracy"], 2)),
+        "reported": robust,
+        "autoattack_acc": robust,
+        "unreliable": False,
+    }
+
+
+def issue(name: str, results: Record, paper: Paper, architecture: str, repo_id: str | None) -> str:
+    """The text for RobustBench's "New Model(s)" issue form; its first line is the issue's title."""
+    attacks, threat = results.attacks, to_dict(results.threat_model)
+    method = f"AutoAttack, {attacks['aa']['version']} version, on {attacks['aa']['n']} test images: see evaluation.log"
+    weights = f"https://huggingface.co/{repo_id}" if repo_id else "(push the run, then give its address here)"
+    return f"""[New Model] {name}
+
+# Paper Information
+
+- **Paper Title**: {paper.title}
+- **Paper URL**: {paper.link}
+- **Paper authors**: {paper.authors}
+
+# Leaderboard Claim(s)
+
+## Model 1
+
+- **Architecture**: {architecture}
+- **Dataset**: {results.dataset}
+- **Threat Model**: {threat["norm"]}
+- **eps**: {threat["eps"]}
+- **Clean accuracy**: {percent(attacks["clean"]["accuracy"])}
+- **Robust accuracy**: {percent(attacks["aa"]["accuracy"])}
+- **Additional data**: false
+- **Evaluation method**: {method}
+- **Checkpoint and code**: {weights}
+
+# Model Zoo:
+
+- [ ] I want to add my models to the Model Zoo (check if true)
+- [ ] I use an architecture that is included among those of RobustBench or in `timm`. If not, I added the link to its
+  implementation: it is built by the Python package `piat-hub`; the attached module registers it with `timm`.
+- [ ] I agree to release my model(s) under MIT license (check if true)
+"""
+
+
+def registration(name: str, dataset: str, norm: str, source: str, checkpoint: str) -> str:
+    """A module that, once imported, lets RobustBench load the model; and its row for RobustBench's model zoo."""
+    found = timm_name(name, dataset, norm)
+    return f'''"""{name} for RobustBench: with this module imported,
+
+    robustbench.utils.load_model("{name}", dataset="{dataset}", threat_model="{norm}")
+
+gives the model. The row for robustbench/model_zoo/{dataset}.py, among those of {norm}:
+
+    ("{name}", {{"model": lambda: timm.create_model("{found}", pretrained=True), "gdrive_id": None}}),
+"""
+
+from piat_hub import leaderboard
+
+leaderboard.register("{found}", "{source}", "{checkpoint}")  # a Hub id, or the model's directory
+'''
+
+
+def log(results: Record) -> Iterator[str]:
+    """The evaluation, a line for each thing it did."""
+    threat, attack = to_dict(results.threat_model), results.attacks["aa"]
+    known = results.environment
+    yield f"{results.n} images of {results.dataset} ({results.split}), {threat['norm']} eps {threat['eps']}, seed {results.seed}"
+    yield f"weights sha256 {results.weights}, images sha256 {results.images}"
+    yield ", ".join(f"{name} {version}" for name, version in known["versions"].items()) + f"; {known['device']}"
+    yield f"initial accuracy: {percent(results.attacks['clean']['accuracy'])}"
+    standing = attack["correct"] + sum(stage["broken"] for stage in attack["per_attack"].values())
+    for name, stage in attack["per_attack"].items():
+        standing -= stage["broken"]
+        misled = f"{stage['broken']} of {stage['attacked']} misled, {stage['seconds']} s"
+        yield f"robust accuracy after {name.upper()}: {percent(standing / attack['n'])} ({misled})"
+    yield f"robust accuracy: {percent(attack['accuracy'])}"
+
+
+def _marked(text: str, comment: str, reasons: list[str]) -> str:
+    return text if not reasons else comment.format(f"DRAFT, no submission: {'; '.join(reasons)}") + "\n" + text
+
+
+def register(name: str, model: str, checkpoint: str = "last") -> None:
+    """Make `timm.create_model(name, pretrained=True)` load MODEL (a directory or a Hub id), as RobustBench does."""
+
+    def build(pretrained: bool = False, num_classes: int | None = None, **_: Any) -> nn.Module:
+        loaded: Any = from_pretrained(model, checkpoint=checkpoint)
+        if num_classes not in (None, loaded.num_classes):
+            raise InputError(
+                f"{name} has {loaded.num_classes} classes, not {num_classes}; fine-tune it with --init-from"
+            )
+        return loaded
+
+    build.__name__ = name
+    register_model(build)
+
+
+for _model, _row in PUBLISHED.items():
+    if "robustbench" in _row:
+        register(timm_name(_row["robustbench"], _row["dataset"], _row["threat_model"]["norm"]), _model)

@@ -1,0 +1,202 @@
+"""Files that appear whole or not at all, JSON that carries a checksum, and folders that are not trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from piat_hub.config import Broken, InputError
+
+METRICS = {"epoch", "lam", "lr", "train_loss", "train_pgd10_acc", "holdout_clean_acc", "holdout_pgd10_acc"}
+LONGEST = 16 * 2**20  # bytes; none of our JSON files comes near it
+WEIGHTS = {"last": "model.safetensors", "best": "model_best.safetensors"}  # a run's weights, by checkpoint
+RESULTS = {"last": "results.json", "best": "results_best.json"}
+VERDICTS = {"last": "verdicts.npz", "best": "verdicts_best.npz"}
+RECORDS = (  # all that a run directory holds but its state: a push sends these, a run overwrites none of them
+    *("config.json", "README.md", *WEIGHTS.values(), *RESULTS.values(), *VERDICTS.values()),
+    *("curves.png", "sweep.png", "metrics.jsonl", "timing.jsonl"),
+)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A scratch path to write to: after the block it is flushed and renamed to `path`; after an error it is removed.
+
+    Raises Broken, naming `path`, where the system refuses; the file that was there before stays.
+    """
+    scratch = path.with_name(f".{path.stem}.new{path.suffix}")
+    try:
+        scratch.unlink(missing_ok=True)  # it might be a link to somewhere else
+        with written(path):
+            yield scratch
+            with scratch.open("r+b") as file:
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+            sync_directory(path.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that appears whole; see `whole_file`."""
+    with whole_file(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """The system's refusal to write, in words that name the file."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        again = "make room or get leave, then go on with the same command, and --resume where it has that"
+        raise Broken(f"{path} cannot be written: {reason}; what was saved before is whole: {again}") from error
+
+
+def sync_directory(directory: Path) -> None:
+    """Have a rename in it survive a power cut, where the system lets a directory be opened."""
+    if hasattr(os, "O_DIRECTORY"):
+        opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one JSON line, flushed to the disk."""
+    with written(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file as it lies there, which is also what the Hub shows for it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """A checksum of the values' JSON, by which damage is found: CRC-32, no protection against intent."""
+    return f"crc32:{zlib.crc32(json.dumps(values, sort_keys=True, separators=(',', ':')).encode()):08x}"
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with their "checksum" beside them."""
+    rest = {key: value for key, value in values.items() if key != "checksum"}
+    return rest | {"checksum": checksum(rest)}
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """The object that a JSON text holds, without its checksum. ValueError if it is none, or not what its checksum says.
+
+    Text without a checksum is another program's and is taken as it is.
+    """
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError("it is no object of named values")
+    try:
+        whole = "checksum" not in values or values["checksum"] == sealed(values)["checksum"]
+    except (RecursionError, UnicodeEncodeError) as error:
+        raise ValueError(f"{type(error).__name__}") from None
+    if not whole:
+        raise ValueError('its content is not what its checksum says; if you changed it, delete its "checksum"')
+    values.pop("checksum", None)
+    return values
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object, held against its checksum. Raises ValueError, or OSError, if there is no whole one."""
+    with path.open("rb") as file:
+        content = file.read(LONGEST + 1)
+    if len(content) > LONGEST:
+        raise ValueError(f"it is longer than {LONGEST // 2**20} MiB")
+    return unsealed(content.decode("utf-8"))
+
+
+def read_lines(path: Path, *, strict: bool = True) -> list[dict[str, Any]]:
+    """The objects of a file with one a line, [] where there is no file.
+
+    InputError naming the first damaged line; with strict=False such lines are left out.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(unsealed(line))
+        except ValueError as error:
+            if not strict:
+                continue
+            raise InputError(damaged(path, number, error)) from error
+    return found
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl. InputError for a damaged or missing one: timing.jsonl has their checksums."""
+    path = own(directory, "metrics.jsonl")
+    lines, timing = read_lines(path), read_lines(own(directory, "timing.jsonl"), strict=False)
+    for epoch, known in ((line["epoch"], line["metrics"]) for line in timing if "metrics" in line):
+        if epoch > len(lines) or checksum(lines[epoch - 1]) != known:
+            raise InputError(damaged(path, epoch, "its content is not what its checksum says"))
+    for number, line in enumerate(lines, 1):
+        if not line.keys() >= METRICS or not all(v is None or type(v) in (int, float) for v in line.values()):
+            raise InputError(damaged(path, number, f"it must have {', '.join(sorted(METRICS))}, all of them numbers"))
+    return lines
+
+
+def damaged(path: Path, line: int, why: object) -> str:
+    """What a message says of a damaged line of a run's records."""
+    return f"{path} is damaged in line {line} ({why}); the training's own command with --resume writes it again"
+
+
+def own(directory: str | Path, name: str) -> Path:
+    """The path of a file of a model folder. InputError if it is a link that leads out of the folder.
+
+    The Hub's cache is such a folder too: its files are links into the blobs beside it.
+    """
+    path = Path(directory) / name
+    try:
+        real, home = path.resolve(), Path(directory).resolve()
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} is a link that leads back to itself; a model's files lie in its own folder"
+        ) from error
+    cached = home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
+    if home not in real.parents and not cached:
+        raise InputError(
+            f"{path} is a link that leads out of its folder, to {real}; a model's files lie in its own folder"
+        )
+    return path
+
+
+def texts(values: Any) -> Iterator[str]:
+    """Every text in nested JSON values, names too."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, Mapping):
+        for key, value in values.items():
+            yield str(key)
+            yield from texts(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from texts(value)
+
+
+def check_output(directory: Path) -> None:
+    """InputError unless the directory exists or can be made, and can be written to."""
+    place = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    if not place.is_dir():
+        raise InputError(f"{directory} cannot be made: {place} is a file; name another --output")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{directory} cannot be written to: no permission in {place}; name another --output")

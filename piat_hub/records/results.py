@@ -1,0 +1,358 @@
+"""What an evaluation found: figures, verdicts image by image, their files, and how two models compare."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+
+from piat_hub.config import InputError, ThreatModel, from_dict, pixels, printable
+from piat_hub.records.files import RESULTS, VERDICTS, own, read_json, sealed, texts, whole_file, write_text
+from piat_hub.records.statistics import Paired, class_accuracy, paired, proportion
+
+if TYPE_CHECKING:
+    from piat_hub.data import Split
+
+LARGEST = 2**28  # bytes of verdicts; those of a million images under a hundred attacks take less
+ROUNDING = 1e-9
+
+
+class Figures(TypedDict, total=False):
+    """What results.json says of one attack: a count of n images with its interval, and how the attack was run."""
+
+    accuracy: float
+    correct: int
+    n: int
+    ci95: list[float]
+    steps: int
+    step_size: str
+    restarts: int
+    version: str
+    changed: str
+    per_attack: dict[str, dict[str, Any]]
+    seconds: float
+    attacks: list[str]  # of the worst case: over which attacks
+
+
+@dataclass
+class Record:
+    """A results.json, schema 1: what was measured, on which images, of which weights.
+
+    weights, images: sha256. attacks: by name. per_class: accuracies by attack, in the order of label_names. environment:
+    versions, git and device. A field that a file of before it existed lacks is empty.
+    """
+
+    threat_model: ThreatModel
+    dataset: str
+    split: str
+    n: int
+    seed: int = 0
+    checkpoint: str = "last"
+    weights: str = ""
+    images: str = ""
+    attacks: dict[str, Figures] = field(default_factory=dict)
+    worst_case: Figures | None = None
+    label_names: tuple[str, ...] = ()
+    per_class: dict[str, list[float | None]] = field(default_factory=dict)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    sweep: list[dict[str, Any]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of results.json."""
+        return {
+            "schema": 1,
+            "threat_model": {"norm": self.threat_model.norm, "eps": pixels(self.threat_model.eps)},
+            "dataset": {"name": self.dataset, "split": self.split, "n": self.n},
+            "seed": self.seed,
+            "checkpoint": self.checkpoint,
+            "weights_sha256": self.weights,
+            "images_sha256": self.images,
+            "attacks": self.attacks,
+            "worst_case": self.worst_case,
+            "per_class": {"label_names": list(self.label_names)} | self.per_class,
+            "checks": self.checks,
+            "sweep": self.sweep,
+            **self.environment,
+            "seconds": round(self.seconds, 1),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Record:
+        """The inverse of `to_dict`, from anyone's file; unknown keys are ignored.
+
+        ValueError unless counts, accuracies, intervals and texts are there, fit each other, and can be printed.
+        """
+        try:
+            return cls._from_dict(values)
+        except (KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise ValueError(f"{type(error).__name__} {error}") from error
+
+    @classmethod
+    def _from_dict(cls, values: Mapping[str, Any]) -> Record:
+        if set(values["threat_model"]) != {"norm", "eps"}:
+            raise ValueError("its threat model lacks norm or eps")
+        if unprintable := [text for text in texts(values) if not printable(text)]:
+            raise ValueError(f"{unprintable[0][:40]!a} is no printable text")
+        images, classes = values["dataset"], dict(values.get("per_class") or {})
+        found = cls(
+            threat_model=from_dict(ThreatModel, values["threat_model"]),
+            dataset=images["name"],
+            split=images["split"],
+            n=images["n"],
+            seed=values["seed"],
+            checkpoint=values["checkpoint"],
+            weights=values.get("weights_sha256") or "",
+            images=values.get("images_sha256") or "",
+            attacks=dict(values["attacks"]),
+            worst_case=values.get("worst_case"),
+            label_names=tuple(classes.pop("label_names", ())),
+            per_class=classes,
+            checks=list(values.get("checks") or ()),
+            sweep=list(values.get("sweep") or ()),
+            environment={key: values[key] for key in ("versions", "git", "device") if key in values},
+            seconds=values.get("seconds", 0.0),
+        )
+        found._hold()
+        return found
+
+    def _hold(self) -> None:
+        """ValueError unless the figures can be what they say."""
+        figures = [*self.attacks.values(), *([self.worst_case] if self.worst_case else [])]
+        counts = [self.seed, self.n, *(f[key] for f in figures for key in ("correct", "n"))]
+        if not all(type(count) is int for count in counts) or any(
+            f["accuracy"] != f["correct"] / f["n"] for f in figures
+        ):
+            raise ValueError("its counts and accuracies do not fit")
+        if any(not low - ROUNDING <= f["accuracy"] <= high + ROUNDING for f in figures for low, high in [f["ci95"]]):
+            raise ValueError("its intervals do not fit")
+        if self.worst_case and self.worst_case["correct"] > min(f["correct"] for f in self.attacks.values()):
+            raise ValueError("its worst case is above one of its attacks")
+        if not all({"check", "found", "passed", "n"} <= check.keys() for check in self.checks):
+            raise ValueError("its checks lack something")
+        names = [self.dataset, self.split, self.checkpoint, self.weights, self.images]
+        if not all(isinstance(name, str) for name in names) or not isinstance(self.seconds, int | float):
+            raise ValueError("its data set, split, checkpoint, digests or seconds are none")
+        _ = dict(self.environment.get("versions") or {})
+
+    def question(self) -> dict[str, str]:
+        """What two results must share for one to add to the other, in words."""
+        threat, images = self.threat_model, f"{self.dataset} ({self.split}, the first {self.n} images)"
+        return {
+            "threat_model": f"{threat.norm} {pixels(threat.eps)}",
+            "dataset": images,
+            "seed": str(self.seed),
+            "checkpoint": self.checkpoint,
+            "weights_sha256": self.weights,
+            "images_sha256": self.images,
+        }
+
+
+@dataclass
+class Running:
+    """An attack under way: `entry` stood when its current stage began, `standing` stands now, after `batches` of it."""
+
+    attack: str
+    facts: dict[str, Any]
+    batch_size: int
+    entry: np.ndarray
+    standing: np.ndarray
+    stage: int = 0
+    batches: int = 0
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass
+class Results(Record):
+    """A record that is being made, with its arrays: `verdicts` by attack, (n,) bool, true where still correct.
+
+    labels: (n,) int64. running: the attack under way. stopped: attacks that an earlier call was stopped in, by name.
+    """
+
+    labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    verdicts: dict[str, np.ndarray] = field(default_factory=dict)
+    running: Running | None = None
+    stopped: dict[str, Running] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, images: Split, threat_model: ThreatModel, **facts: Any) -> Results:
+        """Empty results for these images: split "test", seed 0 and checkpoint "last" unless told."""
+        known: dict[str, Any] = {
+            "split": "test",
+            "n": len(images),
+            "labels": images.labels.cpu().numpy(),
+            "label_names": images.label_names,
+            "images": images.digest(),
+        }
+        return cls(threat_model, images.name, **(known | facts))
+
+    def record(self, name: str, standing: np.ndarray, facts: Mapping[str, Any]) -> None:
+        """Add one attack's verdicts and its figures."""
+        self.attacks[name] = {**proportion(int(standing.sum()), self.n), **facts}  # type: ignore[typeddict-item]
+        self.verdicts[name] = standing
+        self._draw_together()
+
+    def _draw_together(self) -> None:
+        """The figures of images that withstood every attack run, and each class's."""
+        standing = np.logical_and.reduce(list(self.verdicts.values()))
+        worst = proportion(int(standing.sum()), self.n) | {"attacks": list(self.verdicts)}
+        self.worst_case = worst  # type: ignore[assignment]
+        classes = len(self.label_names)
+        self.per_class = {a: class_accuracy(v, self.labels, classes) for a, v in self.verdicts.items()}
+
+    def save(self, directory: Path) -> None:
+        """Write results.json and verdicts.npz (results_best.json, verdicts_best.npz for the best checkpoint), each whole."""
+        directory.mkdir(parents=True, exist_ok=True)
+        results, verdicts = result_files(directory, self.checkpoint)
+        if self.running:
+            arrays = {"entry": self.running.entry, "standing": self.running.standing}
+            facts = {k: v for k, v in vars(self.running).items() if k not in arrays} | {"of": self._identity()}
+            return _save_arrays(_partial(verdicts, self.running.attack), facts=np.array(json.dumps(facts)), **arrays)
+        _save_arrays(verdicts, index=np.arange(self.n), label=self.labels, **self.verdicts)
+        write_text(results, json.dumps(sealed(self.to_dict()), indent=2) + "\n")
+        for attack in self.attacks:
+            _partial(verdicts, attack).unlink(missing_ok=True)
+        return None
+
+    def resume(self, directory: Path, *, stopped: bool = False) -> None:
+        """Take over what an earlier call measured in `directory`; with `stopped`, also attacks it was stopped in.
+
+        InputError if it measured something else, or if its files are damaged.
+        """
+        results, verdicts = result_files(directory, self.checkpoint)
+        if not results.exists():
+            return
+        try:
+            before, kept = read_results(directory, self.checkpoint)
+        except InputError as error:
+            aside = [move_aside(path).name for path in (results, verdicts) if path.exists()]
+            raise InputError(f"{error}: they were moved to {' and '.join(aside)}") from error
+        now = self.question()
+        for key, words in before.question().items():
+            if words != now[key]:
+                raise InputError(
+                    f"{results} holds results for {key} {words}, this call asks for {now[key]}; "
+                    f"name another place with --output, or move {results.name} and {verdicts.name} away"
+                )
+        for name in ("attacks", "checks", "sweep", "environment", "seconds"):
+            setattr(self, name, getattr(before, name))
+        self.verdicts = kept
+        self._draw_together()
+        for path in sorted(directory.glob(_partial(verdicts, "*").name)) if stopped else ():
+            running = self._read_running(path)
+            if running.attack in self.attacks:  # killed after its results were written
+                path.unlink()
+            else:
+                self.stopped[running.attack] = running
+
+    def _read_running(self, path: Path) -> Running:
+        """An attack that was stopped. InputError, with the file moved aside, if it is damaged or another evaluation's."""
+        try:
+            arrays = _load_arrays(path)
+            facts = json.loads(str(arrays["facts"]))
+            if facts.pop("of") != self._identity():
+                raise ValueError("it is of another model, images or threat model")
+            running = Running(**facts, entry=arrays["entry"], standing=arrays["standing"])
+            if not running.entry.shape == running.standing.shape == (self.n,):
+                raise ValueError("verdicts of another shape")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is not a whole state of an evaluation ({error}); it was moved to {move_aside(path).name}: "
+                "the same command begins that attack anew"
+            ) from error
+        return running
+
+    def _identity(self) -> list[Any]:
+        """What a partial state must agree in."""
+        return [self.weights, self.images, str(self.threat_model), self.seed, self.checkpoint, self.n]
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a damaged file so that nothing of it is lost; returns its new path."""
+    taken = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
+    return path.rename(next(p for p in taken if not p.exists()))
+
+
+def result_files(directory: Path, checkpoint: str) -> tuple[Path, Path]:
+    """(results, verdicts) of a checkpoint in a directory."""
+    return directory / RESULTS[checkpoint], directory / VERDICTS[checkpoint]
+
+
+def _partial(verdicts: Path, attack: str) -> Path:
+    return verdicts.with_name(f"{verdicts.stem}.{attack}.partial.npz")
+
+
+def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    with whole_file(path) as scratch:
+        np.savez_compressed(scratch, **arrays)  # type: ignore[arg-type]
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz file; no pickle is read. ValueError if it is damaged or unpacks to an absurd size."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            if sum(member.file_size for member in packed.infolist()) > LARGEST:
+                raise ValueError(f"it unpacks to more than {LARGEST // 2**20} MiB")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        MemoryError,
+        SyntaxError,
+    ) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def read_record(path: Path) -> Record:
+    """A results.json, which may be anyone's. ValueError, or OSError, unless it is whole and says what results say."""
+    return Record.from_dict(read_json(path))
+
+
+def read_results(directory: Path, checkpoint: str = "last") -> tuple[Record, dict[str, np.ndarray]]:
+    """(results.json, verdicts by attack) of an evaluated directory. InputError if they are missing or damaged."""
+    results, verdicts = result_files(directory, checkpoint)
+    if not results.exists():
+        raise InputError(f"{directory} has no {results.name}; evaluate it first: python evaluate.py {directory}")
+    try:
+        record, arrays = read_record(own(directory, results.name)), _load_arrays(own(directory, verdicts.name))
+        kept = {name: arrays[name] for name in record.attacks}
+        if any(k.shape != (record.n,) or k.dtype != bool for k in kept.values()):
+            raise ValueError("verdicts of another shape or type")
+        if any(record.attacks[name]["correct"] != int(k.sum()) for name, k in kept.items()):
+            raise ValueError("they do not tell the same accuracies")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{results} and {verdicts.name} cannot be read together ({error}); evaluate again") from error
+    return record, kept
+
+
+def compare(a: Path, b: Path, checkpoint: str = "last") -> list[Paired]:
+    """Pair two evaluated directories, attack by attack. InputError unless they measured the same images and threat model."""
+    (record_a, kept_a), (record_b, kept_b) = (read_results(path, checkpoint) for path in (a, b))
+    words_a, words_b = record_a.question(), record_b.question()
+    for key in ("threat_model", "dataset", "images_sha256"):
+        if words_a[key] != words_b[key]:
+            raise InputError(
+                f"{a} was measured with {key} {words_a[key]}, {b} with {words_b[key]}; "
+                "only the same images under the same threat model can be paired"
+            )
+    common = [name for name in kept_a if name in kept_b]
+    for name in common:
+        for key in ("steps", "step_size", "restarts", "version"):
+            if record_a.attacks[name].get(key) != record_b.attacks[name].get(key):
+                raise InputError(f"{name} was run with another {key} in {a} than in {b}; evaluate one of them again")
+    if not common:
+        raise InputError(f"{a} and {b} have no attack in common; evaluate both with the same --attacks")
+    return [paired(name, kept_a[name], kept_b[name]) for name in common]

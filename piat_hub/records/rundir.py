@@ -1,0 +1,169 @@
+"""A run directory, read once: what it was told, what it learnt, and what was measured on its weights."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from piat_hub.config import InputError, TrainConfig, from_dict, printable, public, to_dict
+from piat_hub.records.files import RESULTS, VERDICTS, WEIGHTS, file_digest, own, read_lines, read_metrics
+from piat_hub.records.model_config import ModelConfig
+from piat_hub.records.results import Figures, Record, read_record
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Results that were measured on the weights of a checkpoint as they lie there now.
+
+    folder: "" for the run's own images; else the folder below the run, for others, such as a slow attack on fewer.
+    """
+
+    record: Record
+    checkpoint: str
+    folder: str = ""
+
+    @property
+    def name(self) -> str:
+        """'last', 'best', or with the folder 'aa/last'."""
+        return f"{self.folder}/{self.checkpoint}".lstrip("/")
+
+    @property
+    def results(self) -> str:
+        """The path of results.json below the run directory."""
+        return f"{self.folder}/{RESULTS[self.checkpoint]}".lstrip("/")
+
+    @property
+    def verdicts(self) -> str:
+        """The path of verdicts.npz below the run directory."""
+        return f"{self.folder}/{VERDICTS[self.checkpoint]}".lstrip("/")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long a training took, on what, and with which versions, in words."""
+
+    time: str
+    hardware: str
+    versions: str
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run directory; each of its files is read at most once, when it is first asked for.
+
+    model: config.json as it may be shown to strangers. config: the training configuration in it, without paths of this
+    machine.
+    """
+
+    directory: Path
+    model: ModelConfig
+    config: TrainConfig
+
+    @classmethod
+    def read(cls, directory: str | Path) -> RunDirectory:
+        """Read config.json. InputError if there is none, or it is none of a run."""
+        directory = Path(directory)
+        path = own(directory, "config.json")
+        if not path.is_file():
+            raise InputError(f"{directory} is no run directory: it has no config.json; train one")
+        model = ModelConfig.read(path)
+        lacking = {"piat": model.piat, "num_classes": model.num_classes}
+        lacking["input_size"] = model.pretrained_cfg.get("input_size")
+        for key, value in lacking.items():
+            if value is None:
+                raise InputError(f"{directory} is no run directory: nothing in config.json under {key!r}; train one")
+        try:
+            config = public(from_dict(TrainConfig, model.piat or {}))
+        except TypeError as error:
+            raise InputError(f"{path}: the training configuration in it is none ({error}); train one") from error
+        return cls(directory, model.trained_by(config), config)
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl. InputError for a damaged file."""
+        return read_metrics(self.directory)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """The sha256 of each checkpoint's weights, as far as they are there."""
+        paths = {checkpoint: own(self.directory, name) for checkpoint, name in WEIGHTS.items()}
+        return {checkpoint: file_digest(path) for checkpoint, path in paths.items() if path.is_file()}
+
+    @cached_property
+    def measured(self) -> list[Measured]:
+        """What was measured on the weights that lie there now: the run's own images first, then those in folders below.
+
+        InputError for a damaged file.
+        """
+        found = []
+        folders = sorted({path.parent.name for path in self.directory.glob("*/results*.json")})
+        for folder, checkpoint in itertools.product(["", *folders], RESULTS):
+            path = own(self.directory, f"{folder}/{RESULTS[checkpoint]}".lstrip("/"))
+            if not path.is_file() or checkpoint not in self.digests:
+                continue
+            try:
+                record = read_record(path)
+            except (OSError, ValueError) as error:
+                raise InputError(f"{path} is damaged ({error}); move it away and evaluate again") from error
+            if record.weights == self.digests[checkpoint]:
+                found.append(Measured(record, checkpoint, folder))
+        return found
+
+    def record(self, checkpoint: str) -> Record | None:
+        """What was measured of a checkpoint on the run's own images; None where nothing was."""
+        return next((m.record for m in self.measured if (m.folder, m.checkpoint) == ("", checkpoint)), None)
+
+    @cached_property
+    def training(self) -> Training | None:
+        """What timing.jsonl says of the training; None where it was not recorded. InputError for a damaged file."""
+        epochs = read_lines(path := own(self.directory, "timing.jsonl"))
+        if not epochs:
+            return None
+        try:
+            minutes = round(sum(e["train_seconds"] + e["check_seconds"] for e in epochs) / 60)
+            hardware = [e["device"] if e["processes"] == 1 else f"{e['processes']} x {e['device']}" for e in epochs]
+            known = [e["versions"] | {"commit": e["git"]} for e in epochs if "versions" in e]
+            versions = [", ".join(f"{name} {v}" for name, v in each.items() if v) for each in known]
+            if not all(printable(text) for text in (*hardware, *versions)):
+                raise ValueError("a device's name cannot be printed")
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            raise InputError(
+                f"{path} is damaged ({error!r}); the training's own command with --resume mends it"
+            ) from error
+        time = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+        return Training(
+            time=time if minutes else "under a minute",
+            hardware=" and ".join(dict.fromkeys(hardware)),
+            versions="; then ".join(dict.fromkeys(versions)),
+        )
+
+    @property
+    def benchmark(self) -> str:
+        """The data and threat model it was trained for, such as 'digits, Linf eps 0.15'."""
+        size = f" at {self.config.img_size} pixels" if self.config.img_size else ""
+        return f"{self.config.dataset}{size}, {self.config.threat_model}"
+
+    @property
+    def results(self) -> list[Measured]:
+        """What was measured on the test split of its own data, under its own threat model."""
+        return [m for m in self.measured if self._is_own(m.record)]
+
+    @property
+    def elsewhere(self) -> list[Measured]:
+        """What was measured on other images, or under another threat model."""
+        return [m for m in self.measured if not self._is_own(m.record)]
+
+    def _is_own(self, record: Record) -> bool:
+        asked = to_dict(self.config.threat_model), self.config.dataset, "test"
+        return (to_dict(record.threat_model), record.dataset, record.split) == asked
+
+    def figures(self, attack: str, beside: str | None = None) -> Figures | None:
+        """What is known of the last weights under this attack, or None: on the run's own images first.
+
+        beside: an attack that was measured on the same images.
+        """
+        last = [m.record.attacks for m in self.results if m.checkpoint == "last"]
+        return next((found[attack] for found in last if {attack, beside or attack} <= set(found)), None)

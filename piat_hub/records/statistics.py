@@ -1,0 +1,56 @@
+"""Intervals and paired comparisons."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Z95 = 1.959963984540054  # a standard normal lies within this of 0 with probability 95 %
+
+
+def proportion(correct: int, n: int) -> dict[str, Any]:
+    """What results.json says about a count: accuracy, correct, n and the Wilson interval."""
+    return {"accuracy": correct / n, "correct": correct, "n": n, "ci95": list(wilson(correct, n))}
+
+
+def class_accuracy(verdicts: np.ndarray, labels: np.ndarray, classes: int) -> list[float | None]:
+    """The share of each class that is correct; None for a class without images."""
+    return [float(verdicts[labels == k].mean()) if (labels == k).any() else None for k in range(classes)]
+
+
+def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """The Wilson score interval of a proportion (Wilson 1927), 95 % by default; both ends in [0, 1]."""
+    p, zz = correct / n, z * z
+    middle, half = p + zz / (2 * n), z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
+    low, high = (middle - half) / (1 + zz / n), (middle + half) / (1 + zz / n)
+    return max(0.0, low) if correct else 0.0, min(1.0, high) if correct < n else 1.0  # exact where rounding is not
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two models under one attack on the same images: `difference` is B - A, `only_a` stood with A alone."""
+
+    attack: str
+    n: int
+    accuracy_a: float
+    accuracy_b: float
+    only_a: int
+    only_b: int
+    difference: float
+    ci95: tuple[float, float]
+    p_value: float
+
+
+def paired(attack: str, a: np.ndarray, b: np.ndarray) -> Paired:
+    """B - A with the adjusted Wald interval for matched pairs (Agresti & Min 2005) and McNemar's exact p."""
+    from scipy.stats import binomtest  # a second's import that little else needs
+
+    n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
+    m, gain, discordant = n + 2, only_b - only_a, only_a + only_b + 1  # half an image is added to each of four cells
+    half = Z95 * math.sqrt(discordant - gain**2 / m) / m
+    p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    interval = (max(-1.0, gain / m - half), min(1.0, gain / m + half))
+    return Paired(attack, n, float(a.mean()), float(b.mean()), only_a, only_b, gain / n, interval, p_value)

@@ -1,0 +1,142 @@
+"""The table that ends a study."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from piat_hub.records.files import write_text
+from piat_hub.records.groups import (
+    CURVES,
+    beside,
+    grouped,
+    intervals,
+    mean_accuracy,
+    mean_interval,
+    read_run,
+    same_but_law,
+)
+from piat_hub.records.labels import attack_name, command
+from piat_hub.records.published import paper
+from piat_hub.records.rundir import RunDirectory
+from piat_hub.study.sweep import Done, Member
+
+Group = Sequence[RunDirectory]  # runs that differ by their seed alone
+
+
+def table_rows(
+    name: str, members: Sequence[Member], attacks: Sequence[str], failed: Sequence[Done] = ()
+) -> list[dict[str, Any]]:
+    """A row for each group of members that differ by their seed alone: its figures, and what its curves say."""
+    gone = {done.member.directory for done in failed}
+    runs = {m.directory: read_run(m.directory) for m in members if m.directory not in gone}
+    groups = grouped(list(runs.values()))
+    found = []
+    for label, group in groups.items():
+        row: dict[str, Any] = {
+            "label": label,
+            "recipe": group[0].config.recipe,
+            "seeds": [r.config.seed for r in group],
+        }
+        row["command"] = command(dataclasses.replace(group[0].config, seed=0))
+        for attack in attacks:
+            each = [f for r in group if (f := r.figures(attack))]
+            mean, low, high = mean_accuracy(group, attack) or (math.nan,) * 3
+            row[attack] = {
+                "each": [f["accuracy"] for f in each],
+                "n": each[0]["n"],
+                "mean": mean,
+                "low": low,
+                "high": high,
+            }
+        for what, of in CURVES.items():
+            values = [of(r.metrics) for r in group]
+            row[what] = None if None in values else values
+        row["gain"] = gain(group, reference(group, list(groups.values())), attacks[-1])
+        row["paper"] = beside(group[0].config, name.removeprefix("table"))
+        found.append(row)
+    return found
+
+
+def reference(group: Group, groups: Sequence[Group]) -> Group:
+    """What a group is compared with: the same without interpolation, else the first of the same method; itself is possible."""
+    alike = [other for other in groups if other[0].config.method == group[0].config.method]
+    plain = [other for other in alike if other[0].config.interpolation.kind == "none"]
+    same = [other for other in plain if same_but_law(other[0].config, group[0].config)]
+    # a side copy is compared with its method's first row, not with itself
+    return (same if same and same[0] is not group else alike)[0]
+
+
+def gain(group: Group, to: Group, attack: str) -> tuple[float, float, float] | None:
+    """(mean, low, high) of what a group adds to another's accuracy, seed by seed; None for itself, or for one seed."""
+    figures = {run.config.seed: run.figures(attack) for run in to if run.benchmark == group[0].benchmark}
+    pairs = [(run.figures(attack), figures.get(run.config.seed)) for run in group]
+    gains = [a["accuracy"] - b["accuracy"] for a, b in pairs if a and b]
+    return mean_interval(gains) if len(gains) > 1 and group is not to else None
+
+
+def write_table(
+    directory: Path, name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str], failed: Sequence[Done]
+) -> Path:
+    """Write NAME.md, the table, and NAME.json, its rows with each seed's figures; returns the table's path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lost = {done.member.directory.name: done.failed for done in failed}
+    texts = {
+        "json": json.dumps({"study": name, "rows": rows, "failed": lost}, indent=1) + "\n",
+        "md": table_text(name, rows, attacks, lost),
+    }
+    for suffix, text in texts.items():
+        write_text(directory / f"{name}.{suffix}", text)
+    return directory / f"{name}.md"
+
+
+def table_text(name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str], lost: Mapping[str, str]) -> str:
+    """The study's table: means over seeds with 95 % intervals, the curves' figures in points, the paper's beside ours.
+
+    lost: the members that failed, and why.
+    """
+    published, gains, lines = any(row["paper"] for row in rows), any(row["gain"] for row in rows), []
+    for row in rows:
+        cells = [row["label"], len(row["seeds"])]
+        for attack in attacks:
+            cells.append(between([row[attack][key] for key in ("mean", "low", "high")], ".2f"))
+            if published:
+                cells.append(f"{100 * row['paper'][attack]:.2f}" if attack in row["paper"] else "")
+        cells += [between(row["gain"], "+.2f")] if gains else []
+        cells += [f"{100 * statistics.fmean(row[c]):.2f}" if row[c] else "" for c in CURVES]
+        lines.append(cells)
+    heads = [h for a in attacks for h in (f"{attack_name(a)}, %", *(["paper's"] if published else []))]
+    heads += [f"{attack_name(attacks[-1])} minus the reference's, points"] if gains else []
+    headers = ["", "seeds", *heads, *(f"{c}, points" for c in CURVES)]
+    sizes = ", ".join(f"{attack_name(a)} on {n}" for a in attacks for n in sorted({row[a]["n"] for row in rows}))
+    over = intervals([row["seeds"] for row in rows])
+    about = (
+        f"Study {name}. Test images: {sizes}; 95 % intervals {over}; last checkpoint; curves are of held-out PGD-10."
+    )
+    about += " The reference is the same without interpolation, else the method's first row." if gains else ""
+    text = f"{about}\n\n{tabulate(lines, headers, tablefmt='github', disable_numparse=True)}\n"
+    if lost:
+        text += "\nFailed, and in no row:\n\n" + "".join(f"- {member}: {why}\n" for member, why in lost.items())
+    return text if published or not name.startswith("table") else f"{text}\n{published_table(name)}"
+
+
+def between(values: Sequence[float] | None, form: str) -> str:
+    """'80.00 [78.00, 82.00]': a mean and its interval in percent; "" for None."""
+    mean, low, high = (f"{100 * value:{form}}" for value in values) if values else ("", "", "")
+    return f"{mean} [{low}, {high}]" if values else ""
+
+
+def published_table(name: str) -> str:
+    """The paper's table as it stands there, and why no row of it stands beside ours."""
+    found = [row for row in paper() if row["table"] == name.removeprefix("table")]
+    columns = [key for key in found[0] if key != "table" and any(row[key] for row in found)]
+    table = tabulate([[row[c] for c in columns] for row in found], columns, tablefmt="github", disable_numparse=True)
+    why = "on other images, or under another threat model, so no row above can be compared with one below"
+    return f"The paper's Table {name.removeprefix('table')}, {why}:\n\n{table}\n"

@@ -1,0 +1,254 @@
+"""The training loop. It knows no hub, no data set by name, no file: it trains, and tells what happened."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from piat_hub import methods
+from piat_hub.attacks import Twin
+from piat_hub.config import Diverged, InputError, TrainConfig
+from piat_hub.data import Split, augment, batches, derived_seed, steps_per_epoch, to_unit
+from piat_hub.training import awp
+from piat_hub.training.averages import EMA, SWA
+from piat_hub.training.interpolation import ParameterInterpolation
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step is launched: step counts from 1 to steps within the epoch, images are those of all ranks.
+
+    loss is the last that has arrived from the device: this step's on a CPU, the one before on a GPU; losses are all of
+    the epoch's, which a run that is to go on from here needs.
+    """
+
+    epoch: int
+    step: int
+    steps: int
+    images: int
+    loss: float
+    losses: Losses
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch is done and its interpolation written: lr is its last step's, train_loss its mean."""
+
+    epoch: int
+    lam: float
+    lr: float
+    train_loss: float
+
+
+@dataclass
+class Parts:
+    """What the loop works with: model and optimizer are prepared by Accelerate (see `prepare`), the split is on its device.
+
+    Examples are crafted on the twin, or without one on the bare module.
+    """
+
+    config: TrainConfig
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    method: methods.Method
+    attack: methods.Attack
+    split: Split
+    twin: Twin | None = None
+    interpolation: ParameterInterpolation | None = None
+    ema: EMA | None = None
+    swa: SWA | None = None
+
+
+def train(
+    parts: Parts, *, epochs_done: int = 0, steps_done: int = 0, losses_done: Sequence[float] = ()
+) -> Iterator[Step | Epoch]:
+    """Train to `config.epochs`, from the end of `epochs_done` and of `steps_done` steps of the next, which gave `losses_done`.
+
+    Losses go through the wrapped model. All randomness of a step is drawn from a seed derived from (seed, epoch, step,
+    rank), so a run can go on from any step with no generator state. Nothing here waits for the device, but for the loss
+    of one update earlier, and for overflows under fp16.
+    Raises Diverged if a loss or gradient is not finite: on a CPU before it touches the weights, on a GPU one update later.
+    """
+    config, accelerator, split, optimizer = parts.config, parts.accelerator, parts.split, parts.optimizer
+    standard = methods.get("standard")()
+    rank, world = accelerator.process_index, accelerator.num_processes
+    steps = steps_per_epoch(len(split), config.batch_size)
+    for epoch in range(epochs_done + 1, config.epochs + 1):
+        parts.model.train()
+        clean, progress = epoch <= config.warmup, (epoch - 1) / config.epochs
+        begun = steps_done if epoch == epochs_done + 1 else 0
+        losses = Losses(epoch, steps, losses_done if begun else ())
+        objective, gamma = (standard, None) if clean else (parts.method, config.awp)
+        replays = getattr(objective, "replays", 1)
+        order = list(batches(len(split), config.batch_size, config.seed, epoch))
+        mine = [shards(batch, world, config.accumulation)[:, rank] for batch in order[begun:]]
+        feed = split.feed([micro for share in mine for micro in share])  # micro-batches, one after the other
+        for step in range(begun + 1, steps + 1):
+            torch.manual_seed(derived_seed(config.seed, epoch, step, rank))
+            set_lr(optimizer, config.lr_at((epoch - 1 + step / steps) / config.epochs))
+            for _ in range(config.accumulation):
+                images, y = next(feed)
+                x = to_unit(augment(images, config.crop_pad, config.flip))
+                for _ in range(replays):
+                    with accelerator.accumulate(parts.model):
+                        loss_of = partial(objective, x=x, y=y, progress=progress)
+                        loss = backward(parts.model, loss_of, parts.attack, gamma, accelerator, parts.twin)
+                        losses.add(step, loss)
+                        optimizer.step()
+                        optimizer.zero_grad()
+                        if accelerator.sync_gradients:  # a weight update is done
+                            average_buffers(unwrap(parts.model, accelerator), accelerator)
+                            if parts.ema:
+                                parts.ema.step()
+            images_of_all = len(order[step - 1])
+            yield Step(epoch, step, steps, images_of_all, losses.latest(config.accumulation * replays), losses)
+        lam = parts.interpolation.step(to_unit(x) for x, _ in split.feed(order)) if parts.interpolation else 0.0
+        if parts.swa:
+            parts.swa.step(to_unit(x) for x, _ in split.feed(order))
+        yield Epoch(epoch, lam, config.lr_at(epoch / config.epochs), losses.mean())
+
+
+class Losses:
+    """The losses of an epoch, on their way from the device: the host waits for one only when the next is under way."""
+
+    def __init__(self, epoch: int, steps: int, values: Sequence[float] = ()) -> None:
+        self.where = f"epoch {epoch}, step {{}} of {steps}"
+        self.coming: deque[tuple[int, Callable[[], float]]] = deque()
+        self.values = list(values)
+
+    def add(self, step: int, loss: Tensor) -> None:
+        """Take one more, NaN for a gradient that is not finite; raises Diverged if it is not, or on a GPU the one before."""
+        self.coming.append((step, arrival(loss)))
+        while len(self.coming) > int(loss.is_cuda):
+            self._read()
+
+    def _read(self) -> None:
+        step, read = self.coming.popleft()
+        if not math.isfinite(value := read()):
+            what = "the loss or its gradient" if math.isnan(value) else "the loss"
+            raise Diverged(f"{what} is {value} at {self.where.format(step)}")
+        self.values.append(value)
+
+    def latest(self, count: int) -> float:
+        """The mean of the last `count` that have arrived."""
+        if not self.values:
+            self._read()
+        return fmean(self.values[-count:])
+
+    def all(self) -> list[float]:
+        """Every one so far; waits for them."""
+        while self.coming:
+            self._read()
+        return self.values
+
+    def mean(self) -> float:
+        """The mean of all; waits for them."""
+        return fmean(self.all())
+
+
+def arrival(value: Tensor) -> Callable[[], float]:
+    """A function that gives the number; on a GPU it waits for what is queued by now, and for nothing queued later."""
+    if not value.is_cuda:
+        return value.item
+    host, event = torch.empty_like(value, device="cpu", pin_memory=True), torch.cuda.Event()
+    host.copy_(value, non_blocking=True)
+    event.record()
+
+    def read() -> float:
+        event.synchronize()
+        return float(host)
+
+    return read
+
+
+def backward(
+    model: nn.Module,
+    loss_of: Callable[..., Tensor],
+    attack: methods.Attack,
+    gamma: float | None,
+    accelerator: Accelerator,
+    twin: Twin | None = None,
+) -> Tensor:
+    """Add the gradient of one micro-batch, under AWP of `gamma` if not None; returns the mean loss over processes, ().
+
+    It is NaN where the gradient is not finite; but under fp16, whose scaler leaves out such an update.
+
+    loss_of(model, attack=…) is the method with its batch bound; the attack runs on the twin, or else on the bare module.
+    """
+    bare = unwrap(model, accelerator)
+
+    def craft(_: nn.Module, x: Tensor, y: Tensor, /, **options: Any) -> Tensor:
+        return attack(twin.refresh() if twin else bare, x, y, **options)
+
+    def at_w(craft: methods.Attack) -> Tensor:
+        loss = loss_of(bare, attack=craft)
+        return accelerator.scaler.scale(loss) if accelerator.scaler else loss
+
+    with awp.perturbed(bare, gamma, craft, at_w, mean=partial(accelerator.reduce, reduction="mean")) as crafted:
+        loss = loss_of(model, attack=crafted)
+        accelerator.backward(loss)
+    loss = loss.detach()
+    if not accelerator.scaler:
+        largest = get_total_norm([p.grad for p in bare.parameters() if p.grad is not None], float("inf"))
+        loss = torch.where(loss.isfinite() & ~largest.isfinite(), torch.nan, loss)
+    return accelerator.gather(loss).mean()  # not finite on one process: on all
+
+
+def prepare(
+    model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Model and optimizer for `train`, wrapped by Accelerate; buffers are averaged by `train`, not broadcast by DDP."""
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model.broadcast_buffers = False
+    return model, optimizer
+
+
+def unwrap(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The bare module: without DDP and without torch.compile, still with autocast."""
+    return accelerator.unwrap_model(model, keep_torch_compile=False)
+
+
+def shards(index: Tensor, world: int, accumulation: int) -> Tensor:
+    """A batch of indices as (accumulation, world, micro-batch). A lone partial batch gives up its remainder."""
+    parts = world * accumulation
+    if len(index) < parts:
+        raise InputError(f"a batch of {len(index)} images cannot be divided by {world} processes x {accumulation}")
+    return index[: len(index) // parts * parts].view(accumulation, world, -1)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+@torch.no_grad()
+def align_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give momentum that was loaded its weights' memory layout: only then a GPU updates all of them in a few kernels."""
+    for p, kept in optimizer.state.items():
+        if kept.get("momentum_buffer") is not None:
+            kept["momentum_buffer"] = torch.empty_like(p).copy_(kept["momentum_buffer"])
+
+
+@torch.no_grad()
+def average_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the mean of their BatchNorm statistics, so that their models stay equal after every step."""
+    if accelerator.num_processes == 1:
+        return
+    buffers = [b for b in model.buffers() if b.is_floating_point()]
+    if buffers:
+        flat = accelerator.reduce(torch.cat([b.flatten() for b in buffers]), "mean")
+        for b, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            b.copy_(mean.view_as(b))

@@ -1,0 +1,72 @@
+"""What keeps a run honest: weights that are finite, warnings of collapse, words for what diverged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from piat_hub.config import Diverged
+from piat_hub.evaluation.verdict import verdict_mode
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def not_finite(model: nn.Module) -> str:
+    """The first of the model's weights, buffers or gradients that holds NaN or Inf, in words; "" if there is none."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not tensor.isfinite().all():
+            return f"{name!r}"
+        if tensor.grad is not None and not tensor.grad.isfinite().all():
+            return f"the gradient of {name!r}"
+    return ""
+
+
+def refuse_not_finite(models: Iterable[nn.Module], where: str) -> None:
+    """Diverged if a weight or buffer is not finite: such a state is not saved."""
+    for model in models:
+        if culprit := not_finite(model):
+            raise Diverged(f"{culprit} holds NaN or Inf at {where}")
+
+
+@torch.no_grad()
+def advise(model: nn.Module, x: Tensor, precision: str) -> str:
+    """What to do once a loss is not finite: whether half precision overflowed, or the training diverged.
+
+    model: in fp32, with the weights of that moment. Where they give finite logits for x, it is the precision that failed.
+    """
+    lost = not_finite(model)
+    with verdict_mode(model) as exact:
+        finite = not lost and bool(exact.eval()(x).isfinite().all())
+    if precision in HALF and finite:
+        return f"In fp32 these weights give finite logits, so {precision} overflowed: start again without it"
+    if precision in HALF and lost:  # on a GPU they are when the loss is read
+        return f"Either {precision} overflowed or the training diverged: start again without it, or with a lower --lr"
+    return "The training diverged: lower --lr, then start again"
+
+
+def collapsed(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """A warning when an epoch loses most of the robustness there was: catastrophic overfitting (Wong et al. 2020), or "".
+
+    It is PGD-10 accuracy on held-out images, or else on training ones, that falls by half, and by 10 points, in an epoch.
+    """
+    key = "train_pgd10_acc" if metrics[-1]["holdout_pgd10_acc"] is None else "holdout_pgd10_acc"
+    before, now = (metrics[-2][key] if len(metrics) > 1 else 0.0), metrics[-1][key]
+    if now > before / 2 or before - now < 0.1:
+        return ""
+    return (
+        f"PGD-10 accuracy fell from {before:.1%} to {now:.1%} in epoch {metrics[-1]['epoch']}: catastrophic overfitting, as "
+        "attacks of one or few steps bring about; take more --steps, a smaller --step-size or a lower --lr"
+    )
+
+
+def underflowing(accelerator: Accelerator) -> str:
+    """A warning when fp16's gradients overflow again and again, so that its scaler leaves out update after update; or ""."""
+    if not accelerator.scaler or accelerator.scaler.get_scale() >= 1:
+        return ""
+    return (
+        "fp16 overflows again and again, and those updates are left out; --mixed-precision bf16 has the range of fp32"
+    )

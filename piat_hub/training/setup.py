@@ -1,0 +1,249 @@
+"""From a configuration to the parts of a run."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from torch import nn
+
+from piat_hub import backbones, data, methods
+from piat_hub.attacks import Twin, pgd
+from piat_hub.config import DATASETS, TRACKED, InputError, RunOptions, TrainConfig, nearest, printable
+from piat_hub.evaluation.suites import Stage
+from piat_hub.evaluation.verdict import accuracy, class_count, verdict_mode
+from piat_hub.hub.load import keep_origin, start_from
+from piat_hub.machine import PATIENCE, set_threads
+from piat_hub.training import engine
+from piat_hub.training.averages import EMA, SWA
+from piat_hub.training.guards import HALF
+from piat_hub.training.interpolation import ParameterInterpolation
+from piat_hub.training.state import PerProcess, written_states
+
+PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
+
+
+@dataclass
+class Setup:
+    """All parts of a run, built from its configuration.
+
+    whole: all training images, before any were held out. held: those that choose the best epoch. tracked: the first test
+    images, or None. checked: the model that is measured, free of any wrapper. evaluated: whose weights it gets, the bare
+    model or its side copy.
+    """
+
+    parts: engine.Parts
+    whole: data.Split
+    held: data.Split
+    tracked: data.Split | None
+    bare: nn.Module
+    checked: nn.Module
+    evaluated: nn.Module
+    threads: int
+    compiled: bool
+
+    def saved(self) -> dict[str, Any]:
+        """What resume needs the state of, by name."""
+        parts = self.parts
+        known = {"model": self.bare, "optimizer": parts.optimizer, "interpolation": parts.interpolation}
+        known |= {"ema": parts.ema, "swa": parts.swa, "scaler": parts.accelerator.scaler}
+        known |= {"method": PerProcess(parts.method, parts.accelerator)}
+        return {name: part for name, part in known.items() if hasattr(part, "state_dict")}
+
+
+def make_setup(config: TrainConfig, options: RunOptions, directory: Path) -> Setup:
+    """Build everything that a run needs; nothing is written. InputError for whatever cannot work in the request.
+
+    config: settled. directory: the run's own, where a run that goes on keeps its weights.
+    """
+    method = make_method(config)
+    accelerator = make_accelerator(config, options, directory)
+    threads = set_threads(options.threads)
+    whole, tracked = load_images(config, options, accelerator)
+    split, held = (s.to(accelerator.device) for s in data.hold_out(whole, config.holdout, config.train_size))
+    batch = min(config.batch_size, len(split))
+    engine.shards(torch.arange(batch), accelerator.num_processes, config.accumulation)  # or InputError
+
+    torch.manual_seed(config.seed)
+    begun = options.resume and written_states(directory)  # its weights come from there
+    model = make_backbone(dataclasses.replace(config, init_from=None) if begun else config, whole)
+    if begun and config.init_from:
+        keep_origin(model, directory)
+    class_count(model, whole)  # or InputError: a backbone that cannot take these images
+    # convolutions run faster in channels_last; sums differ by rounding only
+    model = model.to(accelerator.device).to(memory_format=torch.channels_last)
+    checked = copy.deepcopy(model)
+    if options.gradient_checkpointing:
+        backbones.checkpoint_gradients(model)
+    twin = Twin(model, data.to_unit(split.images[:2]), HALF.get(accelerator.mixed_precision))
+    ema = EMA(model, config.ema) if config.ema is not None else None
+    swa = SWA(ema.copy if ema else model, config.swa_start) if config.swa is not None else None
+    evaluated = swa.copy if swa else ema.copy if ema else model
+    decay, momentum = config.weight_decay, config.momentum
+    sgd = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=momentum, weight_decay=decay, foreach=True)
+    compiled = options.compile and accelerator.device.type != "cpu"
+    if compiled:
+        for part in (model, twin):
+            part.compile(dynamic=False)
+    wrapped, optimizer = engine.prepare(model, sgd, accelerator)
+    bare = engine.unwrap(wrapped, accelerator)
+    interpolation = make_interpolation(config, bare)
+    parts = engine.Parts(
+        config, accelerator, wrapped, optimizer, method, make_attack(config), split, twin, interpolation, ema, swa
+    )
+    return Setup(parts, whole, held, tracked, bare, checked, evaluated, threads, compiled)
+
+
+def load_images(
+    config: TrainConfig, options: RunOptions, accelerator: Accelerator
+) -> tuple[data.Split, data.Split | None]:
+    """(all training images, the test images whose accuracy is recorded or None); the first process reads them first."""
+    where: Any = (config.image_column, config.label_column, config.img_size, options.device_data_limit)
+    with accelerator.main_process_first():
+        whole = data.load(config.dataset, "train", *where)
+        tracked = data.load(config.dataset, "test", *where)[:TRACKED] if options.track_test else None
+    if bad := [name for name in whole.label_names if not printable(name)]:
+        raise InputError(f"{whole.name} has a class {bad[0]!a}, which cannot be printed on one line; rename it")
+    return whole, tracked and tracked.to(accelerator.device)
+
+
+def make_attack(config: TrainConfig) -> methods.Attack:
+    """The attack that training crafts its examples with, its budget bound."""
+    threat, crafting = config.threat_model, config.attack
+    budget: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm}
+    return partial(pgd, **budget, step_size=crafting.step_size, steps=crafting.steps)
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """Folders that the configuration names as absolute paths: they mean the same from everywhere, and no Hub id."""
+    known = {*DATASETS, "digits", "imagenet"}
+    named = {key: value for key in ("dataset", "init_from") if (value := getattr(config, key)) and value not in known}
+    folders: dict[str, Any] = {key: str(Path(value).resolve()) for key, value in named.items() if Path(value).is_dir()}
+    return dataclasses.replace(config, **folders)
+
+
+def describe(setup: Setup, options: RunOptions) -> str:
+    """Where the training images are and what is compiled, in one line."""
+    split, mib, limit = setup.parts.split, 2**20, f"{options.device_data_limit:g} GiB"
+    if isinstance(split.images, data.Encoded):
+        size = f"{math.prod(setup.whole.images.shape) / mib:,.1f} MiB"
+        line = f"data: {len(split):,} images are streamed; decoded, {split.name} takes {size}, the limit is {limit}"
+    else:
+        device, size = setup.parts.accelerator.device, f"{math.prod(split.images.shape) / mib:,.1f} MiB"
+        line = f"data: {len(split):,} images on {device}, {size} decoded"
+    if options.compile:
+        line += "; attack and update are compiled" if setup.compiled else "; not compiled: on a CPU it does not pay"
+    return line
+
+
+def make_backbone(config: TrainConfig, split: data.Split) -> nn.Module:
+    """The configured backbone for a data set's classes, channels and image size, with `init_from`'s weights.
+
+    InputError where it cannot be built, or those weights do not fit.
+    """
+    channels, height, width = split.shape
+    known = timm.is_model(config.backbone.partition(".")[0])
+    if height != width and known and not backbones.ours(config.backbone):
+        raise InputError(
+            f"{config.backbone} needs square images, {split.name} has {height}x{width}; resize them with --img-size"
+        )
+    shape: dict[str, Any] = {"num_classes": len(split.label_names), "in_chans": channels, "img_size": height}
+    if config.init_from == "imagenet":
+        if backbones.ours(config.backbone):
+            raise InputError(f"{config.backbone} is ours and has no ImageNet weights; choose one of timm's --backbone")
+        return backbones.create_model(config.backbone, **shape, pretrained=True)
+    model = backbones.create_model(config.backbone, **shape)
+    if config.init_from:
+        start_from(model, config.init_from)
+    return model
+
+
+def make_method(config: TrainConfig) -> methods.Method:
+    """The configured method with its hyper-parameters, begun where it has state. InputError for an unknown name or field."""
+    cls = methods.get(config.method)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in config.method_args:
+        if name not in known:
+            has = f"it has {', '.join(sorted(known))}" if known else "it has none"
+            raise InputError(f"method {config.method} has no field {name!r}{nearest(name, known)}; {has}")
+    method = cls(**config.method_args)
+    if getattr(method, "replays", 1) > 1 and config.accumulation > 1:
+        raise InputError(f"{config.method} replays each batch whole; leave out --accumulation {config.accumulation}")
+    return method.begin(config.threat_model) if hasattr(method, "begin") else method
+
+
+def make_interpolation(config: TrainConfig, model: nn.Module) -> ParameterInterpolation | None:
+    """The configured ParameterInterpolation of the bare model, or None."""
+    law = config.interpolation
+    if law.kind == "none":
+        return None
+    constant = law.constant if law.kind == "constant" else None
+    return ParameterInterpolation(
+        model, a=law.a, b=law.b, c=law.c, d=law.d, constant=constant, start_epoch=law.start_epoch, bn=law.bn
+    )
+
+
+def make_accelerator(config: TrainConfig, options: RunOptions, directory: Path) -> Accelerator:
+    """Accelerate as launched. InputError for what interpolating whole weights in place cannot work with."""
+    # what the launcher says, before Accelerate looks for their packages
+    for flag in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{flag}", "false").lower() in ("true", "1"):
+            refuse_sharding(flag)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        kwargs_handlers=[PATIENCE],
+        gradient_accumulation_plugin=GradientAccumulationPlugin(config.accumulation, sync_with_dataloader=False),
+        log_with=None if options.tracker == "none" else options.tracker,
+        project_dir=str(directory),
+    )
+    kind = getattr(accelerator.distributed_type, "value", str(accelerator.distributed_type))
+    if kind not in PLAIN:
+        refuse_sharding(kind)
+    parts = accelerator.num_processes * config.accumulation
+    if config.batch_size % parts:
+        raise InputError(
+            f"batch-size {config.batch_size} cannot be divided by {accelerator.num_processes} processes x "
+            f"{config.accumulation} accumulation; choose a multiple of {parts}"
+        )
+    return accelerator
+
+
+def refuse_sharding(kind: str) -> NoReturn:
+    """InputError for a launcher that shards weights."""
+    raise InputError(f"{kind} shards the weights that PIAT interpolates whole; launch with plain DDP (--multi_gpu)")
+
+
+def make_check(setup: Setup) -> Callable[[nn.Module, int], dict[str, float | None]]:
+    """The check at each epoch's end: PGD-10 on a fixed training subset, clean and PGD-10 on held-out and test images."""
+    config, accelerator, held = setup.parts.config, setup.parts.accelerator, setup.held
+    threat, rank, world = config.threat_model, accelerator.process_index, accelerator.num_processes
+    attack = partial(pgd, eps=threat.eps, step_size=threat.eps / 4, steps=10, norm=threat.norm, leave=True)
+    subset = setup.parts.split[: len(held) or 1000]
+    asked: dict[str, tuple[data.Split, Stage | None]] = {"train_pgd10_acc": (subset, attack)}
+    asked |= {"holdout_clean_acc": (held, None), "holdout_pgd10_acc": (held, attack)}
+    if setup.tracked:
+        asked |= {"test_clean_acc": (setup.tracked, None), "test_pgd10_acc": (setup.tracked, attack)}
+
+    def measure(model: nn.Module, split: data.Split, stage: Stage | None, epoch: int) -> float | None:
+        if not len(split):
+            return None
+        with verdict_mode(model) as exact:
+            seed = data.derived_seed(config.seed, epoch)
+            right = accuracy(exact, split, stage, batch_size=250, seed=seed, rank=rank, world=world)
+        return float(accelerator.reduce(torch.tensor(float(right), device=accelerator.device))) / len(split)
+
+    def check(model: nn.Module, epoch: int) -> dict[str, float | None]:
+        return {name: measure(model, split, stage, epoch) for name, (split, stage) in asked.items()}
+
+    return check
