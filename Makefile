@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-robustbench faults lint bench clean
+.PHONY: demo docs test test-fast test-robustbench faults lint bench clean
 .DELETE_ON_ERROR:
 
 .venv/ready: pyproject.toml constraints.txt
@@ -19,7 +19,13 @@ demo: .venv/ready  ## train the default recipe and evaluate it; starts anew each
 	$(BIN)/python evaluate.py runs/demo --attacks clean pgd20 aa
 
 test: .venv/ready lint  ## lint, then the whole suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: .venv/ready  ## what is not marked slow, for the loop between two edits
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+docs: .venv/ready  ## the site in docs/_build/html; every warning is an error
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
 
 # RobustBench pins an old timm and calls packages it does not install: docs/robustbench.md says how it runs all the same
 RB := .venv-robustbench
@@ -69,4 +75,4 @@ endif
 	$(BIN)/python docs/tables.py step evaluation_speed data costs scaling
 
 clean:
-	rm -rf .venv $(RB) runs results
+	rm -rf .venv $(RB) runs results docs/_build

@@ -1,10 +1,11 @@
 """Fill the result tables in README.md and docs/*.md from what was recorded: `python docs/tables.py [NAME of a table to print …]`.
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a function below. A test holds that the files
-on disk are what this writes, so no figure in them is typed by hand.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a function below, words after it are its arguments:
+`<!-- table method_cost trades -->`. A test holds that the files on disk are what this writes, so no figure is typed by hand.
 """
 
 import csv
+import dataclasses
 import itertools
 import json
 import re
@@ -14,6 +15,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from piat_hub import config
+from piat_hub import methods as losses
+from piat_hub.config import show
 from piat_hub.figures import pictures
 from piat_hub.hub import card
 from piat_hub.records.files import read_json, read_lines
@@ -27,7 +31,8 @@ from piat_hub.study.table import between, table_text
 DOCS = Path(__file__).parent
 BENCHMARKS = DOCS.parent / "benchmarks" / "results"
 CARDS = DOCS.parent / "model_cards"
-FILES = [DOCS.parent / "README.md", CARDS / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts]
+FILES = [DOCS.parent / "README.md", CARDS / "README.md", *PAGES]
 METHODS = {  # name: (paper, loss, what the inner attack maximises and where it starts)
     "standard": ("", "CE(z, y)", "none"),
     "pgd_at": ("Madry et al. 2018", "CE(z', y)", "CE, uniform"),
@@ -45,12 +50,7 @@ KINDS = {"none": "", "piat": "PIAT"}
 
 
 def read(name):
-    """What a command wrote."""
-    return json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def record(name):
-    """One evaluation's results.json."""
+    """One evaluation's results.json, as a Record."""
     return read_record(DOCS / "results" / f"{name}.json")
 
 
@@ -80,7 +80,7 @@ def digits():
     """README's short table: means over three seeds, and each seed's PGD-20 with its interval."""
     lines = []
     for method, kind in (("standard", "none"), ("pgd_at", "none"), ("pgd_at", "piat"), ("nmse", "piat")):
-        runs = [record(f"digits/{method}-{kind}-{seed}") for seed in range(3)]
+        runs = [read(f"digits/{method}-{kind}-{seed}") for seed in range(3)]
         lines.append([label(method, kind), mean(runs, "clean"), mean(runs, "pgd20"), *(cell(r, "pgd20") for r in runs)])
     return markdown(lines, ["method", "clean, mean", "PGD-20, mean", "PGD-20, seed 0", "seed 1", "seed 2"])
 
@@ -95,10 +95,10 @@ def digits_methods():
     """Every method with and without PIAT, three seeds, AutoAttack on 100 images of the first."""
     lines = []
     for method in METHODS:
-        runs = {kind: [record(f"digits/{method}-{kind}-{seed}") for seed in range(3)] for kind in KINDS}
+        runs = {kind: [read(f"digits/{method}-{kind}-{seed}") for seed in range(3)] for kind in KINDS}
         for kind, each in runs.items():
             gain = difference(each, runs["none"], "pgd20") if kind == "piat" else ""
-            aa = cell(record(f"digits-aa/{method}-{kind}-0"), "aa")
+            aa = cell(read(f"digits-aa/{method}-{kind}-0"), "aa")
             cells = [mean(each, "clean"), mean(each, "pgd20"), gain, *(cell(r, "pgd20") for r in each), aa]
             lines.append([label(method, kind), *cells])
     headers = ["method", "clean, mean", "PGD-20, mean", "PIAT adds (each seed)", "PGD-20, seed 0", "seed 1", "seed 2"]
@@ -108,7 +108,7 @@ def digits_methods():
 def digits_clean():
     """Each seed's clean accuracy with its interval."""
     lines = [
-        [label(method, kind), *(cell(record(f"digits/{method}-{kind}-{seed}"), "clean") for seed in range(3))]
+        [label(method, kind), *(cell(read(f"digits/{method}-{kind}-{seed}"), "clean") for seed in range(3))]
         for method in METHODS
         for kind in KINDS
     ]
@@ -119,7 +119,7 @@ def cifar10_jpeg():
     """The two ResNet-20 runs of 18 epochs on the JPEG-coded CIFAR-10."""
     lines = []
     for name, file in (("pgd_at", "pgd_at"), ("PIAT+nmse", "piat-nmse")):
-        thousand, few = record(f"cifar10-jpeg/{file}"), record(f"cifar10-jpeg/{file}-aa")
+        thousand, few = read(f"cifar10-jpeg/{file}"), read(f"cifar10-jpeg/{file}-aa")
         cells = [cell(thousand, attack) for attack in ("clean", "pgd20", "cw20")]
         lines.append([name, *cells, cell(few, "clean"), cell(few, "aa")])
     return markdown(lines, ["method", "clean", "PGD-20", "CW-20", "clean, n 200", "AutoAttack, n 200"])
@@ -129,7 +129,7 @@ def cifar10_jpeg_methods():
     """Five methods with and without PIAT, 8 epochs of 4,000 images."""
     lines = []
     for method in ("pgd_at", "trades", "mart", "gairat", "nmse"):
-        runs = {kind: record(f"cifar10-jpeg-methods/{method}-{kind}") for kind in KINDS}
+        runs = {kind: read(f"cifar10-jpeg-methods/{method}-{kind}") for kind in KINDS}
         for kind, results in runs.items():
             gain = difference([results], [runs["none"]], "pgd20").split(" ")[0] if kind == "piat" else ""
             lines.append([label(method, kind), *(cell(results, attack) for attack in ("clean", "pgd20", "cw20")), gain])
@@ -142,8 +142,8 @@ def leaderboard():
     for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
         facts, run = card.summary(folder), RunDirectory.read(folder)
         cells = {"clean": "", "pgd20": "", "aa": ""}
-        for known in [found.record for found in reversed(run.measured) if found.checkpoint == "last"]:
-            cells |= {a: f"{cell(known, a)}, n {known.n}" for a in cells if a in known.attacks}
+        for record in [found.record for found in reversed(run.measured) if found.checkpoint == "last"]:
+            cells |= {a: f"{cell(record, a)}, n {record.n}" for a in cells if a in record.attacks}
         name = f"[{folder.name}]({folder.name}/README.md)"
         hours = (
             sum(line["train_seconds"] + line["check_seconds"] for line in read_lines(folder / "timing.jsonl")) / 3600
@@ -227,7 +227,7 @@ def published():
 
 def swept(name):
     """A study's table, from the rows that `piat study` wrote."""
-    facts = read(f"studies/{name}")
+    facts = read_json(DOCS / "results" / f"studies/{name}.json")
     attacks = [key for key in facts["rows"][0] if key in ("clean", "pgd20", "aa")]
     return table_text(name, facts["rows"], attacks, facts["failed"])
 
@@ -256,7 +256,7 @@ def lambda_photographs():
     """Three schedules of lam with a ResNet-20 on photographs, one seed."""
     lines = []
     for kind, name in (("none", "NMSE"), ("0.9", "lam=0.9+NMSE"), ("piat", "PIAT+NMSE")):
-        results = record(f"cifar10-jpeg-lambda/nmse-{kind}")
+        results = read(f"cifar10-jpeg-lambda/nmse-{kind}")
         metrics = read_lines(DOCS / "results" / "cifar10-jpeg-lambda" / f"nmse-{kind}-metrics.jsonl")
         curves = [f"{100 * of(metrics):.2f}" for of in CURVES.values()]
         lines.append([name, f"{metrics[-1]['lam']:.2f}", *(cell(results, a) for a in ("clean", "pgd20")), *curves])
@@ -265,7 +265,11 @@ def lambda_photographs():
 
 def steadier():
     """What PIAT changes over all adversarial methods of the methods study: the mean over methods, seed by seed."""
-    rows = {row["label"]: row for row in read("studies/methods")["rows"] if "standard training" not in row["label"]}
+    rows = {
+        row["label"]: row
+        for row in read_json(DOCS / "results" / "studies/methods.json")["rows"]
+        if "standard training" not in row["label"]
+    }
     pairs = [
         (row, rows[{"PGD-AT": "PIAT"}.get(name, f"PIAT+{name}")]) for name, row in rows.items() if "PIAT" not in name
     ]
@@ -298,6 +302,75 @@ def faults():
     return markdown(lines, ["what", "tried", "lost"])
 
 
+def method_settings(name):
+    """A method's hyper-parameters, read off its dataclass."""
+    fields = dataclasses.fields(losses.get(name))
+    if not fields:
+        return "It has no hyper-parameters of its own."
+    signs = {"above": ">", "least": ">=", "below": "<", "most": "<="}
+    lines = []
+    for f in fields:
+        limits = ", ".join(f"{signs[rule]} {bound:g}" for rule, bound in f.metadata["limits"].items())
+        default = f"{show(f, f.default):.4}" if isinstance(f.default, float) else show(f, f.default)
+        lines.append([f"`--method.{f.name.replace('_', '-')}`", default, limits or "any", f.metadata["doc"]])
+    return markdown(lines, ["flag", "default", "range", "meaning"])
+
+
+def method_cost(name):
+    """What one weight update of a method costs beside PGD-AT's."""
+    facts, by_name = method_costs()
+    row = by_name[name]
+    spread = f" ({row['lowest']:.2f} to {row['highest']:.2f} over {facts['rounds']} rounds)" if name != "pgd_at" else ""
+    beside = "which the others are set beside" if name == "pgd_at" else f"{row['ratio']:.2f} times PGD-AT's{spread}"
+    setting = f"{facts['backbone']}, batch {facts['batch_size']}, PGD-{facts['steps']}, {facts['device']}"
+    return f"One weight update took {1000 * row['seconds']:.0f} ms, {beside}. Measured with {setting}."
+
+
+def method_digits(name):
+    """A method with and without PIAT on digits, three seeds."""
+    runs = {kind: [read(f"digits/{name}-{kind}-{seed}") for seed in range(3)] for kind in KINDS}
+    lines = []
+    for kind, each in runs.items():
+        aa = cell(read(f"digits-aa/{name}-{kind}-0"), "aa")
+        gain = difference(each, runs["none"], "pgd20") if kind == "piat" else ""
+        lines.append([label(name, kind), mean(each, "clean"), mean(each, "pgd20"), gain, aa])
+    headers = ["", "clean, mean", "PGD-20, mean", "PIAT adds (each seed)", "AutoAttack, seed 0, n 100"]
+    return markdown(lines, headers)
+
+
+def method_photographs(name):
+    """A method with and without PIAT on 4,000 photographs, one seed."""
+    lines = [
+        [label(name, kind), *(cell(read(f"cifar10-jpeg-methods/{name}-{kind}"), a) for a in ("clean", "pgd20", "cw20"))]
+        for kind in KINDS
+    ]
+    return markdown(lines, ["", "clean", "PGD-20", "CW-20"])
+
+
+def shelf():
+    """The models in model_cards, as the site shows them: without links into the repository."""
+    return re.sub(r"\[([^\]]+)\]\([^)]+\) *", r"`\1` ", leaderboard())
+
+
+def settings(name):
+    """The flags of one of the configurations, with defaults: what `--help` says."""
+    lines = []
+
+    def add(options, prefix):
+        for f in dataclasses.fields(options):
+            value = getattr(options, f.name)
+            if dataclasses.is_dataclass(value):
+                add(value, f.metadata.get("prefix", ""))
+            elif f.metadata.get("flag", "") is not None:
+                flag = f"`--{f.metadata.get('flag') or prefix + f.name.replace('_', '-')}`"
+                default = "" if value in (None, "", (), False) else f"`{show(f, value)}`"
+                unit = f" [{f.metadata['unit']}]" if f.metadata.get("unit") else ""
+                lines.append([flag, default, f.metadata["doc"] + unit])
+
+    add(getattr(config, name)(), "")
+    return markdown(lines, ["flag", "default", "meaning"])
+
+
 def measured(name):
     """What one of benchmarks/ wrote."""
     return json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
@@ -309,11 +382,16 @@ def method_costs():
     return facts, {row["name"]: row for row in facts["rows"]}
 
 
-def methods():
+def methods(link="`{0}`"):
     """README's table: what each method is, and what one of its updates costs beside PGD-AT's."""
     cost = method_costs()[1]
-    lines = [[f"`{name}`", *about, f"{cost[name]['ratio']:.2f}"] for name, about in METHODS.items()]
+    lines = [[link.format(name), *about, f"{cost[name]['ratio']:.2f}"] for name, about in METHODS.items()]
     return markdown(lines, ["name", "paper", "loss", "inner attack: objective, start", "cost of an update"])
+
+
+def methods_linked():
+    """The same with a link to each method's page."""
+    return methods("[`{0}`](methods/{0}.md)")
 
 
 def cost():
@@ -336,7 +414,7 @@ def cost():
 def peers(kind):
     """The rows of benchmarks/evaluate.py on both data sets."""
     for data in ("digits", "cifar10-jpeg"):
-        facts = read(f"evaluation/{kind}-{data}")
+        facts = read_json(DOCS / "results" / f"evaluation/{kind}-{data}.json")
         for row in facts["rows"]:
             yield [f"{data}, {facts['threat_model']}"], row
 
@@ -427,7 +505,7 @@ def bf16():
     lines = []
     for method in ("pgd_at", "nmse", "trades"):
         for precision, folder in (("fp32", "cifar10-jpeg-methods"), ("bf16", "bf16")):
-            results = record(f"{folder}/{method}-none")
+            results = read(f"{folder}/{method}-none")
             lines.append([method, precision, *(cell(results, attack) for attack in ("clean", "pgd20", "cw20"))])
     return markdown(lines, ["method", "precision", "clean", "PGD-20", "CW-20"])
 
@@ -512,7 +590,7 @@ def epochs():
 
 def demo():
     """How long `make demo` took, and what it measured."""
-    results = record("demo/results")
+    results = read("demo/results")
     lines = (DOCS / "results" / "demo" / "timing.jsonl").read_text(encoding="utf-8").splitlines()
     trained = sum(line["train_seconds"] + line["check_seconds"] for line in map(json.loads, lines))
     table = markdown(rows(results), HEADERS)
@@ -524,9 +602,10 @@ def filled(text):
     """The text with every table between its markers written anew."""
 
     def table(match):
-        return f"<!-- table {match[1]} -->\n{globals()[match[1]]()}\n<!-- end -->"
+        name, *words = match[1].split()
+        return f"<!-- table {match[1]} -->\n{globals()[name](*words)}\n<!-- end -->"
 
-    return re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", table, text, flags=re.S)
+    return re.sub(r"<!-- table (\w[\w ]*) -->\n.*?<!-- end -->", table, text, flags=re.S)
 
 
 if __name__ == "__main__":

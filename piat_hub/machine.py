@@ -41,8 +41,11 @@ PATIENCE = InitProcessGroupKwargs(timeout=timedelta(days=1))
 def set_threads(threads: int | None) -> int:
     """Give this process so many threads, else what OMP_NUM_THREADS asks for, else its share of the cores; returns the count.
 
-    On Linux it also keeps freed memory: by default an attack's activations go back to the system and are faulted in anew
-    at every step.
+    On Linux it also keeps freed memory: by default an attack's activations go back to the system and are faulted in
+    anew at every step.
+
+    Args:
+        threads: how many; None for `cores()`.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
@@ -52,7 +55,7 @@ def set_threads(threads: int | None) -> int:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory used so far: of the GPU where there is one, else of the process; GiB."""
+    """The most memory used so far, of the GPU where there is one, else of the process; GiB, 0 on Windows."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
     try:

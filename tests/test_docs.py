@@ -10,7 +10,7 @@ import piat_hub
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "model_cards/README.md")]
-DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS += [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts]
 
 
 def tables():
@@ -29,6 +29,12 @@ def test_tables_are_what_the_results_say():
     assert found >= 3
 
 
+def test_a_table_takes_arguments():
+    module = tables()
+    page = "<!-- table method_settings trades -->\nstale\n<!-- end -->"
+    assert "`--method.beta` | 6.0" in module.filled(page) and "stale" not in module.filled(page)
+
+
 def test_the_readme_counts_the_parameters_of_the_digits_model():
     model = piat_hub.create_model("cifar_resnet8", in_chans=1)
     count = sum(p.numel() for p in model.parameters())
@@ -43,7 +49,7 @@ def test_a_changed_figure_would_be_caught():
     assert module.filled(text.replace(figure, "12.34 %")) == text
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
 def test_relative_links_exist(document):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
         if "://" not in target:

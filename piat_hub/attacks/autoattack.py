@@ -25,7 +25,20 @@ def components(eps: float, norm: str, num_classes: int, seed: int, queries: int 
     """The standard version's components by name, each (model, x, y) -> x_adv; pixels in [0, 1], norm "Linf" or "L2".
 
     With fewer than 10 classes the targeted attacks aim at all num_classes - 1 others; with fewer than 4 the targeted
-    DLR loss is undefined and apgd-t is left out (`changes` says so). queries: of Square, 5000 in the standard version.
+    DLR loss is undefined and apgd-t is left out (`changes` says so).
+
+    Args:
+        eps: perturbation budget in pixel units, 8/255 for eight levels.
+        norm: "Linf" or "L2".
+        num_classes: classes that the model tells apart, the K of its logits (B, K).
+        seed: of the components' random starts and of Square's search.
+        queries: most that Square may ask for an image; 5000, as in the standard version, is also the upper bound.
+
+    Returns:
+        Name to attack, in the order in which they run.
+
+    Raises:
+        InputError: for another norm.
     """
     if norm not in ("Linf", "L2"):
         raise InputError(f"norm {norm!r} is unknown; choose Linf or L2")
@@ -35,7 +48,11 @@ def components(eps: float, norm: str, num_classes: int, seed: int, queries: int 
 
 
 def changes(num_classes: int) -> str | None:
-    """How this differs from the standard version with few classes, in words; None where it does not."""
+    """How this differs from the standard version with few classes, in words; None where it does not.
+
+    Args:
+        num_classes: classes that the model tells apart.
+    """
     if num_classes >= 10:
         return None
     without = "; apgd-t left out, its loss needs 4 classes" if num_classes < 4 else ""
@@ -47,7 +64,21 @@ def autoattack(
 ) -> Tensor:
     """Adversarial examples by the standard version; images that withstand it come back as they were.
 
-    Args: model maps images (B, C, H, W) in [0, 1] to logits (B, K); y (B,); eps in the images' unit. Returns x_adv.
+    Croce & Hein 2020, arXiv:2003.01690: each component runs on the images that still stand after those before it.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K); attacked in eval mode with frozen weights, restored after.
+        x: clean images, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+        eps: perturbation budget in pixel units, 8/255 for eight levels.
+        norm: "Linf" or "L2".
+        seed: of the components; the global generators are left as they were.
+
+    Returns:
+        x_adv, (B, C, H, W), within eps of x and in [0, 1].
+
+    Raises:
+        InputError: for another norm.
     """
     with attack_mode(model) as frozen, torch.no_grad():
         logits = frozen(x)

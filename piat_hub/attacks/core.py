@@ -23,19 +23,39 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {}  # what an evaluation may ask for
 
 
 def register(attack: A) -> A:
-    """Decorator: an evaluation finds this (model, x, y, eps, step_size, steps, *, norm) -> x_adv under its function's name."""
+    """Decorator: an evaluation finds (model, x, y, eps, step_size, steps, *, norm) -> x_adv by its function's name.
+
+    Args:
+        attack: takes images (B, C, H, W) in [0, 1], class numbers (B,), eps and step_size in pixel units, and gives
+            x_adv of the shape of x. It is also passed `leave=True` where it takes that or any keyword, and `restarts`
+            where an evaluation asks for more than one.
+    """
     ATTACKS[attack.__name__] = attack
     return attack
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy summed over the batch; a mean would shrink the gradients of low precision."""
+    """Cross-entropy summed over the batch; a mean would shrink the gradients of low precision.
+
+    Args:
+        logits: (B, K).
+        y: class numbers, (B,).
+    """
     return F.cross_entropy(logits, y, reduction="sum")
 
 
 @contextmanager
 def attack_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """Every module in eval mode and every weight frozen; each module's own mode and each flag are put back after."""
+    """Every module in eval mode and every weight frozen; each module's own mode and each flag are put back after.
+
+    They are put back also after an exception.
+
+    Args:
+        model: changed in place for the block.
+
+    Yields:
+        The same model.
+    """
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
@@ -68,7 +88,29 @@ def ascend(
 ) -> Tensor:
     """The one attack loop: `steps` steepest-ascent steps on `objective` inside the ball and the box [0, 1].
 
-    momentum: None for PGD; a number accumulates gradients of unit mean size, as MIM does. See `pgd` for the rest.
+    He et al. 2023, Eq. 2; with momentum Dong et al. 2018, Eqs. 6-7.
+
+    Args:
+        model: see `pgd` for this and all that follows but momentum.
+        x: clean images, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+        eps: budget in pixel units, one number or (B, 1, 1, 1).
+        step_size: length of a step in pixel units, one number or (B, 1, 1, 1).
+        steps: iterations; 0 gives the starting points.
+        norm: "Linf" or "L2".
+        objective: (logits (B, K), y) -> a sum over the batch, which is maximised.
+        start: "uniform", or the scale of Gaussian noise in pixel units.
+        on_step: (k, logits) -> None or (B,) bool, true where still moving.
+        momentum: None for PGD; a number accumulates gradients of unit mean size, as MIM does.
+        noise: scale of the Gaussian noise added at every step, in pixel units.
+        leave: images stop at the first step at which they are misclassified.
+
+    Returns:
+        x_adv, (B, C, H, W), within eps of x and in [0, 1].
+
+    Raises:
+        InputError: for an unknown norm, an eps (as one number) that is none for it, or `leave` together with on_step
+            or a budget per image.
     """
     if leave and (on_step or isinstance(eps, Tensor) or isinstance(step_size, Tensor)):
         raise InputError("images cannot leave an attack that has on_step or a budget per image; leave out one of them")
@@ -109,14 +151,39 @@ def ascend(
 
 
 def ball(norm: str) -> Ball:
-    """What a norm means to an attack; InputError for an unknown one."""
+    """What a norm means to an attack: a draw from the ball, the unit step of steepest ascent, the projection.
+
+    Args:
+        norm: "Linf" or "L2".
+
+    Returns:
+        Three functions, `uniform(x, eps)` -> delta, `steepest(gradient)` -> step, `project(x_adv, x, eps)` -> x_adv.
+
+    Raises:
+        InputError: for another norm.
+    """
     if norm not in BALLS:
         raise InputError(f"norm {norm!r} is unknown; choose Linf or L2")
     return BALLS[norm]
 
 
 def climb(x_adv: Tensor, gradient: Tensor, x: Tensor, eps: Budget, step_size: Budget, norm: str) -> Tensor:
-    """x_adv after one step of steepest ascent along the gradient, projected onto the ball around x."""
+    """x_adv after one step of steepest ascent along the gradient, projected onto the ball around x.
+
+    Args:
+        x_adv: where the step begins, (B, C, H, W).
+        gradient: of the objective at x_adv, (B, C, H, W).
+        x: centre of the ball, (B, C, H, W).
+        eps: radius in pixel units, one number or (B, 1, 1, 1).
+        step_size: length of the step in pixel units, one number or (B, 1, 1, 1).
+        norm: "Linf" (a sign step) or "L2" (a step along the gradient).
+
+    Returns:
+        The new x_adv; it may lie outside [0, 1].
+
+    Raises:
+        InputError: for another norm.
+    """
     _, steepest, project = ball(norm)
     return project(x_adv + step_size * steepest(gradient), x, eps)
 

@@ -14,7 +14,12 @@ CONFIDENCE = 50.0
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """-sum max(z_y - max_{k != y} z_k + 50, 0) over the batch; logits (B, K), y (B,)."""
+    """-sum max(z_y - max_{k != y} z_k + 50, 0) over the batch (Carlini & Wagner 2017, f_6, negated to be maximised).
+
+    Args:
+        logits: z, (B, K).
+        y: class numbers, (B,).
+    """
     true = logits.gather(1, y[:, None]).squeeze(1)
     others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
     return -(true - others + CONFIDENCE).clamp_min(0).sum()
@@ -30,5 +35,21 @@ def cw(
     steps: int = 20,
     **options: Any,
 ) -> Tensor:
-    """PGD that maximises `margin`. Arguments and result as in `pgd`."""
+    """PGD that maximises `margin`.
+
+    Args:
+        model: as in `pgd`, as are all the others.
+        x: clean images, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+        eps: budget in pixel units, 8/255 for eight levels.
+        step_size: length of a step in pixel units.
+        steps: iterations.
+        **options: of `pgd`, but for its objective.
+
+    Returns:
+        x_adv, (B, C, H, W), within eps of x and in [0, 1].
+
+    Raises:
+        InputError: as `pgd` does.
+    """
     return pgd(model, x, y, eps, step_size, steps, objective=margin, **options)

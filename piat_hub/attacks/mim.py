@@ -24,6 +24,22 @@ def mim(
 ) -> Tensor:
     """PGD that steps along accumulated gradients: v <- momentum v + g / mean|g|, the mean over each image.
 
-    Arguments and result as in `pgd`; a zero gradient leaves v as it was.
+    Dong et al. 2018, arXiv:1710.06081, Eqs. 6-7. A zero gradient adds nothing to v.
+
+    Args:
+        model: as in `pgd`, as are all the others but momentum.
+        x: clean images, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+        eps: budget in pixel units, 8/255 for eight levels.
+        step_size: length of a step in pixel units.
+        steps: iterations.
+        momentum: the share of v that is kept at each step; 1 in the paper, 0 forgets all earlier gradients.
+        **options: of `pgd`.
+
+    Returns:
+        x_adv, (B, C, H, W), within eps of x and in [0, 1].
+
+    Raises:
+        InputError: as `pgd` does.
     """
     return pgd(model, x, y, eps, step_size, steps, momentum=momentum, **options)

@@ -29,21 +29,31 @@ def pgd(
     noise: float = 0.0,
     leave: bool = False,
 ) -> Tensor:
-    """Adversarial examples by projected gradient ascent.
+    """Adversarial examples by projected gradient ascent (Madry et al. 2018, Eq. 1; He et al. 2023, Eq. 2).
 
     Args:
         model: maps images in [0, 1] to logits (B, K); attacked in eval mode with frozen weights, restored after.
-        x, y: clean images (B, C, H, W) in [0, 1]; class numbers (B,).
-        eps, step_size: budget and step in the images' own unit, e.g. 8/255; or per image, (B, 1, 1, 1).
-        steps: iterations. norm: "Linf" (sign steps) or "L2" (unit-length steps).
-        objective: objective(logits, y), summed over the batch, is maximised.
-        start: "uniform" in the ball, or the scale of Gaussian noise on x (0: x itself).
-        restarts: independent tries; an image keeps the first that misleads the model.
-        on_step: called as on_step(k, logits) before update k = 0..steps-1; may return (B,) bool, true where still moving.
-        momentum: see `mim`. noise: scale of Gaussian noise added at every step.
+        x: clean images, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+        eps: perturbation budget in pixel units, 8/255 for eight levels; or per image, (B, 1, 1, 1).
+        step_size: length of a step in pixel units; or per image, (B, 1, 1, 1).
+        steps: iterations.
+        norm: "Linf" (sign steps) or "L2" (steps along the gradient, of length step_size).
+        objective: objective(logits (B, K), y), summed over the batch, is maximised.
+        start: "uniform" in the ball, or the scale in pixel units of Gaussian noise on x (0: x itself); projected.
+        restarts: independent tries; an image keeps the first that misleads the model, or else the last.
+        on_step: called as on_step(k, logits) before update k = 0..steps-1; may return (B,) bool, true where still
+            moving.
+        momentum: see `mim`; None for none.
+        noise: scale in pixel units of Gaussian noise added at every step.
         leave: an image leaves, and costs no more, at the first step at which it is misclassified.
-    Returns: x_adv, (B, C, H, W), within eps of x and in [0, 1]. Raises ValueError for an unknown norm, an eps
-    that is none for it (Linf: 0 < eps <= 1), or restarts < 1.
+
+    Returns:
+        x_adv, (B, C, H, W), within eps of x and in [0, 1].
+
+    Raises:
+        InputError: a ValueError, for an unknown norm, an eps that is none for it (Linf: 0 < eps <= 1; a budget per
+            image is not looked at), restarts < 1, or `leave` together with on_step or a budget per image.
     """
     if restarts < 1:
         raise InputError(f"restarts must be at least 1, got {restarts}")

@@ -20,13 +20,14 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d)
 class Twin(nn.Module):
     """A frozen copy of a model, in eval mode, to craft adversarial examples on: the same logits to rounding.
 
-    `refresh` takes up the model's present weights and statistics, in place and in O(parameters). The model's tensors must
-    keep their identity meanwhile, as they do under an optimizer, DDP or `load_state_dict`.
+    `refresh` takes up the model's present weights and statistics, in place and in O(parameters). The model's tensors
+    must keep their identity meanwhile, as they do under an optimizer, DDP or `load_state_dict`.
 
     Args:
         model: maps images to logits; left as it is. Give the bare model, before Accelerate or DDP wraps it.
-        x: an example batch, on which it is observed what follows what.
-        dtype: bf16 or fp16 to run under autocast, with convolutions and linear layers kept in that precision.
+        x: an example batch, (B, C, H, W) in [0, 1], on which it is observed what follows what.
+        dtype: bf16 or fp16 to run under autocast, with convolutions and linear layers kept in that precision; None for
+            neither.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -39,6 +40,7 @@ class Twin(nn.Module):
         self._build(model, pairs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The logits (B, K) of images (B, C, H, W), under autocast where the twin has a precision of its own."""
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype is not None):
             logits: Tensor = self.copy(x)
         return logits
@@ -102,7 +104,12 @@ class Twin(nn.Module):
 
 @torch.no_grad()
 def followers(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
-    """(layer, BatchNorm) by name wherever the norm takes just what the layer gave, and both are called once for `x`."""
+    """(layer, BatchNorm) by name wherever the norm takes just what the layer gave, and both are called once for `x`.
+
+    Args:
+        model: observed on a copy, in eval mode; left as it is.
+        x: an example batch, (B, C, H, W) in [0, 1].
+    """
     model = copy.deepcopy(model).eval()
     given: dict[str, list[tuple[int, int]]] = {}  # what each layer gave: (the tensor's id, its version)
     taken: dict[str, list[tuple[int, int]]] = {}  # what each norm took

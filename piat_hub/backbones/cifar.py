@@ -25,7 +25,19 @@ from piat_hub.records import published
 
 
 class CifarResNet(ResNet):
-    """He et al. 2016's residual network for 32x32 images: 3x3 stem of `stem_chs` channels, no max-pool, stride 1."""
+    """He et al. 2016's residual network for 32x32 images: 3x3 stem of `stem_chs` channels, no max-pool, stride 1.
+
+    Args:
+        *args: of timm's ResNet.
+        in_chans: channels of the images.
+        stem_chs: channels that the stem gives, an even number.
+        mean: subtracted from images in [0, 1] by a layer before the stem, one number a channel; nothing if empty.
+        std: divided by after that, one number a channel, each above 0.
+        **kwargs: of timm's ResNet, such as layers and channels, one number a stage.
+
+    Raises:
+        InputError: where mean and std are not one number a channel each, or a std is not above 0.
+    """
 
     def __init__(
         self,
@@ -52,8 +64,20 @@ class CifarResNet(ResNet):
 class CifarPreActResNet(ResNetV2):
     """He et al. 2016's pre-activation residual network for 32x32 images: 3x3 stem of `stem_chs` channels, no max-pool.
 
-    final_norm: BatchNorm and ReLU between the last block and the pooling. raw_shortcut: a block's projection takes what
-    enters the block, not that after the block's first BatchNorm and ReLU. Others' checkpoints differ in both.
+    Others' checkpoints differ in final_norm and raw_shortcut.
+
+    Args:
+        *args: of timm's ResNetV2.
+        in_chans: channels of the images.
+        stem_chs: channels that the stem gives.
+        final_norm: BatchNorm and ReLU between the last block and the pooling.
+        raw_shortcut: a block's projection takes what enters the block, not that after its first BatchNorm and ReLU.
+        mean: subtracted from images in [0, 1] by a layer before the stem, one number a channel; nothing if empty.
+        std: divided by after that, one number a channel, each above 0.
+        **kwargs: of timm's ResNetV2, such as layers and channels, one number a stage.
+
+    Raises:
+        InputError: where mean and std are not one number a channel each, or a std is not above 0.
     """
 
     def __init__(
@@ -81,7 +105,13 @@ class CifarPreActResNet(ResNetV2):
 
 
 class CifarWideResNet(CifarPreActResNet):
-    """Zagoruyko & Komodakis 2016's wide residual network: pre-activation, three stages after a stem of 16 channels."""
+    """Zagoruyko & Komodakis 2016's wide residual network: pre-activation, three stages after a stem of 16 channels.
+
+    Args:
+        *args: of `CifarPreActResNet`.
+        stem_chs: channels that the stem gives.
+        **kwargs: of `CifarPreActResNet`.
+    """
 
     def __init__(self, *args: Any, stem_chs: int = 16, **kwargs: Any) -> None:
         super().__init__(*args, stem_chs=stem_chs, **kwargs)
@@ -91,6 +121,7 @@ class RawShortcut(PreActBasic):
     """timm's basic block, but for what its projection takes; timm chooses the class of its blocks by itself."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """The block's output for features (B, C, H, W)."""
         residual = self.conv2(self.norm2(self.conv1(self.norm1(x))))
         return self.drop_path(residual) + self.downsample(x)
 

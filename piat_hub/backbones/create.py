@@ -17,10 +17,21 @@ def create_model(
 ) -> nn.Module:
     """Build a timm model, ours or any other, with random weights, or pretrained=True where timm has weights.
 
-    Args: name as in `timm.list_models()`, e.g. "cifar_resnet18"; img_size: the side of its square images, which adapts
-    timm's own models to them (see small_image.py; ours take any size), with pretrained=True by default that of the
-    weights; kwargs go to timm. The model maps (B, in_chans, H, W) in [0, 1] to (B, num_classes) logits. Raises
-    InputError for an unknown name, with the nearest one, and for a family that has no rule for small images.
+    Args:
+        name: as in `timm.list_models()`, e.g. "cifar_resnet18".
+        num_classes: classes, the K of the logits.
+        in_chans: channels of the images.
+        img_size: the side of its square images in pixels, which adapts timm's own models to them (see small_image.py;
+            ours take any size). With pretrained=True it is by default that of the weights.
+        **kwargs: of the model, passed to timm; pretrained=True among them.
+
+    Returns:
+        A model that maps images (B, in_chans, H, W) in [0, 1] to logits (B, num_classes). With neither img_size nor
+        pretrained=True, timm's own models are timm's, untouched.
+
+    Raises:
+        InputError: for an unknown name, with the nearest one; a family that has no rule for small images; or a model or
+            weights that cannot be had.
     """
     kwargs |= {"num_classes": num_classes, "in_chans": in_chans}
     if not timm.is_model(name.partition(".")[0]):
@@ -49,8 +60,13 @@ def ours(name: str) -> bool:
 def checkpoint_gradients(model: Any) -> None:
     """Keep fewer activations and compute them again in backward (timm's set_grad_checkpointing), in place.
 
-    BatchNorm sees a batch once all the same: a forward that is repeated leaves its statistics alone. InputError for a
-    family in which timm cannot do it.
+    BatchNorm sees a batch once all the same: a forward that is repeated leaves its statistics alone.
+
+    Args:
+        model: built by timm or `create_model`.
+
+    Raises:
+        InputError: for a family in which timm cannot do it.
     """
     try:
         model.set_grad_checkpointing(True)

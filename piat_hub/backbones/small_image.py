@@ -24,7 +24,15 @@ LARGEST = 64  # images of more pixels a side are not small: the model stays as t
 
 
 def patch(size: int, at_least: int) -> int:
-    """The largest patch that divides `size` into at least so many a side; a pixel beyond the last patch would go unseen."""
+    """The largest patch that divides `size` into at least so many a side; pixels beyond the last patch would go unseen.
+
+    Args:
+        size: of the images, pixels a side.
+        at_least: patches a side; where that many cannot be had, the patch is one pixel.
+
+    Returns:
+        The patch's side in pixels.
+    """
     return max(p for p in range(1, size + 1) if size % p == 0 and (size // p >= at_least or p == 1))
 
 
@@ -44,7 +52,14 @@ def stem_patches(size: int) -> dict[str, Any]:
 
 
 def at(*prefixes: str) -> Callable[[nn.Module], None]:
-    """A rule that takes out every stride below these submodules, a factor of 4 in all."""
+    """A rule that takes out every stride below these submodules, a factor of 4 in all.
+
+    Args:
+        *prefixes: paths of submodules, as in `named_modules()`.
+
+    Returns:
+        A function that changes a built timm model in place.
+    """
 
     def rule(model: nn.Module) -> None:
         for prefix in prefixes:
@@ -107,7 +122,12 @@ def steps(module: nn.Module) -> bool:
 
 
 def take_out_strides(model: nn.Module, prefix: str) -> None:
-    """Below `prefix`: convolutions step by 1, those larger than 3x3 become new 3x3 ones; pools and their padding go."""
+    """Below `prefix`: convolutions step by 1, those larger than 3x3 become new 3x3 ones; pools and their padding go.
+
+    Args:
+        model: changed in place.
+        prefix: path of the submodule, as in `named_modules()`.
+    """
     for path, module in list(model.named_modules()):
         if path != prefix and not path.startswith(f"{prefix}."):
             continue
@@ -130,7 +150,12 @@ def divide_reductions(model: Any) -> None:
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std of images (B, C, H, W) in [0, 1], before the stem's convolution."""
+    """(x - mean) / std of images (B, C, H, W) in [0, 1], before the stem's convolution.
+
+    Args:
+        mean: (C,), for images in [0, 1].
+        std: (C,), above 0.
+    """
 
     mean: Tensor
     std: Tensor
@@ -141,21 +166,38 @@ class Normalize(nn.Module):
         self.register_buffer("std", std.view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The normalised images, (B, C, H, W)."""
         return (x - self.mean) / self.std
 
 
 def normalized(conv: nn.Module, mean: Tensor, std: Tensor) -> nn.Sequential:
-    """A convolution that takes images in [0, 1] and pads them, where it does, after their normalisation."""
+    """A convolution that takes images in [0, 1] and pads them, where it does, after their normalisation.
+
+    Args:
+        conv: takes normalised images (B, C, H, W).
+        mean: (C,), for images in [0, 1].
+        std: (C,), above 0.
+    """
     return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), conv=conv))
 
 
 def build(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The timm model `base` for images of img_size x img_size; above `LARGEST` pixels its strides stay as they are.
 
-    pretrained: take over the ImageNet weights whose shapes fit; what was replaced starts at random. The model takes
-    images in [0, 1]: normalisation is a layer before the first convolution, or, where that projects patches without
-    padding, folded into pretrained weights. kwargs go to timm. Raises InputError for a family without a rule, or a size
-    or weights that cannot be had.
+    It takes images in [0, 1]: normalisation is a layer before the first convolution, or, where that projects patches
+    without padding, folded into pretrained weights.
+
+    Args:
+        base: timm's name of the model.
+        img_size: of the images, pixels a side.
+        pretrained: take over the ImageNet weights whose shapes fit; what was replaced starts at random.
+        **kwargs: of the model, passed to timm.
+
+    Returns:
+        A model that maps images (B, C, img_size, img_size) in [0, 1] to logits (B, K).
+
+    Raises:
+        InputError: for an unknown base, a family without a rule, or a size or weights that cannot be had.
     """
     if not timm.is_model(base.partition(".")[0]):  # timm would look elsewhere: on the Hub, in folders
         raise InputError(f"base {base!r} is none of timm's models; choose one of timm.list_models()")
@@ -183,7 +225,17 @@ def build(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) 
 
 
 def made(base: str, size: int, /, **kwargs: Any) -> nn.Module:
-    """timm.create_model; InputError where it, or the download of its weights, fails, or pixels would go unseen."""
+    """`timm.create_model`, whose failures are one line.
+
+    Args:
+        base: timm's name of the model.
+        size: of the images it is for, pixels a side.
+        **kwargs: passed to timm.
+
+    Raises:
+        InputError: where timm, or the download of its weights, fails, or pixels would go unseen, as `size` does not
+            divide into patches.
+    """
     try:
         model: Any = timm.create_model(base, **kwargs)
     except Exception as error:  # timm passes on whatever its models, the network or the Hub raise
@@ -208,7 +260,12 @@ def unpadded(model: nn.Module) -> bool:
 
 
 def take_over(model: nn.Module, source: nn.Module) -> None:
-    """Load every tensor of `source` that has its name and shape in `model`, patches and positions as timm resamples them."""
+    """Load every tensor of `source` that has its name and shape in `model`; timm resamples patches and positions.
+
+    Args:
+        model: changed in place; what `source` lacks, or has in another shape, stays as it is.
+        source: a timm model of the same family.
+    """
     weights = source.state_dict()
     resample = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
     if resample and hasattr(model, "patch_embed"):
@@ -224,7 +281,7 @@ def first_convolutions(model: Any) -> list[str]:
 
 
 def statistics(model: Any) -> tuple[Tensor, Tensor]:
-    """(mean, std), one number a channel; for other than 3 channels the mean over red, green and blue."""
+    """(mean, std), (C,) each; for other than 3 channels the mean over red, green and blue."""
     both = (torch.tensor(model.pretrained_cfg[name]) for name in ("mean", "std"))
     mean, std = (t if model.in_chans == 3 else t.mean().expand(model.in_chans) for t in both)
     return mean.clone(), std.clone()
@@ -252,8 +309,13 @@ def fold_normalization(model: Any) -> None:
 def features(model: Any, out_indices: int | Sequence[int] | None = None) -> nn.Module:
     """timm's FeatureGetterNet over an adapted model, which it prunes: images to a list of features (B, C, H, W).
 
-    out_indices: which of the model's `feature_info`, or the last so many; None as in timm, every stage, but the last
-    three blocks of a transformer that has no stages. InputError for those that there are not.
+    Args:
+        model: from `build`; pruned in place.
+        out_indices: which of the model's `feature_info`, from 0, or the last so many; None as in timm, every stage, but
+            the last three blocks of a transformer that has no stages.
+
+    Raises:
+        InputError: for features that there are not.
     """
     known = len(model.feature_info)
     if out_indices is None:
@@ -281,7 +343,23 @@ def small_image(
     cache_dir: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """`build` as a timm model, so that config.json rebuilds it: timm.create_model("small_image", base=…, img_size=…)."""
+    """`build` as a timm model, so that config.json rebuilds it: timm.create_model("small_image", base=…, img_size=…).
+
+    Args:
+        pretrained: take over ImageNet weights; with pretrained_cfg, load those that it names.
+        base: timm's name of the model.
+        img_size: of the images, pixels a side; of (height, width) the height.
+        pretrained_cfg: timm's record of a saved small_image.
+        pretrained_cfg_overlay: values that take the place of those in pretrained_cfg, or in that of `base`.
+        cache_dir: where weights are downloaded to.
+        **kwargs: of `build`, and timm's features_only and out_indices (see `features`).
+
+    Returns:
+        A model that maps images (B, C, H, W) in [0, 1] to logits (B, K), or with features_only to a list of features.
+
+    Raises:
+        InputError: as `build` and `features` do.
+    """
     features_only = kwargs.pop("features_only", False)
     out_indices = kwargs.pop("out_indices", None) if features_only else None
     kwargs.pop("pretrained_model_args", None)

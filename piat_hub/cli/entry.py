@@ -39,8 +39,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
         argv: the words after the command's name, or with `command` None that name too; by default the process's own.
         prog: what usage and errors call the program.
         command: the one command that this program is, as for train.py.
-    Returns: 0 when it worked, 2 for unusable input, 1 for a run that diverged or broke, 130 for Ctrl-C, 141 for a reader
-    that went away; each but the last with one line on stderr.
+
+    Returns:
+        0 when it worked, 2 for unusable input, 1 for a run that diverged or broke, 130 for Ctrl-C, 141 for a reader
+        that went away; each but the first and the last with one line on stderr.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     with _quiet_dependencies(), handling({signal.SIGTERM: terminate}):

@@ -12,7 +12,11 @@ from piat_hub.config import InputError, choices, nearest, number, scalar_type, s
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line with the nearest known flag."""
+    """argparse whose errors are one line with the nearest known flag.
+
+    Args:
+        **options: of `argparse.ArgumentParser`.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -43,7 +47,10 @@ class Parser(argparse.ArgumentParser):
 def add_fields(parser: Any, config: Any, prefix: str = "") -> None:
     """A flag for every field of a dataclass instance, its values as defaults; nested dataclasses by their prefix.
 
-    parser: an argparse parser or group.
+    Args:
+        parser: an argparse parser or group.
+        config: the instance.
+        prefix: begins every flag, "interpolation.".
     """
     hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
@@ -77,7 +84,16 @@ def fraction(text: str) -> float:
 
 
 def with_flags(config: Any, given: dict[str, Any], prefix: str = "") -> Any:
-    """The dataclass with the flags that were given; nested ones likewise. Validates by construction."""
+    """The dataclass with the flags that were given; nested ones likewise. Validates by construction.
+
+    Args:
+        config: what the flags change.
+        given: values by the flags' names with underscores, as argparse gives them.
+        prefix: begins every flag, "interpolation.".
+
+    Raises:
+        InputError: for a value that the dataclass refuses.
+    """
     changes: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)

@@ -18,9 +18,12 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def noting_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM are noted in a list, for the work to stop where it can be saved; again a second later, they interrupt.
+    """Ctrl-C and SIGTERM are noted, for the work to stop where it can be saved; again a second later, they interrupt.
 
     A launcher passes on a Ctrl-C that its processes have had from the terminal already.
+
+    Yields:
+        The list, empty at first, of the signals' numbers.
     """
     noted: list[int] = []
     since = 0.0
@@ -38,7 +41,11 @@ def noting_signals() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
-    """These signal handlers inside the block, where Python allows it: in the main thread."""
+    """These signal handlers inside the block, where Python allows it: in the main thread.
+
+    Args:
+        handlers: by signal; those of before are put back after.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -51,4 +58,5 @@ def handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
 
 
 def terminate(number: int, _: Any) -> NoReturn:
+    """A handler that ends the work at once, as SIGTERM does where nothing can be saved."""
     raise Interrupted("")

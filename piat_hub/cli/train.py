@@ -56,7 +56,15 @@ def _parser(prog: str, name: str, config: TrainConfig, methods: str = "", **opti
 
 
 def run_training(config: TrainConfig, options: RunOptions) -> None:
-    """Train with a progress bar and a line per epoch; both on rank 0 only. Raises Interrupted after Ctrl-C or SIGTERM."""
+    """Train with a progress bar and a line per epoch; both on rank 0 only.
+
+    Args:
+        config: what is learnt.
+        options: where and how the run happens.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, once all is saved.
+    """
     from tqdm import tqdm
 
     from piat_hub.records.labels import title

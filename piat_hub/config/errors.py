@@ -23,7 +23,11 @@ def printable(text: str) -> bool:
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used. The message is one line: the value, the rule, the next step; never a token."""
+    """What the user gave cannot be used. The message is one line: the value, the rule, the next step; never a token.
+
+    Args:
+        message: what to say; Hub tokens, what cannot be printed and all beyond 2,000 characters are taken out.
+    """
 
     def __init__(self, message: str) -> None:
         text = TOKEN.sub("hf_…", message if len(message) < 2000 else f"{message[:2000]}…")
@@ -39,13 +43,27 @@ class Broken(RuntimeError):
 
 
 def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
-    """`known[name]`, or an InputError that offers the nearest name."""
+    """`known[name]`, or an InputError that offers the nearest name.
+
+    Args:
+        kind: what messages call such a thing, "recipe".
+        name: the one asked for.
+        known: all there are, by name.
+
+    Raises:
+        InputError: for an unknown name.
+    """
     if name in known:
         return known[name]
     raise InputError(f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(sorted(known))}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' for the known name closest to `name`, or nothing."""
+    """' (did you mean X?)' for the known name closest to `name`, or nothing.
+
+    Args:
+        name: the one asked for.
+        known: all names there are.
+    """
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

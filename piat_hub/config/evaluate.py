@@ -12,7 +12,12 @@ from piat_hub.config.train import ThreatModel
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What `evaluate` measures, and where the figures go."""
+    """What `evaluate` measures, and where the figures go.
+
+    Raises:
+        InputError: for a value out of its bounds, a budget that is none for its norm, a time that is none, a mean and
+            std of different lengths or a std not above 0.
+    """
 
     attacks: tuple[str, ...] = option(
         ("clean", "pgd20"), "any of clean, pgdN, mimN, cwN, aa, apgd-ce, apgd-t, fab-t, square"

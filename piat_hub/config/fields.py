@@ -21,7 +21,14 @@ MOST = 2**53  # beyond it a float skips whole numbers
 
 
 def number(text: str | float) -> float:
-    """A float from '8/255', '0.15' or a number, finite. Raises InputError."""
+    """A finite float.
+
+    Args:
+        text: "8/255", "0.15" or a number.
+
+    Raises:
+        InputError: for anything else.
+    """
     try:
         value = float(Fraction(text) if isinstance(text, str) else text)
     except (ValueError, ZeroDivisionError, OverflowError, TypeError):
@@ -32,7 +39,11 @@ def number(text: str | float) -> float:
 
 
 def pixels(value: float) -> str:
-    """The text of a pixel distance, '8/255' where it is a multiple of 1/255, else the decimal. `number` undoes it."""
+    """The text of a pixel distance, '8/255' where it is a multiple of 1/255, else the decimal. `number` undoes it.
+
+    Args:
+        value: in pixel units, for images in [0, 1].
+    """
     levels = round(value * 255)
     return f"{levels}/255" if levels and levels / 255 == value else repr(value)
 
@@ -40,15 +51,25 @@ def pixels(value: float) -> str:
 def option(default: Any, doc: str, *, unit: str = "", flag: str | None = "", **limits: float) -> Any:
     """A dataclass field with its documentation.
 
-    unit: what the number counts; "pixels" values are written as fractions of 255. flag: the command-line name where it
-    is not the field's own; None keeps the field off the command line. limits: any of above, below (exclusive), least,
-    most (inclusive), checked by `check`.
+    Args:
+        default: its value where none is given.
+        doc: what the value means, for `--help`.
+        unit: what the number counts; "pixels" values are written as fractions of 255.
+        flag: the command-line name where it is not the field's own; None keeps the field off the command line.
+        **limits: any of above, below (exclusive), least, most (inclusive), checked by `check`.
     """
     return field(default=default, metadata={"doc": doc, "unit": unit, "flag": flag, "limits": limits})
 
 
 def check(config: Any) -> None:
-    """Hold every field of a dataclass against its type, its Literal choices and its limits; InputError if one fails."""
+    """Hold every field of a dataclass against its type, its Literal choices and its limits.
+
+    Args:
+        config: an instance, its fields made by `option`.
+
+    Raises:
+        InputError: for the first field that fails.
+    """
     hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
         value, hint = getattr(config, f.name), hints[f.name]
@@ -92,7 +113,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined by dots; values as text where they are no number."""
+    """Nested dicts as one, keys joined by dots; values as text where they are no number.
+
+    Args:
+        values: as `to_dict` gives them.
+        prefix: begins every key.
+    """
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -103,7 +129,15 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """The dataclass from what `to_dict` wrote; absent keys take the default. InputError on an unknown key or a bad value."""
+    """The dataclass from what `to_dict` wrote; absent keys take the default.
+
+    Args:
+        cls: the dataclass.
+        values: as JSON holds them.
+
+    Raises:
+        InputError: on an unknown key or a bad value.
+    """
     if not isinstance(values, Mapping):
         raise InputError(f"{cls.__name__} must be an object of named values, got {values!r}; see config.json of a run")
     hints = typing.get_type_hints(cls)
@@ -122,7 +156,13 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def flags(config: Any, base: Any, prefix: str = "") -> list[str]:
-    """The command-line words that turn `base` into `config`, two dataclasses of one type."""
+    """The command-line words that turn `base` into `config`, two dataclasses of one type.
+
+    Args:
+        config: what the words are to give.
+        base: where they start from.
+        prefix: begins every flag, "interpolation.".
+    """
     words: list[str] = []
     for f in dataclasses.fields(config):
         value, default = getattr(config, f.name), getattr(base, f.name)
@@ -137,7 +177,12 @@ def flags(config: Any, base: Any, prefix: str = "") -> list[str]:
 
 
 def show(f: dataclasses.Field[Any], value: Any) -> str:
-    """A field's value as people write it; several values with spaces between them."""
+    """A field's value as people write it; several values with spaces between them.
+
+    Args:
+        f: the field, whose unit tells pixel distances.
+        value: its value, or one of several.
+    """
     if isinstance(value, tuple):
         return " ".join(show(f, one) for one in value)
     return pixels(value) if f.metadata.get("unit") == "pixels" else str(value)
@@ -157,7 +202,14 @@ def scalar_type(hint: Any) -> Any:
 
 
 def duration(text: str) -> float:
-    """Seconds from '90s', '30m', '2h' or '1h30m'. Raises InputError."""
+    """Seconds from '90s', '30m', '2h' or '1h30m'.
+
+    Args:
+        text: hours, minutes and seconds, in this order, as far as they are there.
+
+    Raises:
+        InputError: for anything else, and for no time at all.
+    """
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     seconds = (
         sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0

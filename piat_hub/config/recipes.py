@@ -15,7 +15,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {}
 
 
 def recipe(make: Callable[[], TrainConfig]) -> Callable[[], TrainConfig]:
-    """Register a recipe under its function's name, with dashes."""
+    """Decorator: register a recipe under its function's name, with dashes."""
     RECIPES[make.__name__.replace("_", "-")] = make
     return make
 
@@ -28,7 +28,11 @@ def words(config: TrainConfig) -> list[str]:
 
 
 def get(name: str) -> TrainConfig:
-    """The recipe's configuration. InputError with the nearest name if there is none."""
+    """The recipe's configuration.
+
+    Raises:
+        InputError: if there is none of this name, with the nearest one.
+    """
     return lookup("recipe", name, RECIPES)()
 
 

@@ -44,7 +44,14 @@ class ThreatModel:
         return f"{self.norm} eps {pixels(self.eps)}"
 
     def check_step(self, step_size: float) -> None:
-        """Raise InputError unless 0 < step_size <= 2 eps."""
+        """Refuse a step that is none for this budget.
+
+        Args:
+            step_size: length of an attack step, in pixel units.
+
+        Raises:
+            InputError: unless 0 < step_size <= 2 eps.
+        """
         if not 0 < step_size <= 2 * self.eps:
             raise InputError(
                 f"step-size must be in (0, 2 eps] = (0, {pixels(2 * self.eps)}], got {pixels(step_size)}; eps/4 is usual"
@@ -85,7 +92,17 @@ class InterpolationConfig:
 
 
 def check_law(a: float, b: float, c: float, d: float) -> None:
-    """Raise InputError unless g(n) = (a n + b) / (c n + d) lies in [0, 1] for every n >= 1."""
+    """Refuse a law g(n) = (a n + b) / (c n + d) that does not lie in [0, 1] for every n >= 1 (He et al. 2023, Eq. 4).
+
+    Args:
+        a: slope of the numerator.
+        b: offset of the numerator.
+        c: slope of the denominator, at least a.
+        d: offset of the denominator, at least b.
+
+    Raises:
+        InputError: where a or b is negative, c < a, d < b, or c and d are both 0.
+    """
     if not (0 <= a <= c and 0 <= b <= d and c + d > 0):
         raise InputError(
             f"g(n) = (a n + b)/(c n + d) needs c >= a >= 0 and d >= b >= 0, got {a=:g} {b=:g} {c=:g} {d=:g}"
@@ -94,7 +111,15 @@ def check_law(a: float, b: float, c: float, d: float) -> None:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides what a run learns; recorded whole in config.json and compared on resume."""
+    """Everything that decides what a run learns; recorded whole in config.json and compared on resume.
+
+    `method_args` holds the method's own fields by name; `interpolation`, `threat_model` and `attack` have fields of
+    their own.
+
+    Raises:
+        InputError: for a value out of its bounds, a step_size above 2 eps, no adversarial epoch, or lr_knots that do
+            not rise to share 1.
+    """
 
     recipe: str = option("", "name of the recipe this started from", flag=None)
     backbone: str = option("cifar_resnet18", "timm model name; built for the data's classes and channels")
@@ -176,7 +201,11 @@ class TrainConfig:
         return math.floor((self.swa or 0) * self.epochs) + 1
 
     def lr_at(self, progress: float) -> float:
-        """The learning rate after the share `progress` in [0, 1] of the run: constant to the first knot, then linear."""
+        """The learning rate after a share of the run: constant to the first knot, then linear.
+
+        Args:
+            progress: that share, in [0, 1].
+        """
         share, factor = self.lr_knots[0]
         for next_share, next_factor in self.lr_knots[1:]:
             if progress <= share:

@@ -22,7 +22,13 @@ from piat_hub.machine import cores
 class Encoded:
     """Images (N, C, H, W) uint8 that stay encoded, read like a tensor: each is decoded whenever an index asks for it.
 
-    cells: a column of a `datasets.Dataset`, undecoded; rows: which of them, in order. device: where they are given out.
+    Attributes:
+        cells: a column of a `datasets.Dataset`, undecoded.
+        rows: which of them, in order, (N,) int64.
+        each: (C, H, W) of every image; () while it is being found out.
+        img_size: pixels a side that each is resized to, None for as it is.
+        name: what messages call the data set.
+        device: where they are given out.
     """
 
     cells: Any
@@ -41,7 +47,11 @@ class Encoded:
         return self.decode(self.select(index).rows.tolist()).to(self.device)
 
     def select(self, index: Tensor | slice) -> Encoded:
-        """These images alone, still encoded."""
+        """These images alone, still encoded.
+
+        Args:
+            index: positions among these images, int64 or bool, or a slice.
+        """
         return replace(self, rows=self.rows[index.cpu() if isinstance(index, Tensor) else index])
 
     def to(self, device: torch.device | str) -> Encoded:
@@ -49,7 +59,14 @@ class Encoded:
         return replace(self, device=torch.device(device))
 
     def decode(self, rows: Sequence[int]) -> Tensor:
-        """The images of these rows, (B, C, H, W) on the CPU. InputError if one is no image of this shape."""
+        """The images of these rows, (B, C, H, W) uint8 on the CPU.
+
+        Args:
+            rows: of `cells`.
+
+        Raises:
+            InputError: if one is no image of this shape.
+        """
         images, channels = [], self.each[0]
         for row, cell in zip(rows, self.cells[list(rows)] if rows else (), strict=True):
             image = self.open(row, cell)
@@ -59,7 +76,15 @@ class Encoded:
         return torch.stack(images) if images else torch.empty(0, *self.each, dtype=torch.uint8)
 
     def open(self, row: int, cell: Any) -> Tensor:
-        """A cell as (1 or 3, H, W). InputError if it is no image, or has another size than the first."""
+        """A cell as (1 or 3, H, W) uint8.
+
+        Args:
+            row: its number, for messages.
+            cell: its "bytes", or the "path" of its file.
+
+        Raises:
+            InputError: if it is no image, or has another size than the first.
+        """
         try:
             raw = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
             with Image.open(io.BytesIO(raw)) as picture:
@@ -106,7 +131,15 @@ def _decode(encoded: Encoded) -> Tensor:
 
 
 def read_image(path: str, shape: Sequence[int]) -> Tensor:
-    """An image file as (C, H, W) uint8 of this shape, grey or RGB, resized (bilinear) where it differs."""
+    """An image file as (C, H, W) uint8 of this shape, grey or RGB, resized (bilinear) where it differs.
+
+    Args:
+        path: of a PNG, JPEG or the like.
+        shape: (C, H, W); grey for C = 1, else RGB.
+
+    Raises:
+        InputError: if it is no image file.
+    """
     channels, height, width = shape
     try:
         with Image.open(path) as file:

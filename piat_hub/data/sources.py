@@ -28,11 +28,23 @@ def load(
     img_size: int | None = None,
     limit: float = LIMIT,
 ) -> Split:
-    """Load one split ("train" or "test"; a data set without "test" gives its "validation") and decode it.
+    """Load one split and decode it.
 
-    img_size: resize every image to this many pixels a side (bilinear, antialiased). limit: a split that would take more
-    than this many GiB decoded stays encoded. Raises InputError for a data set that cannot be reached, has no image or
-    label column, a single class, images of mixed sizes or labels out of range; the message says what to do.
+    Args:
+        dataset: "digits", "cifar10", "cifar100", "svhn", a Hub id, or a directory that `datasets.load_dataset` reads.
+        split: "train" or "test", or another that the data set has; without "test" it gives its "validation".
+        image_column: by default the alias's, or the only one of images.
+        label_column: by default the alias's, or the only one of class labels, or else of whole numbers called "label"
+            or "labels".
+        img_size: resize every image to this many pixels a side (bilinear, antialiased).
+        limit: a split that would take more than this many GiB decoded stays encoded.
+
+    Returns:
+        The split on the CPU, its images (N, C, H, W) uint8 and its labels (N,) int64.
+
+    Raises:
+        InputError: for a data set that cannot be reached, has no such split, no image or label column or several, a
+            single class, images of mixed sizes or labels out of range; the message says what to do.
     """
     if dataset == "digits":
         return _digits(split, img_size)
@@ -48,9 +60,19 @@ def load(
 
 
 def named_by(model: str | Path, dataset: str) -> str:
-    """The data set that a model's config names. InputError for a folder, unless the model lies beside a run's state.
+    """The data set that a model's config names; a folder only where the model lies beside a run's state.
 
     A model that was downloaded has none, so what a stranger writes chooses no folder here.
+
+    Args:
+        model: its directory or name.
+        dataset: what its config says: an alias, a Hub id or a folder.
+
+    Returns:
+        The same `dataset`.
+
+    Raises:
+        InputError: for a folder, unless the model lies beside a run's state.
     """
     known = dataset in (*DATASETS, "digits")
     if not known and Path(dataset).exists() and not (Path(model) / "state" / "state.safetensors").is_file():

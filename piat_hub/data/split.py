@@ -23,8 +23,12 @@ SPLIT_SEED = 20230728  # fixes which images are held out (and digits' test split
 class Split:
     """Images and labels of one split, on one device.
 
-    images: (N, C, H, W) uint8, or read like that. labels: (N,) int64 in [0, len(label_names)). name: what results call
-    the data set.
+    Attributes:
+        images: (N, C, H, W) uint8, or read like that.
+        labels: (N,) int64 in [0, len(label_names)).
+        label_names: one for each class.
+        name: what results call the data set.
+        inferred: label_names are only the classes this split happens to hold: there may be more.
     """
 
     images: Tensor | Encoded
@@ -51,7 +55,11 @@ class Split:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def first(self, n: int | None) -> Split:
-        """The first n images, or all. InputError if there are fewer."""
+        """The first n images, or all for None.
+
+        Raises:
+            InputError: if there are fewer.
+        """
         if n is not None and n > len(self):
             raise InputError(f"n={n} is larger than the split of {self.name}, which has {len(self)} images; lower it")
         return self if n is None else self[:n]
@@ -64,7 +72,17 @@ class Split:
         return whole.hexdigest()
 
     def feed(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images, labels) of each batch of indices, all of one length, on the device; encoded images by a DataLoader."""
+        """(images, labels) of each batch of indices, on the device; encoded images by a DataLoader.
+
+        Args:
+            batches: (B,) int64 each, all of one length; at least one.
+
+        Yields:
+            Images (B, C, H, W) uint8 and labels (B,) int64.
+
+        Raises:
+            InputError: if an encoded image cannot be decoded.
+        """
         indices = torch.stack(list(batches)).to(self.labels.device)  # at once: a copy to a GPU makes the host wait
         if not isinstance(self.images, Encoded):
             yield from ((self.images[index], self.labels[index]) for index in indices)
@@ -82,8 +100,15 @@ class Split:
 def hold_out(train: Split, holdout: int, train_size: int | None = None) -> tuple[Split, Split]:
     """(training images, held-out images), disjoint, both from `train` by one fixed permutation.
 
-    The first `holdout` of the permutation are held out and the next `train_size` (default: all the rest) are trained
-    on, so neither depends on a run's seed, and a larger training set contains every smaller one.
+    Neither depends on a run's seed, and a larger training set contains every smaller one.
+
+    Args:
+        train: all training images.
+        holdout: how many are held out, the first of the permutation.
+        train_size: how many are trained on, the next of the permutation; all the rest by default.
+
+    Raises:
+        InputError: if there are too few images.
     """
     room = len(train) - holdout
     if room < 1 or (train_size or 1) > room:
@@ -97,10 +122,19 @@ def hold_out(train: Split, holdout: int, train_size: int | None = None) -> tuple
 
 
 def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
-    """The epoch's full batches of indices, (size,) each, in an order that only seed and epoch decide.
+    """The epoch's full batches of indices, in an order that only seed and epoch decide.
 
     The last, partial batch is left out, so that every step has one static shape and equal shares for every process;
     each epoch leaves out other images. A set smaller than one batch is one batch.
+
+    Args:
+        n: images of the set.
+        size: images of a batch.
+        seed: of the run.
+        epoch: counted from 1.
+
+    Yields:
+        (size,) int64 on the CPU, from [0, n).
     """
     order = torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
     for i in range(steps_per_epoch(n, size)):
@@ -108,7 +142,7 @@ def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
 
 
 def steps_per_epoch(n: int, size: int) -> int:
-    """How many batches `batches` gives."""
+    """How many batches `batches` gives for n images in batches of `size`."""
     return max(1, n // size)
 
 
@@ -118,9 +152,17 @@ def derived_seed(*counters: int) -> int:
 
 
 def augment(images: Tensor, pad: int, flip: bool) -> Tensor:
-    """Random crop after zero-padding by `pad`, then random horizontal flip; (B, C, H, W) uint8, by one gather.
+    """Random crop after zero-padding by `pad`, then random horizontal flip, by one gather.
 
     Draws from the device's global generator.
+
+    Args:
+        images: (B, C, H, W) uint8.
+        pad: pixels on each side.
+        flip: mirror each image with probability 1/2.
+
+    Returns:
+        (B, C, H, W) uint8, of the same size.
     """
     b, c, h, w = images.shape
     device = images.device
@@ -133,5 +175,9 @@ def augment(images: Tensor, pad: int, flip: bool) -> Tensor:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 images as float32 in [0, 1], laid out channels last (convolutions are faster so)."""
+    """The images as float32 in [0, 1], laid out channels last (convolutions are faster so).
+
+    Args:
+        images: (B, C, H, W) uint8.
+    """
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)

@@ -25,10 +25,20 @@ QUERIES = 500  # of Square in the check; AutoAttack's own Square has 5000
 def check(
     model: nn.Module, split: Split, threat_model: ThreatModel, *, seed: int = 0, surrogate: nn.Module | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Run every check on the split; yields {"check", "passed": True or False, "found": in words, …figures}.
+    """Run every check on the split; yields each as {"check", "passed", "found" in words, …figures}.
 
-    surrogate: another model of the same task, for the transfer check, which is left out without one. A hundred images
-    are enough; a count may be off by two in a hundred before a check warns.
+    A hundred images are enough; a count may be off by two in a hundred before a check warns.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K); left as it was found.
+        split: the images, all of them on the model's device at once.
+        threat_model: norm and eps of the attacks; eps is also halved, doubled, and raised until any image is allowed.
+        seed: of every attack's randomness.
+        surrogate: another model of the same task, for the transfer check, which is left out without one.
+
+    Yields:
+        One dict a check, "passed" being True or False. Where no image is classified correctly even without an attack,
+        that is the last.
     """
     device = device_of(model)
     x, y = to_unit(split.images[:]).to(device), split.labels.to(device)
@@ -80,7 +90,12 @@ def check(
 
 
 def finite(model: nn.Module, x: Tensor) -> dict[str, Any]:
-    """Whether the model gives numbers at all."""
+    """Whether the model gives numbers at all: the check "finite", as `check` yields it.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K).
+        x: clean images, (B, C, H, W) in [0, 1].
+    """
     with attack_mode(model), torch.no_grad():
         lost = int((~model(x).isfinite()).any(1).sum())
     said = f"{lost} of {len(x)} clean images have logits that are NaN or Inf"
@@ -88,7 +103,12 @@ def finite(model: nn.Module, x: Tensor) -> dict[str, Any]:
 
 
 def outputs(model: nn.Module, x: Tensor) -> Iterator[dict[str, Any]]:
-    """What the outputs themselves tell: chance, probabilities, precision."""
+    """What the outputs tell of chance, probabilities and precision: the checks "randomness", "logits" and "bf16".
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K).
+        x: clean images, (B, C, H, W) in [0, 1].
+    """
     with attack_mode(model), torch.no_grad():
         first, second = model(x), model(x)
         sums, low = first.sum(1), first.min() if len(first) else first.sum()
@@ -106,7 +126,13 @@ def outputs(model: nn.Module, x: Tensor) -> Iterator[dict[str, Any]]:
 
 
 def gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """How many images have no gradient to follow."""
+    """How many images have no gradient to follow: the check "zero gradients", as `check` yields it.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K).
+        x: clean images, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+    """
     x = x.clone().requires_grad_()
     with attack_mode(model) as frozen, torch.enable_grad():
         loss = cross_entropy(frozen(x), y)

@@ -25,7 +25,13 @@ from piat_hub.records.results import Results, Running
 
 @dataclass(frozen=True)
 class Processes:
-    """Who shares an evaluation: this process's rank of `world`, and `least`, the smallest over processes, elementwise."""
+    """Who shares an evaluation.
+
+    Attributes:
+        rank: this process's, from 0.
+        world: how many processes there are.
+        least: gives the smallest of a tensor over all processes, elementwise; every process must call it.
+    """
 
     rank: int = 0
     world: int = 1
@@ -39,7 +45,13 @@ ALONE = Processes()
 class Progress:
     """After a batch: `standing` of `n` images still stand; with every image left to attack it is an upper bound.
 
-    at_a_time: how many images the device's memory took at once.
+    Attributes:
+        attack: its name, with the stage's where it has several: "aa: square".
+        done: images that the stage has attacked.
+        total: images that the stage attacks.
+        standing: images still classified correctly.
+        n: images of the split.
+        at_a_time: how many images the device's memory took at once.
     """
 
     attack: str
@@ -65,14 +77,27 @@ def evaluate(
 ) -> Results:
     """Measure a classifier's clean and robust accuracy.
 
+    Verdicts are fp32 and the model's own; a misclassified clean image counts as broken under every attack.
+
     Args:
-        model: images (B, C, H, W) in [0, 1] to logits (B, K); left as it was found.
-        dataset: a name as in `data.load`, or images of your own, `piat_hub.data.Split(images, labels, label_names, name)`,
-            uint8 (N, C, H, W) and int64 (N,). n: only its first n images.
-        attacks: a list of names as in `suite`, run in this order. step_size: eps/4 if None. restarts: of PGD, MIM and CW.
+        model: maps images (B, C, H, W) in [0, 1] to logits (B, K); left as it was found, and evaluated where it lies.
+        dataset: a name as in `data.load`, or images of your own, `piat_hub.data.Split(images, labels, label_names,
+            name)`, uint8 (N, C, H, W) and int64 (N,).
+        attacks: names as in `suite`, run in this order, after "clean".
         threat_model: if None, the one the model was trained against, where `from_pretrained` knows it, else Linf 8/255.
-    Returns: Results with per-image verdicts; `.attacks["pgd20"]["accuracy"]` is a fraction.
-    Raises: ValueError for an unknown attack, a class count that differs from the data's, or n beyond the split.
+        n: only the first n images; all by default.
+        split: which split of a named data set; for images of your own, what results call it.
+        step_size: of PGD, MIM and CW, in pixel units, 0 < step_size <= 2 eps; eps/4 if None.
+        restarts: independent tries of PGD, MIM and CW.
+        batch_size: images attacked at a time; halved as often as the device's memory asks for.
+        seed: of the attacks' randomness.
+
+    Returns:
+        Results with per-image verdicts; `.attacks["pgd20"]["accuracy"]` is a fraction.
+
+    Raises:
+        InputError: a ValueError, for an unknown attack, a class count that differs from the data's, n beyond the split,
+            or whatever `data.load` refuses.
     """
     if not isinstance(dataset, str | Split):
         kind = type(dataset).__name__
@@ -89,7 +114,11 @@ def evaluate(
 
 
 def trained_against(model: nn.Module) -> ThreatModel | None:
-    """The threat model in a loaded model's training configuration (`model.piat`), None where it has none."""
+    """The threat model in a loaded model's training configuration (`model.piat`), None where it has none.
+
+    Args:
+        model: as `from_pretrained` gives it, or any other.
+    """
     piat = getattr(model, "piat", None)
     return from_dict(TrainConfig, piat).threat_model if piat else None
 
@@ -111,6 +140,25 @@ def measure(
     Verdicts are fp32 with TF32 off and the model's own; the attacks run on its twin. A batch's randomness is derived
     from (seed, attack, stage, batch), so an evaluation that goes on from a saved state, or runs in any number of
     processes, ends with the same verdicts, as long as the device's memory takes whole batches (halves start elsewhere).
+
+    Args:
+        model: maps images (B, C, H, W) in [0, 1] to logits (B, K); left as it was found.
+        split: the images that `results` is of.
+        attacks: names as in `suite`, run in this order, after "clean".
+        results: says the threat model and the seed; its attacks and verdicts are added to.
+        step_size: of PGD, MIM and CW, in pixel units; eps/4 if None.
+        restarts: independent tries of PGD, MIM and CW.
+        batch_size: images of a batch, and of each process.
+        save: called with `results` after every batch, when `results.running` is the attack under way, and after every
+            attack.
+        processes: who shares the work.
+
+    Yields:
+        How far the attack under way is, after each of its batches, and after "clean".
+
+    Raises:
+        InputError: for an unknown attack, another class count than the split's, or a request that differs from the one
+            by which an attack was measured or stopped.
     """
     device = device_of(model)
     images, labels = split.images.to(device), split.labels.to(device)

@@ -34,8 +34,15 @@ def load_model(
         spec: a run or model directory, a Hub id (with @revision), "hf-hub:ORG/NAME" for timm's own, which gets its own
             normalisation in front, or "module:callable" for anyone's nn.Module, importable from the current directory.
         checkpoint: "last" or "best", for models that have both.
-        mean, std: subtracted from the images and divided by, one number a channel; nothing if empty.
-    Raises: InputError if there is no such model.
+        mean: subtracted from images in [0, 1], one number a channel; nothing if empty.
+        std: divided by after that, one number a channel; used only with mean.
+
+    Returns:
+        The model on the CPU unless code put it elsewhere; its name for a folder of results; and the directory where it
+        holds metrics or results, else None.
+
+    Raises:
+        InputError: if there is no such model.
     """
     path, run = Path(spec), None
     if not path.is_dir() and spec.startswith("hf-hub:"):
@@ -88,7 +95,17 @@ def predict(
 ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     """(file, classes with their probabilities, likeliest first) for image files, resized to the model's input size.
 
-    InputError for a model without a known input size, or a file that is no image.
+    Args:
+        spec: MODEL as `load_model` takes it.
+        images: paths of image files.
+        checkpoint: "last" or "best".
+
+    Yields:
+        The path as given, and (class name, probability in [0, 1]) for every class; a model without label names has
+        numbers.
+
+    Raises:
+        InputError: for a model without a known input size, or a file that is no image.
     """
     model = load_model(spec, checkpoint)[0]
     shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")

@@ -28,7 +28,19 @@ from piat_hub.records.results import Results
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A checked request: one model, its images, its results so far, and the directory they are written to."""
+    """A checked request: one model, its images, its results so far, and the directory they are written to.
+
+    Attributes:
+        config: what was asked for.
+        name: what the model is called.
+        model: placed on its device.
+        split: the images, on the CPU.
+        results: filled in by `measure`, `sweep` and `check`.
+        directory: where results and verdicts are written.
+        of_run: the directory is the model's own run, whose card is written anew.
+        surrogate: another model of the same task, for `check`.
+        processes: who shares the work.
+    """
 
     config: EvalConfig
     name: str
@@ -43,7 +55,12 @@ class Evaluation:
     def measure(self, ends: float = math.inf) -> Iterator[Progress]:
         """Run the attacks; results and verdicts are saved after every batch, a run directory's card at the end.
 
-        ends: the `time.monotonic()` after which no batch is begun; `results.running` then tells where it stopped.
+        Args:
+            ends: the `time.monotonic()`, in seconds, after which no batch is begun; `results.running` then tells where
+                it stopped.
+
+        Yields:
+            How far the attack under way is, after each batch of every process.
         """
         events = loop.measure(
             self.model,
@@ -64,7 +81,11 @@ class Evaluation:
         self._write_card()
 
     def sweep(self) -> Iterator[dict[str, Any]]:
-        """Measure the attacks at each of `sweep_eps`; yields {"eps", "attacks": {name: figures}}, saved one by one."""
+        """Measure the attacks at each of `sweep_eps`, saved one by one; what was measured before is not measured again.
+
+        Yields:
+            A point for each budget, {"eps", "attacks"}, as results.json holds it under "sweep".
+        """
         config = self.config
         for eps in config.sweep_eps:
             done = next((point for point in self.results.sweep if point["eps"] == pixels(eps)), None)
@@ -85,7 +106,14 @@ class Evaluation:
         self._write_card()
 
     def check(self, images: int = 100) -> Iterator[dict[str, Any]]:
-        """The honesty report on the first images; yields each check, all saved at the end."""
+        """The honesty report on the first images; yields each check, all saved at the end.
+
+        Args:
+            images: how many of the split's.
+
+        Yields:
+            Each check as `checks.check` does, with "n", the images that it is of.
+        """
         found = []
         threat = self.results.threat_model
         for result in checks.check(
@@ -114,8 +142,14 @@ class Evaluation:
 def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
     """Load MODEL and its data and check the whole request; nothing is measured or written yet.
 
-    spec: a run or model directory, a Hub id (with @revision), "hf-hub:ORG/NAME" for timm's own, or "module:callable" for
-    anyone's nn.Module.
+    Args:
+        spec: a run or model directory, a Hub id (with @revision), "hf-hub:ORG/NAME" for timm's own, or
+            "module:callable" for anyone's nn.Module.
+        config: what to measure, and where the figures go.
+
+    Raises:
+        InputError: for a model, data, an attack or a budget that cannot be had, an output that holds another model or
+            other results, or damaged ones, which are moved aside.
     """
     accelerator = Accelerator(kwargs_handlers=[PATIENCE])
     set_threads(config.threads)
@@ -148,7 +182,16 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
 
 
 def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) -> data.Split:
-    """The images to evaluate on: those asked for, else the test split of what the model was trained for."""
+    """The images to evaluate on: those asked for, else the test split of what the model was trained for.
+
+    Args:
+        spec: MODEL, as messages call it, and whose folder is looked into.
+        config: names data set, split, columns, size and n.
+        trained: the model's training configuration, None where it has none.
+
+    Raises:
+        InputError: where neither says what data it is for, or `data.load` refuses.
+    """
     img_size = config.img_size or (trained.img_size if trained else None)
     if config.dataset:
         columns = (config.image_column, config.label_column)

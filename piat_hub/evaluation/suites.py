@@ -20,14 +20,19 @@ Stage = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
 
 @dataclass
 class Suite:
-    """One attack by name: its stages, and what results.json says about it beside the counts."""
+    """One attack by name.
+
+    Attributes:
+        stages: name to (model, x, y) -> x_adv, run one after the other, each on the images that still stand.
+        facts: what results.json says about the attack beside the counts.
+    """
 
     stages: dict[str, Stage]
     facts: dict[str, Any]
 
 
 def unharmed(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The stage of "clean"."""
+    """The stage of "clean", which gives x back."""
     return x
 
 
@@ -39,10 +44,22 @@ def suite(
     seed: int = 0,
     restarts: int = 1,
 ) -> Suite:
-    """The attack called `name`: "clean", "pgd20", "mim", "cw100", "aa", "square", … InputError with the nearest name otherwise.
+    """The attack called "clean", "pgd20", "mim", "cw100", "aa", "square" and so on.
 
-    "aa" is AutoAttack's standard version after ten steps of PGD, which find most of what it finds at a small part of the
-    cost; an image it breaks is broken, so the whole is at least as strong.
+    "aa" is AutoAttack's standard version after ten steps of PGD, which find most of what it finds at a small part of
+    the cost; an image it breaks is broken, so the whole is at least as strong.
+
+    Args:
+        name: "clean", "aa", one of AutoAttack's components, or a registered attack, with any step count as suffix (20).
+        threat_model: norm and eps.
+        num_classes: classes that the model tells apart.
+        step_size: of a registered attack, in pixel units, 0 < step_size <= 2 eps; eps/4 if None.
+        seed: of AutoAttack's components.
+        restarts: of a registered attack.
+
+    Raises:
+        InputError: for an unknown name, with the nearest one; a component that these classes leave undefined; or a
+            step_size out of its range.
     """
     if name == "clean":
         return Suite({}, {})

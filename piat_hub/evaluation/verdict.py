@@ -19,7 +19,12 @@ from piat_hub.machine import device_of
 
 
 def twin_of(model: nn.Module, x: Tensor) -> nn.Module:
-    """What to attack in the model's place: its twin with BatchNorm folded, or itself where nothing folds."""
+    """What to attack in the model's place: its twin with BatchNorm folded, or itself where nothing folds.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K).
+        x: an example batch, (B, C, H, W) in [0, 1].
+    """
     try:
         twin = Twin(model, x)
     except Exception:  # anyone's model: one that cannot be copied, or looked into, is attacked as it is
@@ -31,6 +36,13 @@ def stands(model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Te
     """(B,) bool: the model's class is still y after the stage on `attacked`.
 
     Where that one is misled and by a rounding the model is not, the stage is run again, on the model itself.
+
+    Args:
+        model: gives the verdicts.
+        attacked: the model or its twin, on which the examples are crafted.
+        stage: (model, x, y) -> x_adv.
+        x: clean images, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
     """
     x_adv = stage(attacked, x, y)
     standing = correct(model, x_adv, y)
@@ -42,14 +54,38 @@ def stands(model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Te
 def survives(
     model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Tensor, most: int, seed: int
 ) -> tuple[Tensor, int]:
-    """((B,) bool: the model's class is still y after the stage on `attacked`, how many images went at a time)."""
+    """`stands`, with as many images at a time as the device's memory allows.
+
+    Args:
+        model: gives the verdicts.
+        attacked: the model or its twin, on which the examples are crafted.
+        stage: (model, x, y) -> x_adv.
+        x: clean images, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+        most: images at a time.
+        seed: of the stage's randomness.
+
+    Returns:
+        (B,) bool, true where the model's class is still y, and how many images went at a time.
+    """
     return as_memory_allows(partial(stands, model, attacked, stage), x, y, most, seed)
 
 
 def as_memory_allows(
     work: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, most: int, seed: int
 ) -> tuple[Tensor, int]:
-    """(what `work` gives for each image, how many went at a time): `most`, halved as often as the device's memory asks for."""
+    """(what `work` gives for each image, how many went at a time).
+
+    Args:
+        work: (x, y) -> (B,), on a part of the images.
+        x: images, (B, C, H, W).
+        y: class numbers, (B,).
+        most: images at a time, halved as often as the device's memory asks for.
+        seed: set in the global generators before each try.
+
+    Raises:
+        torch.OutOfMemoryError: if one image alone is too many.
+    """
     while True:
         torch.manual_seed(seed)
         try:
@@ -61,7 +97,15 @@ def as_memory_allows(
 
 
 def class_count(model: nn.Module, split: Split) -> int:
-    """The number of classes the model tells apart. InputError if it cannot take the images or the data has another count."""
+    """The number of classes the model tells apart.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K); tried on the split's first image.
+        split: its data.
+
+    Raises:
+        InputError: if the model cannot take the images, does not return logits (B, K), or the data has another count.
+    """
     try:
         with attack_mode(model), torch.no_grad():
             logits = model(to_unit(split.images[:1]).to(device_of(model)))
@@ -86,7 +130,13 @@ def class_count(model: nn.Module, split: Split) -> int:
 
 @torch.no_grad()
 def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """(B,) bool: the model's class is y. Logits that are not finite are never correct."""
+    """(B,) bool: the model's class is y. Logits that are not finite are never correct.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K); in eval mode for this, restored after.
+        x: images, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+    """
     with attack_mode(model):
         logits = model(x)
     return (logits.argmax(1) == y) & logits.isfinite().all(1)
@@ -105,6 +155,18 @@ def accuracy(
     """How many of this rank's share of the split the model gets right, after `stage` if one is given.
 
     The quick check inside training; images already wrong when clean stay wrong.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K).
+        split: the images, on the model's device.
+        stage: (model, x, y) -> x_adv, run on the images that are right when clean.
+        batch_size: images at a time, halved as often as the device's memory asks for.
+        seed: a batch's randomness is derived from it, the batch and the rank.
+        rank: this process's, from 0.
+        world: how many processes share the split, a batch each in turn.
+
+    Returns:
+        A count of images.
     """
     right, most, attacked = 0, batch_size, twin_of(model, to_unit(split.images[:2])) if stage else model
 
@@ -124,9 +186,15 @@ def accuracy(
 
 @contextmanager
 def verdict_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in fp32 with TF32 off: itself if it is fp32, else an fp32 copy. Flags and generators are put back after.
+    """The model in fp32 with TF32 off: itself if it is fp32, else a copy; flags and generators are put back after.
 
     On a GPU convolutions are also deterministic, so that the same question has the same verdicts.
+
+    Args:
+        model: left as it is.
+
+    Yields:
+        The model to ask.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     try:

@@ -38,7 +38,13 @@ IMAGES = {"landscape": 100, "images": 6}  # the first of the test split
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A figure by its name, or why these runs allow none."""
+    """A figure by its name, or why these runs allow none.
+
+    Attributes:
+        name: one of `figures.NAMES`.
+        figure: None where there is none.
+        why: "" where there is one.
+    """
 
     name: str
     figure: Figure | None
@@ -55,8 +61,15 @@ def draw(
 ) -> Iterator[Drawn]:
     """Draw the named figures of these runs; yields each, or the reason why it cannot be drawn.
 
-    filterwise: scale the landscape's directions filter by filter. dataset: where the test images lie, if not where the
-    model was trained for. on_point: called after each of the landscape's points.
+    Args:
+        runs: of one benchmark, as `records.groups.read_run` gives them; for "landscape" and "images" one or two.
+        names: some of `figures.NAMES`.
+        filterwise: scale the landscape's directions filter by filter.
+        dataset: where the test images lie, if not where the model was trained for.
+        on_point: called after each of the landscape's points.
+
+    Yields:
+        A Drawn for each name.
     """
     for name in names:
         try:
@@ -96,7 +109,16 @@ def _labelled(runs: Sequence[RunDirectory]) -> list[tuple[str, RunDirectory]]:
 
 
 def opened(run: RunDirectory, n: int, dataset: str | None) -> tuple[Any, data.Split]:
-    """(the run's last weights as a model, its first n test images), on one device."""
+    """(the run's last weights as a model, its first n test images), on one device.
+
+    Args:
+        run: as it was read.
+        n: images.
+        dataset: where they lie, if not where the model was trained for.
+
+    Raises:
+        InputError: for images that the model cannot take, or too few.
+    """
     model: Any = load_model(str(run.directory))[0]
     trained = from_dict(TrainConfig, model.piat)
     split = request.evaluation_data(str(run.directory), EvalConfig(n=n, dataset=dataset), trained)
@@ -113,7 +135,14 @@ def whole(split: data.Split) -> tuple[Tensor, Tensor]:
 def surface(
     run: RunDirectory, filterwise: bool, dataset: str | None = None, on_point: Callable[[], Any] = lambda: None
 ) -> probes.Surface:
-    """The run's loss landscape: from RUN/landscape.json where it was measured on these weights, else measured and kept there."""
+    """The run's loss landscape: from RUN/landscape.json where it was measured on these weights, else measured and kept.
+
+    Args:
+        run: as it was read.
+        filterwise: scale the directions filter by filter; kept in a file of its own.
+        dataset: where the test images lie, if not where the model was trained for.
+        on_point: called after each point that is measured.
+    """
     path = own(run.directory, f"landscape{'-filterwise' if filterwise else ''}.json")
     model, split = opened(run, IMAGES["landscape"], dataset)
     of = SETTINGS | {"weights_sha256": weights_digest(model), "images_sha256": split.digest()}

@@ -19,6 +19,9 @@ def landscape(surfaces: dict[str, Surface]) -> Figure:
     """The adversarial loss around the weights of one or two models (He et al. 2023, Eq. 7 and Fig. 6).
 
     Above in three dimensions on one vertical scale, below as contours at the same levels.
+
+    Args:
+        surfaces: by the models' labels.
     """
     first = next(iter(surfaces.values()))
     figure, _ = canvas(4 * len(surfaces), 6.8, rows=0)
@@ -50,7 +53,11 @@ def landscape(surfaces: dict[str, Surface]) -> Figure:
 
 
 def middle_and_edge(losses: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """(loss at the trained weights, mean loss over the edge of the square)."""
+    """(loss at the trained weights, mean loss over the edge of the square).
+
+    Args:
+        losses: a square of an odd number of points a side, at least 3.
+    """
     values = np.array(losses)
     inside = values[1:-1, 1:-1]
     edge = (values.sum() - inside.sum()) / (values.size - inside.size)
@@ -59,7 +66,13 @@ def middle_and_edge(losses: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 @styled
 def images(shown: Examples, label_names: Sequence[str], title: str = "") -> Figure:
-    """Rows of clean image, magnified perturbation, adversarial image, with the model's class for both."""
+    """Rows of clean image, magnified perturbation, adversarial image, with the model's class for both.
+
+    Args:
+        shown: images before and after the attack.
+        label_names: one a class.
+        title: above the figure.
+    """
     count, delta = len(shown.x), (shown.x_adv - shown.x).numpy()
     factor = max(1, int(0.5 / max(float(abs(delta).max()), 1e-6)))
     figure, grid = canvas(1.35 * count + 0.6, 4.9, 3, count, squeeze=False)
@@ -79,7 +92,12 @@ def images(shown: Examples, label_names: Sequence[str], title: str = "") -> Figu
 
 @styled
 def beside(models: dict[str, Examples], label_names: Sequence[str]) -> Figure:
-    """Rows of clean images, then for each model, by its label, of what the attack makes of them, with the model's class."""
+    """Rows of clean images, then for each model of what the attack makes of them, with the model's class.
+
+    Args:
+        models: the same images before and after the attack, by the models' labels.
+        label_names: one a class.
+    """
     first = next(iter(models.values()))
     count = len(first.x)
     figure, grid = canvas(1.35 * count + 0.6, 1.6 * (len(models) + 1) + 0.2, len(models) + 1, count, squeeze=False)

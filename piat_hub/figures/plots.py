@@ -1,5 +1,8 @@
 """Figures from runs' own records. Each function takes results and returns a matplotlib Figure, its caption as its label.
 
+`runs` are of one benchmark (see `records.groups.benchmarks`), as `records.groups.read_run` gives them. Each function
+raises InputError, saying why, where they do not allow its figure.
+
 One style: colours that colour-blind readers tell apart (Okabe & Ito), labels at the data instead of legends, accuracy in
 percent, and in the caption how many images and seeds a figure is made of.
 """
@@ -64,7 +67,12 @@ def data(runs: Sequence[RunDirectory]) -> str:
 
 @styled
 def curves(metrics: Sequence[dict[str, Any]], title: str = "") -> Figure:
-    """Accuracy (percent) per epoch, labelled at the line's end, and the interpolation weight lam below it."""
+    """Accuracy (percent) per epoch, labelled at the line's end, and the interpolation weight lam below it.
+
+    Args:
+        metrics: the lines of metrics.jsonl, at least one.
+        title: above the figure.
+    """
     figure, (top, bottom) = canvas(7, 5, 2, sharex=True, height_ratios=(4, 1))
     epochs, labels = [m["epoch"] for m in metrics], []
     for key, label, colour, style in SERIES:
@@ -84,7 +92,12 @@ def curves(metrics: Sequence[dict[str, Any]], title: str = "") -> Figure:
 
 @styled
 def sweep(points: Sequence[dict[str, Any]], title: str = "") -> Figure:
-    """Accuracy (percent) against eps for each attack, with 95 % Wilson intervals. points: `sweep` of results.json."""
+    """Accuracy (percent) against eps for each attack, with 95 % Wilson intervals.
+
+    Args:
+        points: `sweep` of results.json.
+        title: above the figure.
+    """
     figure, axis = canvas(7, 4)
     labels = []
     for k, attack in enumerate(dict.fromkeys(a for point in points for a in point["attacks"])):
@@ -159,7 +172,7 @@ def _panel_each(
 
 
 def colours(groups: Sequence[Sequence[RunDirectory]]) -> list[str]:
-    """A colour for each of up to seven groups: blue and its like for those with interpolation, vermilion's for the others."""
+    """A colour for each of up to seven groups: with interpolation blue and its like, without it vermilion's."""
     left, found = list(COLOURS), {}
     cool = (BLUE, SKY, GREEN, PURPLE, ORANGE, GREY, VERMILION)
     warm = (VERMILION, ORANGE, PURPLE, GREY, GREEN, SKY, BLUE)
@@ -240,7 +253,7 @@ def schedule(run: RunDirectory) -> str:
 
 @styled
 def lambdas(runs: Sequence[RunDirectory]) -> Figure:
-    """Schedules of lam, and the robust accuracy after each (He et al. 2023, Fig. 4): a dot a seed, mean and interval."""
+    """Schedules of lam, and robust accuracy after each (He et al. 2023, Fig. 4): a dot a seed, mean and interval."""
     groups = varied(runs, *LAW)
     by_law = {schedule(group[0]): group for group in groups if law_of(group[0].config) != "other"}
     if len(by_law) < 3:
@@ -270,7 +283,7 @@ def lambdas(runs: Sequence[RunDirectory]) -> Figure:
 
 @styled
 def mus(runs: Sequence[RunDirectory]) -> Figure:
-    """Clean and robust accuracy against mu, the weight of NMSE (He et al. 2023, Fig. 5): a dot a seed, mean and interval."""
+    """Clean and robust accuracy against mu, NMSE's weight (He et al. 2023, Fig. 5): a dot a seed, mean and interval."""
     nmse = [run for run in runs if run.config.method == "nmse"]
     by_mu = {settings(g[0].config)["mu"]: g for g in (varied(nmse, "mu") if nmse else ())}
     if len(by_mu) < 2:
@@ -314,7 +327,7 @@ def _dots(
 
 @styled
 def gaps(runs: Sequence[RunDirectory]) -> Figure:
-    """Robust-overfitting gap, generalisation gap and oscillation of each configuration: a dot a run, a bar at the mean."""
+    """Robust-overfitting gap, generalisation gap and oscillation by configuration: a dot a run, a bar at the mean."""
     groups = grouped(runs)
     for run in runs:
         if any(of(run.metrics) is None for of in CURVES.values()):

@@ -18,7 +18,17 @@ from piat_hub.data import derived_seed
 
 @dataclass(frozen=True)
 class Surface:
-    """The loss over a square of weights: losses[i][j] at theta + at[i] d1 + at[j] d2, and how it was measured."""
+    """The loss over a square of weights, and how it was measured.
+
+    Attributes:
+        at: positions along either direction.
+        losses: losses[i][j] at theta + at[i] d1 + at[j] d2.
+        filterwise: each filter of the directions is as long as the model's own.
+        n: images.
+        steps: of PGD, 0 for the clean loss.
+        threat_model: in words, "Linf eps 8/255".
+        seed: of both directions and of the attack.
+    """
 
     at: list[float]
     losses: list[list[float]]
@@ -31,7 +41,15 @@ class Surface:
 
 @dataclass(frozen=True)
 class Examples:
-    """Images before and after an attack: x, x_adv (B, C, H, W); labels and predictions (B,), (B, 2) with the two predictions."""
+    """Images before and after an attack, on the CPU.
+
+    Attributes:
+        x: clean images, (B, C, H, W) in [0, 1].
+        x_adv: adversarial examples, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+        predicted: (B, 2), the model's class for x and for x_adv.
+        attack: in words, "PGD-20, Linf eps 8/255".
+    """
 
     x: Tensor
     x_adv: Tensor
@@ -43,8 +61,11 @@ class Examples:
 def direction(model: nn.Module, generator: torch.Generator, filterwise: bool) -> list[Tensor]:
     """A random Gaussian direction in weight space, one tensor a parameter, as long as the weights themselves.
 
-    filterwise: each filter as long as the model's own filter, biases and BatchNorm's weights left out (Li et al. 2018,
-    Sec. 4), which takes out that a network computes the same with rescaled filters.
+    Args:
+        model: whose weights they are.
+        generator: on the CPU.
+        filterwise: each filter as long as the model's own filter, biases and BatchNorm's weights left out (Li et al.
+            2018, Sec. 4), which takes out that a network computes the same with rescaled filters.
     """
     drawn = [torch.randn(p.shape, generator=generator).to(p) for p in model.parameters()]
     if filterwise:
@@ -72,14 +93,25 @@ def surface(
     seed: int = 0,
     on_point: Callable[[], Any] = lambda: None,
 ) -> Surface:
-    """The adversarial loss CE(f_{theta + a d1 + b d2}(x'), y) around the weights, a, b in [-span, span] (He et al. 2023, Eq. 7).
+    """The adversarial loss CE(f_{theta + a d1 + b d2}(x'), y) around the weights, a, b in [-span, span].
 
-    x' is crafted anew at every point by PGD (step eps/4), since an example crafted at theta says little about other weights
-    (Wu et al. 2020). BatchNorm's statistics stay as they are. The model is left as it was; steps=0 takes the clean loss.
+    He et al. 2023, Eq. 7. x' is crafted anew at every point by PGD (step eps/4), since an example crafted at theta says
+    little about other weights (Wu et al. 2020). BatchNorm's statistics stay as they are. The model is left as it was.
 
     Args:
-        x: (B, C, H, W) in [0, 1]. y: (B,). points: an odd number a side, so that theta itself is one.
+        model: maps images in [0, 1] to logits (B, K).
+        x: clean images, (B, C, H, W) in [0, 1], on the model's device.
+        y: class numbers, (B,).
+        threat_model: norm and eps of the attack.
+        filterwise: scale the directions filter by filter, see `direction`.
+        points: an odd number a side, at least 3, so that theta itself is one.
+        span: how far to go either way, in lengths of the directions.
+        steps: of PGD; 0 takes the clean loss.
         seed: of both directions and of the attack, so that two models of one architecture are looked at along the same.
+        on_point: called after each point.
+
+    Raises:
+        ValueError: for points that are even or fewer than 3.
     """
     if points < 3 or points % 2 == 0:
         raise ValueError(
@@ -109,7 +141,16 @@ def surface(
 def examples(
     model: nn.Module, x: Tensor, y: Tensor, threat_model: ThreatModel, steps: int = 20, seed: int = 0
 ) -> Examples:
-    """The images, what PGD makes of them (step eps/4), and what the model sees in each; the model is left as it was."""
+    """The images, what PGD makes of them (step eps/4), and what the model sees in each; the model is left as it was.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K).
+        x: clean images, (B, C, H, W) in [0, 1], on the model's device.
+        y: class numbers, (B,).
+        threat_model: norm and eps of the attack.
+        steps: of PGD.
+        seed: of its random start.
+    """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         budget: dict[str, Any] = {"eps": threat_model.eps, "norm": threat_model.norm}

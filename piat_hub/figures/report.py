@@ -30,12 +30,23 @@ INK = ("#000000", "#222222", "#444444")  # what takes the page's own colour of t
 
 
 def write(path: Path, runs: Sequence[RunDirectory], drawn: Mapping[str, Sequence[Drawn]]) -> None:
-    """Write the page; it appears whole. drawn: the figures of each of `records.benchmarks`."""
+    """Write the page; it appears whole.
+
+    Args:
+        path: of the HTML file.
+        runs: as `records.groups.read_run` gives them.
+        drawn: the figures of each of `records.groups.benchmarks`, by its name.
+    """
     write_text(path, render(runs, drawn))
 
 
 def render(runs: Sequence[RunDirectory], drawn: Mapping[str, Sequence[Drawn]]) -> str:
-    """The page as text: HTML with its style and figures inside, nothing fetched."""
+    """The page as text: HTML with its style and figures inside, nothing fetched.
+
+    Args:
+        runs: as `records.groups.read_run` gives them.
+        drawn: the figures of each of `records.groups.benchmarks`, by its name.
+    """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "attack": attack_name}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -56,7 +67,14 @@ def render(runs: Sequence[RunDirectory], drawn: Mapping[str, Sequence[Drawn]]) -
 def benchmark(
     name: str, runs: Sequence[RunDirectory], drawn: Sequence[Drawn], prefixes: Iterator[str]
 ) -> dict[str, Any]:
-    """What the page says of one benchmark; each figure takes the next prefix for its ids."""
+    """What the page says of one benchmark.
+
+    Args:
+        name: of the benchmark.
+        runs: that belong to it.
+        drawn: its figures.
+        prefixes: each figure takes the next for its ids.
+    """
     attacks, several = columns(runs), configurations(runs)
     return {
         "name": name,
@@ -76,7 +94,12 @@ def benchmark(
 
 @styled
 def inline(figure: Figure, prefix: str) -> str:
-    """The figure as SVG for a page: its ids made unique by the prefix, its colours those of the page's light or dark theme."""
+    """The figure as SVG for a page, its colours those of the page's light or dark theme.
+
+    Args:
+        figure: drawn in the house's style.
+        prefix: makes its ids unique in the page.
+    """
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()

@@ -55,7 +55,15 @@ styled = matplotlib.rc_context(STYLE)
 
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """(a Figure of so many inches, its axes) in the house's style."""
+    """(a Figure, its axes) in the house's style.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        rows: of axes; 0 for none yet, and None in place of the axes.
+        columns: of axes.
+        **options: of matplotlib's `Figure.subplots`.
+    """
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, **options) if rows else None
@@ -63,7 +71,15 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **optio
 
 @styled
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG or SVG, after the path's suffix, with its caption below it; the file appears whole."""
+    """Write the figure, with its caption below it; the file appears whole.
+
+    Args:
+        figure: its label is the caption.
+        path: with suffix .png or .svg.
+
+    Raises:
+        Broken: where the system refuses.
+    """
     caption = figure.get_label()
     line = int(figure.get_figwidth() * 17)
     if caption and not getattr(figure, "_supxlabel", None):
@@ -74,9 +90,12 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def ends(axis: Axes, labels: Sequence[tuple[float, float, str, str]], at: float | None = None) -> None:
-    """Write (x, y, text, colour) beside the ends of lines, moved up or down where they would lie on each other.
+    """Write texts beside the ends of lines, moved up or down where they would lie on each other.
 
-    at: the x where all texts begin, tied to their points by thin lines.
+    Args:
+        axis: with its limits as they will be.
+        labels: (x, y, text, colour) of each.
+        at: the x where all texts begin, tied to their points by thin lines.
     """
     low, high = axis.get_ylim()
     height = axis.get_position().height * axis.get_figure(root=True).get_figheight()  # type: ignore[union-attr]
@@ -90,7 +109,13 @@ def ends(axis: Axes, labels: Sequence[tuple[float, float, str, str]], at: float 
 
 
 def spread(values: Sequence[float], gap: float, top: float = float("inf")) -> list[float]:
-    """Rising values moved so that neighbours are at least `gap` apart: up, and all down again where that ends above `top`."""
+    """Rising values moved so that neighbours are at least `gap` apart: up, and down again where that ends above `top`.
+
+    Args:
+        values: in rising order.
+        gap: in their unit.
+        top: what the last may be at most; the first may then fall below where it was.
+    """
     out: list[float] = []
     for value in values:
         out.append(max(value, out[-1] + gap) if out else value)

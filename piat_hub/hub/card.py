@@ -29,13 +29,25 @@ LICENCES = (  # of timm's weights, those that the Hub knows by these names; it w
 
 
 def write(directory: Path) -> Path:
-    """Write README.md of a run directory, from what is measured there so far. InputError if it is no run directory."""
+    """Write README.md of a run directory, from what is measured there so far; returns its path.
+
+    Args:
+        directory: of the run.
+
+    Raises:
+        InputError: if it is no run directory, or damaged.
+    """
     write_text(directory / "README.md", render(RunDirectory.read(directory)))
     return directory / "README.md"
 
 
 def render(run: RunDirectory, repo_id: str | None = None) -> str:
-    """The card of a run as text; its examples load `repo_id` from the Hub, else the directory."""
+    """The card of a run as text; its examples load `repo_id` from the Hub, else the directory.
+
+    Args:
+        run: as it was read.
+        repo_id: "ORG/NAME".
+    """
     directory, model, config = run.directory, run.model, run.config
     name = repo_id or (str(directory) if directory.name and not directory.is_absolute() else directory.resolve().name)
     weights = literal(f"{name}/{WEIGHTS['last']}")
@@ -94,7 +106,19 @@ def literal(text: str) -> str:
 
 
 def summary(directory: str | Path) -> dict[str, Any]:
-    """What a list of models says of a run directory: what it is, and its last checkpoint's accuracies as far as measured."""
+    """What a list of models says of a run directory: what it is, and its last checkpoint's accuracies.
+
+    Args:
+        directory: of the run.
+
+    Returns:
+        "model", "architecture", "input_size", "num_classes", "dataset", "method", "threat_model" (None where nothing
+        was measured), an accuracy as a fraction by "ATTACK_acc", "n" (images, by attack) and "weights_sha256" (by
+        checkpoint).
+
+    Raises:
+        InputError: if it is no run directory, or damaged.
+    """
     run = RunDirectory.read(directory)
     last = [found.record for found in run.measured if found.checkpoint == "last"]
     alike = [record for record in last if _shared(record) == _shared(last[0])]

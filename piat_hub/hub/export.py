@@ -18,9 +18,20 @@ from piat_hub.records.files import whole_file
 def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str = "model") -> list[Path]:
     """Write model.pt2 (`torch.export.load(path).module()`) and model.onnx (input "images", output "logits").
 
-    Args: model from `from_pretrained`; any batch size; images (B, C, H, W) in [0, 1] of the size it was trained on. The
-    logits, and for pt2 their gradients, are the model's own. Returns the files, each written whole. InputError if the
-    model does not say its input size, or for onnx without its packages.
+    The logits, and for pt2 their gradients, are the model's own, for any batch size.
+
+    Args:
+        model: from `from_pretrained`; moved to the CPU and into eval mode.
+        directory: made if there is none.
+        formats: of "pt2" and "onnx".
+        name: of the files, without suffix.
+
+    Returns:
+        The files, each written whole. They take images (B, C, H, W) in [0, 1] of the size that the model was trained
+        on.
+
+    Raises:
+        InputError: if the model does not say its input size, or for onnx without its packages.
     """
     shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if not shape:

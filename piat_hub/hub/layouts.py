@@ -40,10 +40,14 @@ from piat_hub.records.files import WEIGHTS
 
 @dataclass(frozen=True)
 class Layout:
-    """A naming of tensors: which architecture of ours it is of, with which options, and what its layers are called here.
+    """A naming of tensors: which architecture of ours it is of, with which options, and what its layers are called.
 
-    block: the pattern of what comes before a layer in a residual block, with its stage from 1 and its index from 0;
-    inside and outside: the layers of a block and the others, their name -> ours.
+    Attributes:
+        architecture: ours, by timm's name.
+        block: the pattern of what comes before a layer in a residual block, with its stage from 1 and its index from 0.
+        inside: the layers of a block, their name -> ours.
+        outside: the other layers, their name -> ours.
+        options: what else the architecture is built with.
     """
 
     architecture: str
@@ -53,7 +57,14 @@ class Layout:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def rename(self, key: str) -> str:
-        """Our name of a tensor; InputError if the layout has none such."""
+        """Our name of a tensor.
+
+        Args:
+            key: its name in this layout, without wrappers' prefixes.
+
+        Raises:
+            InputError: if the layout has none such.
+        """
         match = re.fullmatch(rf"(?:{self.block}\.)?(.+)\.(\w+)", key)
         stage, index, layer, tensor = match.groups("") if match else ("",) * 4
         layers = self.inside if stage else self.outside
@@ -99,11 +110,20 @@ BLOCK = re.compile(r"(?:stages\.|layer)(\d+)\.(?:blocks\.)?\d+\.conv1\.weight")
 def convert(path: str | Path, layout: str, *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> nn.Module:
     """The model whose tensors a checkpoint holds in another layout, in eval mode.
 
-    Args: path to a file of torch.save (read without running anything in it) or a .safetensors file; layout one of
-    LAYOUTS; mean and std what its images in [0, 1] are normalised by, one number a channel, if the checkpoint does not
-    say. Depth, widths, channels and classes are read off the tensors. Returns a timm model that takes (B, C, 32, 32) in
-    [0, 1] to logits (B, K); its pooling takes other sizes too. Raises InputError if there is no such file, it holds more
-    than tensors, or they do not fit the layout exactly, with the layout that they fit.
+    Depth, widths, channels and classes are read off the tensors.
+
+    Args:
+        path: a file of torch.save (read without running anything in it) or a .safetensors file.
+        layout: one of LAYOUTS.
+        mean: subtracted from its images in [0, 1], one number a channel, if the checkpoint does not say.
+        std: divided by after that, one number a channel.
+
+    Returns:
+        A timm model that maps images (B, C, 32, 32) in [0, 1] to logits (B, K); its pooling takes other sizes too.
+
+    Raises:
+        InputError: if there is no such file, it holds more than tensors, or they do not fit the layout exactly, with
+            the layout that they fit.
     """
     chosen = lookup("layout", layout, LAYOUTS)
     found = _read(Path(path))
@@ -129,9 +149,19 @@ def convert(path: str | Path, layout: str, *, mean: Sequence[float] = (), std: S
 def import_checkpoint(
     path: str | Path, layout: str, output: str | Path, *, mean: Sequence[float] = (), std: Sequence[float] = ()
 ) -> Path:
-    """`convert`, then write it into a directory (config.json, weights, empty metrics.jsonl: results go there); returns it.
+    """`convert`, then write it into a directory; returns the directory.
 
-    InputError, and nothing is written, if the conversion fails or the directory holds a model already.
+    config.json, weights, and an empty metrics.jsonl, so that results go there.
+
+    Args:
+        path: as in `convert`, as are layout, mean and std.
+        layout: one of LAYOUTS.
+        output: the directory, made if there is none.
+        mean: one number a channel, if the checkpoint does not say.
+        std: one number a channel, if the checkpoint does not say.
+
+    Raises:
+        InputError: if the conversion fails or the directory holds a model already; nothing is then written.
     """
     directory = Path(output)
     taken = [name for name in ("config.json", *WEIGHTS.values()) if (directory / name).exists()]

@@ -36,15 +36,25 @@ def from_pretrained(
 ) -> nn.Module:
     """A trained classifier, in eval mode: images (B, C, H, W) in [0, 1] to logits (B, K).
 
+    No pickle is read.
+
     Args:
-        model_id: a run directory or any directory with config.json and model.safetensors, or a Hub id
-            ("ORG/NAME", also "ORG/NAME@revision"); a model of `list_pretrained()` is had at its pinned revision.
+        model_id: a run directory or any directory with config.json and model.safetensors, or a Hub id ("ORG/NAME", also
+            "ORG/NAME@revision"); a model of `list_pretrained()` is had at its pinned revision.
         checkpoint: "last", or "best" for the epoch chosen on held-out images.
-        revision, cache_dir, token, local_files_only: as in huggingface_hub.
+        revision: branch, tag or commit on the Hub; before one in model_id.
+        cache_dir: where downloads are kept, by default huggingface_hub's place.
+        token: for a private model, by default the one that `hf auth login` or HF_TOKEN gave.
+        local_files_only: take what was downloaded before, and ask the Hub nothing.
         device: where the model goes.
-    Returns: the model, with `label_names` (tuple of str), `piat` (the training configuration as a dict, or {}) and
-    `weights_sha256` (of the weights file).
-    Raises: ValueError if there is no such model, or its weights do not fit its config.json exactly. No pickle is read.
+
+    Returns:
+        The model, with `label_names` (one a class, or none), `piat` (the training configuration as a dict, or {}) and
+        `weights_sha256` (of the weights file).
+
+    Raises:
+        InputError: a ValueError, if there is no such model, its weights do not fit its config.json exactly or are not
+            those that were published, or it wants normalised images.
     """
     if checkpoint not in WEIGHTS:
         raise InputError(f"checkpoint {checkpoint!r} is unknown{nearest(checkpoint, WEIGHTS)}; choose last or best")
@@ -85,7 +95,12 @@ def from_pretrained(
 def start_from(model: Any, source: str) -> None:
     """Give `model` the weights of a trained MODEL (see `from_pretrained`), but for a head of another class count.
 
-    model: built by `create_model`, of the same backbone and channels. InputError if anything but the head differs.
+    Args:
+        model: built by `create_model`, of the same backbone and channels; changed in place.
+        source: MODEL, a directory or a Hub id.
+
+    Raises:
+        InputError: if there is no such MODEL, or anything but the head differs.
     """
     trained: Any = from_pretrained(source)
     weights, own = trained.state_dict(), model.state_dict()
@@ -105,7 +120,12 @@ def start_from(model: Any, source: str) -> None:
 
 
 def keep_origin(model: Any, directory: Path) -> None:
-    """What a run's config.json says of the weights it began with, for the run to go on without those."""
+    """What a run's config.json says of the weights it began with, for the run to go on without those.
+
+    Args:
+        model: built by `create_model`; its pretrained_cfg is changed in place.
+        directory: of the run; a damaged config.json is passed over.
+    """
     try:
         known = ModelConfig.read(directory / "config.json").pretrained_cfg
     except InputError:  # damaged: it is written anew
@@ -114,9 +134,18 @@ def keep_origin(model: Any, directory: Path) -> None:
 
 
 def from_timm(spec: str) -> nn.Module:
-    """Any of timm's pretrained classifiers, "hf-hub:ORG/NAME", in eval mode and taking images in [0, 1].
+    """Any of timm's pretrained classifiers, in eval mode and taking images in [0, 1].
 
-    Its normalisation, recorded in its config.json, is put before it. InputError if it cannot be had.
+    Its normalisation, recorded in its config.json, is put before it.
+
+    Args:
+        spec: "hf-hub:ORG/NAME".
+
+    Returns:
+        A model that maps images (B, C, H, W) to logits (B, K).
+
+    Raises:
+        InputError: if it cannot be had.
     """
     try:
         model = timm.create_model(spec, pretrained=True)
@@ -131,11 +160,15 @@ def _first_line(error: BaseException) -> str:
 
 
 def list_pretrained(directory: str | Path = "model_cards") -> list[dict[str, Any]]:
-    """The models that `from_pretrained` gives, best known first: those published on the Hub, then those in `directory`.
+    """The models that `from_pretrained` gives: those published on the Hub, then those in `directory`.
 
-    Each is a dict: "model" (what to load it by), "architecture", "dataset", "method", "threat_model", and, as far as
-    measured, "clean_acc", "pgd20_acc", "aa_acc" (fractions) with "n" (images, by attack); or "problem" in place of these,
-    for a folder that holds no whole model.
+    Args:
+        directory: whose folders with a config.json are listed.
+
+    Returns:
+        A dict each, with "model" (what to load it by), "architecture", "dataset", "method", "threat_model", and, as far
+        as measured, "clean_acc", "pgd20_acc", "aa_acc" (fractions) with "n" (images, by attack); or "problem" in place
+        of these, for a folder that holds no whole model.
     """
     rows = [row | {"model": name} for name, row in PUBLISHED.items()]
     for path in sorted(path.parent for path in Path(directory).glob("*/config.json")):
@@ -166,7 +199,15 @@ def _download(repo_id: str, filename: str, where: Mapping[str, Any]) -> Path:
 
 
 def check_id(repo_id: str, what: str = "") -> None:
-    """InputError unless it is ORG/NAME as the Hub allows it; `what` begins the message."""
+    """InputError unless it is ORG/NAME as the Hub allows it.
+
+    Args:
+        repo_id: what is given as one.
+        what: begins the message.
+
+    Raises:
+        InputError: for anything else.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError:

@@ -40,7 +40,13 @@ BUILT: dict[str, tuple[str, dict[str, Any]]] = {  # architecture -> how plain ti
 def lines(model: ModelConfig, weights: str) -> str | None:
     """Python that builds `model` from a config.json and loads the file at the expression `weights`.
 
-    None where timm and torch alone cannot: small_image, or one of ours with arguments beyond classes and channels.
+    Args:
+        model: whose architecture it is.
+        weights: Python source, a path or a download.
+
+    Returns:
+        None where timm and torch alone cannot, for small_image, or one of ours with arguments beyond classes and
+        channels.
     """
     given = model.model_args
     own = {"num_classes", "in_chans", "global_pool"}

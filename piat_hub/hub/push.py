@@ -28,7 +28,13 @@ PASSING = (429, 500, 502, 503, 504)  # statuses that may be gone a moment later
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where a push went: the `url` of its commit or pull request, the commit, and whether anything was new."""
+    """Where a push went.
+
+    Attributes:
+        url: of its commit or pull request.
+        revision: the commit.
+        changed: whether anything was new.
+    """
 
     url: str
     revision: str
@@ -46,13 +52,24 @@ def push_to_hub(
 ) -> Pushed:
     """Publish a run directory as one commit to a model repository, made if there is none.
 
+    Nothing is ever half-published, and the same call again sends only what has not arrived; with nothing new, it sends
+    nothing (but opens the pull request it was told to).
+
     Args:
         run: its config.json, weights, card, records and what was measured on these weights go (see `publication`);
             what an earlier push left and the run no longer has is deleted in the same commit.
-        repo_id: "ORG/NAME"; private: a new repository is; revision: a branch, made if there is none; create_pr: open a
-            pull request instead of writing to main; token: by default the one that `hf auth login` or HF_TOKEN gave.
-    Raises: InputError if the run is not whole or the Hub refuses. Nothing is then half-published, and the same call
-    again sends only what has not arrived; with nothing new, it sends nothing (but opens the pull request it was told to).
+        repo_id: "ORG/NAME".
+        private: a new repository is; one that is public already is refused.
+        revision: a branch, made if there is none; main by default.
+        create_pr: open a pull request instead of writing to main.
+        token: by default the one that `hf auth login` or HF_TOKEN gave.
+
+    Returns:
+        Where it went, and whether anything was new.
+
+    Raises:
+        InputError: if the run is not whole, revision and create_pr are both given, the repository holds something else,
+            or the Hub refuses.
     """
     options = PushOptions(private, revision, create_pr)
     check_id(repo_id)
@@ -98,10 +115,20 @@ def _push(api: HfApi, files: Mapping[str, Any], repo_id: str, options: PushOptio
 
 
 def publication(run: RunDirectory, repo_id: str) -> dict[str, bytes | str]:
-    """What a push sends: path in the repository -> content, or the file it lies in. InputError if the run is not whole.
+    """What a push sends: path in the repository -> content, or the file it lies in.
 
     config.json without paths of this machine, the card for `repo_id`, weights, curves, metrics, and results with
     their verdicts where they are of these weights.
+
+    Args:
+        run: as it was read.
+        repo_id: "ORG/NAME".
+
+    Returns:
+        By path, bytes or the path of a file here.
+
+    Raises:
+        InputError: if the run is not whole.
     """
     home = run.directory
     if "last" not in run.digests:
@@ -122,7 +149,15 @@ def publication(run: RunDirectory, repo_id: str) -> dict[str, bytes | str]:
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:
-    """InputError unless the Hub can be reached and the token's owner may write to ORG: what a training asks first."""
+    """Whether a push would be let in: what a training asks first.
+
+    Args:
+        repo_id: "ORG/NAME".
+        token: by default the one that `hf auth login` or HF_TOKEN gave.
+
+    Raises:
+        InputError: unless the Hub can be reached and the token's owner may write to ORG.
+    """
     check_id(repo_id)
     try:
         who = HfApi(token=token).whoami()

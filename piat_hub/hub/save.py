@@ -26,8 +26,20 @@ def save_pretrained(
 ) -> Path:
     """Write config.json (timm's Hub format plus a root "piat" block) and model.safetensors into `directory`.
 
-    Args: model built by timm or `create_model`; config the run it comes from; label_names one per class; input_size
-    (C, H, W) of its images. Returns the directory. Each file is replaced whole or not at all.
+    Each file is replaced whole or not at all.
+
+    Args:
+        model: built by timm or `create_model`.
+        directory: made if there is none.
+        config: the run it comes from; without it there is no "piat" block.
+        label_names: one per class.
+        input_size: (C, H, W) of its images, in pixels.
+
+    Returns:
+        The directory.
+
+    Raises:
+        Broken: if the system refuses to write.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -44,7 +56,18 @@ def save_config(
     label_names: tuple[str, ...] = (),
     input_size: tuple[int, int, int] | None = None,
 ) -> None:
-    """Write config.json: what rebuilds the architecture, by timm alone or by `from_pretrained`."""
+    """Write config.json: what rebuilds the architecture, by timm alone or by `from_pretrained`.
+
+    Args:
+        model: built by timm or `create_model`.
+        directory: which must be there.
+        config: the run it comes from; without it there is no "piat" block.
+        label_names: one per class.
+        input_size: (C, H, W) of its images, in pixels.
+
+    Raises:
+        Broken: if the system refuses to write.
+    """
     extra: dict[str, Any] = {"piat": to_dict(config)} if config else {}
     if label_names:
         extra["label_names"] = list(label_names)
@@ -65,5 +88,13 @@ def save_config(
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the model's parameters and buffers as safetensors; the file appears whole or not at all."""
+    """Write the model's parameters and buffers as safetensors; the file appears whole or not at all.
+
+    Args:
+        model: the bare module.
+        path: of the file.
+
+    Raises:
+        Broken: if the system refuses to write.
+    """
     tensors.save(model.state_dict(), path)

@@ -35,8 +35,17 @@ PREPROCESSING = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpol
 def build(config: ModelConfig, weights: Path, source: str) -> Any:
     """The model that a config.json describes, with the weights of a safetensors file.
 
-    source: what messages call the config. Raises InputError where timm has no such model, an argument is none that
-    describes an architecture, or the weights do not fit it exactly: the same tensors, of the same shapes.
+    Args:
+        config: anyone's.
+        weights: path of a safetensors file.
+        source: what messages call the config.
+
+    Returns:
+        The model on the CPU, as timm builds it, with preprocessing in its pretrained_cfg.
+
+    Raises:
+        InputError: where timm has no such model, an argument is none that describes an architecture, or the weights do
+            not fit it exactly, the same tensors of the same shapes.
     """
     architecture = config.architecture
     if not timm.is_model(architecture):
@@ -74,7 +83,16 @@ def build(config: ModelConfig, weights: Path, source: str) -> Any:
 
 
 def fits(found: Mapping[str, tuple[bool, tuple[int, ...]]], expected: Mapping[str, Any], path: Path) -> None:
-    """InputError unless a file's tensors (see `tensors.shapes`) are those of a state_dict."""
+    """InputError unless a file's tensors are those of a state_dict.
+
+    Args:
+        found: (of floating point, shape) by name, as `tensors.shapes` gives them.
+        expected: the state_dict.
+        path: of the file, for messages.
+
+    Raises:
+        InputError: naming the first tensor that is missing, too many, of another shape or another kind of number.
+    """
     for what, names in (("lacks", set(expected) - set(found)), ("has the extra", set(found) - set(expected))):
         if names:
             raise InputError(f"{path} {what} tensor {sorted(names)[0]!r}: it does not belong to this architecture")

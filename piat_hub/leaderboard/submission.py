@@ -43,7 +43,17 @@ ARCHITECTURES = {  # ours -> (suffix of the id, name on the leaderboard, which c
 
 @dataclass(frozen=True)
 class Paper:
-    """What a submission says of its paper. authors: "Kun He, Xin Liu"; venue: with the year, "ICML 2023"."""
+    """What a submission says of its paper.
+
+    Attributes:
+        authors: "Kun He, Xin Liu".
+        venue: with the year, "ICML 2023".
+        link: the paper's address, https://….
+        title: of the paper.
+
+    Raises:
+        InputError: for a venue without year, a link that is none, or authors or a title that begin with no letter.
+    """
 
     authors: str
     venue: str
@@ -65,7 +75,12 @@ class Paper:
 
 
 def identifier(paper: Paper, architecture: str) -> str:
-    """RobustBench's way to name a model: first author, year, first word of the title, architecture: He2023PIAT_R18."""
+    """RobustBench's way to name a model: first author, year, first word of the title, architecture: He2023PIAT_R18.
+
+    Args:
+        paper: that it is from.
+        architecture: ours, by timm's name.
+    """
     author = re.sub(r"\W", "", re.split(",| and ", paper.authors)[0].split()[-1])
     word = re.sub(r"\W", "", paper.title.split()[0])
     suffix, _ = ARCHITECTURES.get(architecture, (architecture.replace("_", "-"), architecture))
@@ -73,7 +88,13 @@ def identifier(paper: Paper, architecture: str) -> str:
 
 
 def timm_name(name: str, dataset: str, norm: str) -> str:
-    """What `robustbench.utils.load_model(name, dataset=…, threat_model=norm)` looks for among timm's models."""
+    """What `robustbench.utils.load_model(name, dataset=…, threat_model=norm)` looks for among timm's models.
+
+    Args:
+        name: the model's id, see `identifier`.
+        dataset: "cifar10" or "cifar100".
+        norm: "Linf" or "L2".
+    """
     return f"{name}_{dataset}_{norm}".lower().replace("-", "_")
 
 
@@ -89,9 +110,21 @@ def submit(
 ) -> list[Path]:
     """Write a submission's files into `output` and return them: model_info/…/ID.json, issue.md, ID.py, evaluation.log.
 
-    Args: run directory with results; draft: write them although RobustBench would refuse (each file but the JSON says
-    so); dataset: where its test images lie, to measure the clean accuracy again; repo_id: where the weights can be had.
-    Raises InputError, before anything is written, with every reason why RobustBench would refuse.
+    Args:
+        run: directory with results of clean and aa.
+        paper: that the model is from.
+        output: directory for the files.
+        checkpoint: "last" or "best".
+        draft: write them although RobustBench would refuse (each file but the JSON says so).
+        dataset: where its test images lie, to measure the clean accuracy again; by default where the model was trained
+            for.
+        repo_id: where the weights can be had, "ORG/NAME".
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        InputError: before anything is written, with every reason why RobustBench would refuse.
     """
     home, found = Path(run), RunDirectory.read(run)
     if repo_id:
@@ -145,7 +178,16 @@ def _claims(results: Record) -> Iterator[str]:
 
 
 def accepts(model: nn.Module, split: Split, results: Record) -> Iterator[str]:
-    """Why RobustBench would not take this model: its own checks of clean accuracy, gradients and the forward pass."""
+    """Why RobustBench would not take this model: its own checks of clean accuracy, gradients and the forward pass.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K).
+        split: the images that `results` is of, on the model's device.
+        results: with "clean".
+
+    Yields:
+        Each reason, in words.
+    """
     if split.digest() != results.images:
         yield "these are not the images that the results are of"
         return
@@ -166,7 +208,13 @@ def accepts(model: nn.Module, split: Split, results: Record) -> Iterator[str]:
 
 
 def entry(results: Record, paper: Paper, architecture: str) -> dict[str, Any]:
-    """model_info's JSON: RobustBench's keys, accuracies as percent in text."""
+    """model_info's JSON: RobustBench's keys, accuracies as percent in text.
+
+    Args:
+        results: with "clean" and "aa".
+        paper: that the model is from.
+        architecture: its name on the leaderboard.
+    """
     attacks = results.attacks
     robust = str(round(100 * attacks["aa"]["accuracy"], 2))
     return {
@@ -187,7 +235,15 @@ def entry(results: Record, paper: Paper, architecture: str) -> dict[str, Any]:
 
 
 def issue(name: str, results: Record, paper: Paper, architecture: str, repo_id: str | None) -> str:
-    """The text for RobustBench's "New Model(s)" issue form; its first line is the issue's title."""
+    """The text for RobustBench's "New Model(s)" issue form; its first line is the issue's title.
+
+    Args:
+        name: the model's id, see `identifier`.
+        results: with "clean" and "aa".
+        paper: that the model is from.
+        architecture: its name on the leaderboard.
+        repo_id: where the weights can be had, "ORG/NAME".
+    """
     attacks, threat = results.attacks, to_dict(results.threat_model)
     method = f"AutoAttack, {attacks['aa']['version']} version, on {attacks['aa']['n']} test images: see evaluation.log"
     weights = f"https://huggingface.co/{repo_id}" if repo_id else "(push the run, then give its address here)"
@@ -223,7 +279,15 @@ def issue(name: str, results: Record, paper: Paper, architecture: str, repo_id: 
 
 
 def registration(name: str, dataset: str, norm: str, source: str, checkpoint: str) -> str:
-    """A module that, once imported, lets RobustBench load the model; and its row for RobustBench's model zoo."""
+    """A module that, once imported, lets RobustBench load the model; and its row for RobustBench's model zoo.
+
+    Args:
+        name: the model's id, see `identifier`.
+        dataset: "cifar10" or "cifar100".
+        norm: "Linf" or "L2".
+        source: MODEL that the module loads, a Hub id or a directory.
+        checkpoint: "last" or "best".
+    """
     found = timm_name(name, dataset, norm)
     return f'''"""{name} for RobustBench: with this module imported,
 
@@ -261,7 +325,13 @@ def _marked(text: str, comment: str, reasons: list[str]) -> str:
 
 
 def register(name: str, model: str, checkpoint: str = "last") -> None:
-    """Make `timm.create_model(name, pretrained=True)` load MODEL (a directory or a Hub id), as RobustBench does."""
+    """Make `timm.create_model(name, pretrained=True)` load MODEL, as RobustBench does.
+
+    Args:
+        name: new among timm's models, see `timm_name`.
+        model: MODEL, a directory or a Hub id; loaded only when asked for.
+        checkpoint: "last" or "best".
+    """
 
     def build(pretrained: bool = False, num_classes: int | None = None, **_: Any) -> nn.Module:
         loaded: Any = from_pretrained(model, checkpoint=checkpoint)

@@ -16,8 +16,13 @@ from piat_hub.config import lookup
 class Attack(Protocol):
     """An attack with its budget bound: what a method calls to craft x_adv (B, C, H, W) in [0, 1].
 
-    Options: objective(logits, y), summed over the batch; start, "uniform" or a noise scale; on_step(k, logits), which
-    may return (B,) bool, true where still moving; and whatever else `attacks.pgd` takes, eps and step_size per image too.
+    Args:
+        model: maps images in [0, 1] to logits (B, K).
+        x: clean images, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+        **options: objective(logits, y), summed over the batch; start, "uniform" or a noise scale; on_step(k, logits),
+            which may return (B,) bool, true where still moving; and whatever else `attacks.pgd` takes, eps and
+            step_size per image too.
     """
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, /, **options: Any) -> Tensor: ...
@@ -27,8 +32,15 @@ class Method(Protocol):
     """(model, x (B, C, H, W) in [0, 1], y (B,), attack, progress in [0, 1)) -> scalar loss, the mean over the batch.
 
     A method that trains on each batch several times says how often in the attribute `replays`. One that has state
-    offers `begin(threat_model)`, which gives the callable of one run, with state_dict() and load_state_dict(): tensors by
-    name, of one shape on all processes, which the run saves with the rest, a row for each process. See `free_at`.
+    offers `begin(threat_model)`, which gives the callable of one run, with state_dict() and load_state_dict(): tensors
+    by name, of one shape on all processes, which the run saves with the rest, a row for each process. See `free_at`.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K); in train mode, and wrapped where training is distributed.
+        x: clean images of this process's micro-batch, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+        attack: crafts the adversarial examples; by default it maximises cross-entropy from a uniform start.
+        progress: share of the run's epochs that are done, in [0, 1).
     """
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor: ...
@@ -39,7 +51,11 @@ _METHODS: dict[str, Callable[..., Method]] = {}
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator: make a method known under `name`."""
+    """Class decorator: make a method known under `name`.
+
+    Args:
+        name: what `get`, configurations and `--method` call it.
+    """
 
     def add(cls: M) -> M:
         _METHODS[name] = cls
@@ -49,7 +65,11 @@ def register(name: str) -> Callable[[M], M]:
 
 
 def get(name: str) -> Callable[..., Method]:
-    """The method's class, to be called with its hyper-parameters. InputError with the nearest name if unknown."""
+    """The method's class, to be called with its hyper-parameters.
+
+    Raises:
+        InputError: for an unknown name, with the nearest one.
+    """
     return lookup("method", name, _METHODS)
 
 
@@ -67,12 +87,21 @@ def divergence(logits: Tensor, logits_adv: Tensor) -> Tensor:
     """KL(p || p') of each image, (B,), from two logits (B, K).
 
     From log-probabilities on both sides: with a probability as target the gradient is NaN where one underflows.
+
+    Args:
+        logits: those of p, (B, K); the gradient flows through them too.
+        logits_adv: those of p', (B, K).
     """
     log_p, log_p_adv = logits.log_softmax(1), logits_adv.log_softmax(1)
     return F.kl_div(log_p_adv, log_p, reduction="none", log_target=True).sum(1)
 
 
 def eval_logits(model: nn.Module, x: Tensor) -> Tensor:
-    """The logits (B, K) that the attack starts from: eval mode, no gradient, at least fp32."""
+    """The logits (B, K) that the attack starts from: eval mode, no gradient, at least fp32.
+
+    Args:
+        model: maps images in [0, 1] to logits; every module's mode is restored after.
+        x: clean images, (B, C, H, W) in [0, 1].
+    """
     with attack_mode(model) as frozen, torch.no_grad():
         return at_least_fp32(frozen(x))

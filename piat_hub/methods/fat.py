@@ -37,12 +37,24 @@ class FAT:
         return F.cross_entropy(at_least_fp32(model(x_adv)), y)
 
     def tau(self, progress: float) -> int:
-        """Steps that an image goes on after it is first misclassified."""
+        """Steps that an image goes on after it is first misclassified: 0, 1 or 2.
+
+        Args:
+            progress: share of the run's epochs that are done, in [0, 1).
+        """
         return int(progress >= self.tau_one) + int(progress >= self.tau_two)
 
 
 def friendly_stop(y: Tensor, tau: int) -> Callable[[int, Tensor], Tensor]:
-    """on_step for an attack: an image moves until it has been misclassified at more than tau steps."""
+    """on_step for an attack: an image moves until it has been misclassified at more than tau steps (Alg. 1).
+
+    Args:
+        y: class numbers, (B,).
+        tau: steps that a misclassified image still goes on.
+
+    Returns:
+        (k, logits (B, K)) -> (B,) bool, true where still moving; it counts, so that each attack needs one of its own.
+    """
     misled = torch.zeros_like(y)  # (B,) steps so far at which each was
 
     def moving(k: int, logits: Tensor) -> Tensor:

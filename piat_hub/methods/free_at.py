@@ -33,7 +33,11 @@ class FreeAT:
         return F.cross_entropy(at_least_fp32(model(x)), y)
 
     def begin(self, threat_model: ThreatModel) -> Method:
-        """The method of one run, with its delta."""
+        """The method of one run, with its delta.
+
+        Args:
+            threat_model: the ball that delta is projected onto; its eps is also the length of delta's step.
+        """
         return FreeRun(self.replays, threat_model)
 
 

@@ -41,5 +41,10 @@ class GAIRAT:
         return (weights * losses).sum() / weights.sum()
 
     def weights(self, kappa: Tensor, steps: int) -> Tensor:
-        """w (B,) in (0, 1) of images that stayed right for kappa (B,) of the attack's steps."""
+        """The weights w (B,) in (0, 1) of images that stayed right for some of the attack's steps.
+
+        Args:
+            kappa: at how many steps each image was right before the update, (B,), from 0 to steps.
+            steps: of the attack, K.
+        """
         return (1 + torch.tanh(self.offset + 5 * (1 - 2 * kappa / steps))) / 2

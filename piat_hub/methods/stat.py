@@ -38,7 +38,12 @@ class STAT:
 
 
 def squeeze(up: Tensor, lo: Tensor) -> Tensor:
-    """[KL(sg p_lo || p_up) + KL(sg p_up || p_lo)] / 2 of each image, (B,), from logits (B, K)."""
+    """[KL(sg p_lo || p_up) + KL(sg p_up || p_lo)] / 2 of each image, (B,), from logits (B, K).
+
+    Args:
+        up: logits of one side, (B, K).
+        lo: logits of the other, (B, K).
+    """
     return (divergence(lo.detach(), up) + divergence(up.detach(), lo)) / 2
 
 

@@ -28,7 +28,14 @@ RECORDS = (  # all that a run directory holds but its state: a push sends these,
 def whole_file(path: Path) -> Iterator[Path]:
     """A scratch path to write to: after the block it is flushed and renamed to `path`; after an error it is removed.
 
-    Raises Broken, naming `path`, where the system refuses; the file that was there before stays.
+    Args:
+        path: of the file that appears; its directory must be there.
+
+    Yields:
+        The scratch path, in the same directory and with the same suffix.
+
+    Raises:
+        Broken: naming `path`, where the system refuses; the file that was there before stays.
     """
     scratch = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
@@ -51,7 +58,14 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """The system's refusal to write, in words that name the file."""
+    """The system's refusal to write, in words that name the file.
+
+    Args:
+        path: named by the message.
+
+    Raises:
+        Broken: in place of an OSError from the block.
+    """
     try:
         yield
     except OSError as error:
@@ -71,7 +85,15 @@ def sync_directory(directory: Path) -> None:
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Add one JSON line, flushed to the disk."""
+    """Add one JSON line, flushed to the disk.
+
+    Args:
+        path: of the file, made if there is none.
+        line: as JSON holds it.
+
+    Raises:
+        Broken: where the system refuses.
+    """
     with written(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
@@ -96,9 +118,12 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(text: str) -> dict[str, Any]:
-    """The object that a JSON text holds, without its checksum. ValueError if it is none, or not what its checksum says.
+    """The object that a JSON text holds, without its checksum.
 
     Text without a checksum is another program's and is taken as it is.
+
+    Raises:
+        ValueError: if it holds none, or not what its checksum says.
     """
     try:
         values = json.loads(text)
@@ -117,7 +142,12 @@ def unsealed(text: str) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object, held against its checksum. Raises ValueError, or OSError, if there is no whole one."""
+    """A JSON file's object, held against its checksum.
+
+    Raises:
+        ValueError: if it holds none, is damaged, or is longer than LONGEST.
+        OSError: if it cannot be read.
+    """
     with path.open("rb") as file:
         content = file.read(LONGEST + 1)
     if len(content) > LONGEST:
@@ -128,7 +158,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_lines(path: Path, *, strict: bool = True) -> list[dict[str, Any]]:
     """The objects of a file with one a line, [] where there is no file.
 
-    InputError naming the first damaged line; with strict=False such lines are left out.
+    Args:
+        path: of the file.
+        strict: refuse damaged lines; else they are left out.
+
+    Raises:
+        InputError: naming the first damaged line.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     found = []
@@ -143,7 +178,14 @@ def read_lines(path: Path, *, strict: bool = True) -> list[dict[str, Any]]:
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl. InputError for a damaged or missing one: timing.jsonl has their checksums."""
+    """The lines of metrics.jsonl, held against their checksums in timing.jsonl; [] where there is no file.
+
+    Args:
+        directory: of the run.
+
+    Raises:
+        InputError: for a damaged or missing line.
+    """
     path = own(directory, "metrics.jsonl")
     lines, timing = read_lines(path), read_lines(own(directory, "timing.jsonl"), strict=False)
     for epoch, known in ((line["epoch"], line["metrics"]) for line in timing if "metrics" in line):
@@ -156,14 +198,27 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
 
 
 def damaged(path: Path, line: int, why: object) -> str:
-    """What a message says of a damaged line of a run's records."""
+    """What a message says of a damaged line of a run's records.
+
+    Args:
+        path: of the file.
+        line: its number, from 1.
+        why: what is wrong with it.
+    """
     return f"{path} is damaged in line {line} ({why}); the training's own command with --resume writes it again"
 
 
 def own(directory: str | Path, name: str) -> Path:
-    """The path of a file of a model folder. InputError if it is a link that leads out of the folder.
+    """The path of a file of a model folder.
 
     The Hub's cache is such a folder too: its files are links into the blobs beside it.
+
+    Args:
+        directory: the folder.
+        name: of the file, which need not be there.
+
+    Raises:
+        InputError: if it is a link that leads out of the folder, or back to itself.
     """
     path = Path(directory) / name
     try:

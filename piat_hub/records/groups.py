@@ -18,7 +18,11 @@ from piat_hub.records.rundir import RunDirectory
 
 
 def read_run(directory: str | Path) -> RunDirectory:
-    """Read a run directory that has trained an epoch. InputError if it is none, or damaged."""
+    """Read a run directory that has trained an epoch.
+
+    Raises:
+        InputError: if it is none, or damaged.
+    """
     run = RunDirectory.read(directory)
     if not run.metrics:
         raise InputError(f"{run.directory} has no metrics.jsonl with an epoch in it; train it first")
@@ -30,7 +34,12 @@ def grouped(runs: Sequence[RunDirectory]) -> dict[str, list[RunDirectory]]:
     """The runs by label, those of one configuration under all its seeds together, in the order of their first one.
 
     A label is the method's name; where that is the same for several configurations, what they differ in is added.
-    InputError for two runs of one configuration and seed.
+
+    Args:
+        runs: as `read_run` gives them.
+
+    Raises:
+        InputError: for two runs of one configuration and seed.
     """
     each = [settings(run.config) for run in runs]
     labels = [method_name(run.config) for run in runs]
@@ -46,7 +55,12 @@ def grouped(runs: Sequence[RunDirectory]) -> dict[str, list[RunDirectory]]:
 
 
 def varied(runs: Sequence[RunDirectory], *keys: str) -> list[list[RunDirectory]]:
-    """The groups of runs that differ in these settings alone; of several such sets the one with the most groups."""
+    """The groups of runs that differ in these settings alone; of several such sets the one with the most groups.
+
+    Args:
+        runs: at least one.
+        *keys: names of settings, as `settings` has them.
+    """
     sets: dict[tuple[Any, ...], list[list[RunDirectory]]] = {}
     for group in grouped(runs).values():
         rest = tuple((k, str(v)) for k, v in settings(group[0].config).items() if k not in keys)
@@ -93,7 +107,8 @@ def settings(config: TrainConfig) -> dict[str, Any]:
 def tracked(runs: Iterable[RunDirectory]) -> str:
     """Whose curves all these runs have: "test" where test images were tracked in every epoch, else "holdout".
 
-    InputError where a run has neither.
+    Raises:
+        InputError: where a run has neither.
     """
     for images in ("test", "holdout"):
         if all(
@@ -111,19 +126,31 @@ def tracked_images(runs: Sequence[RunDirectory]) -> str:
 
 
 def robust_gap(metrics: Sequence[dict[str, Any]]) -> float | None:
-    """Robust overfitting: held-out PGD-10 accuracy of the best epoch minus the last one's; None without held-out images."""
+    """Robust overfitting, held-out PGD-10 accuracy of the best epoch minus the last one's; None without such images.
+
+    Args:
+        metrics: the lines of metrics.jsonl, at least one; the gap is a fraction, as accuracies are.
+    """
     values = [m["holdout_pgd10_acc"] for m in metrics]
     return None if None in values else max(values) - values[-1]
 
 
 def generalisation_gap(metrics: Sequence[dict[str, Any]]) -> float | None:
-    """PGD-10 accuracy on the training subset minus the held-out one's, after the last epoch."""
+    """PGD-10 accuracy on the training subset minus the held-out one's, after the last epoch; None without the latter.
+
+    Args:
+        metrics: the lines of metrics.jsonl, at least one; the gap is a fraction, as accuracies are.
+    """
     last = metrics[-1]
     return None if last["holdout_pgd10_acc"] is None else last["train_pgd10_acc"] - last["holdout_pgd10_acc"]
 
 
 def oscillation(metrics: Sequence[dict[str, Any]]) -> float | None:
-    """The standard deviation of held-out PGD-10 accuracy's change from one epoch to the next, over the run's last half."""
+    """How held-out PGD-10 accuracy swings: the standard deviation of its change by epoch, over the run's last half.
+
+    Args:
+        metrics: the lines of metrics.jsonl; None for fewer than three in that half, or without held-out images.
+    """
     values = [m["holdout_pgd10_acc"] for m in metrics[len(metrics) // 2 :]]
     changes = [] if None in values else [b - a for a, b in itertools.pairwise(values)]
     return statistics.stdev(changes) if len(changes) > 1 else None
@@ -133,7 +160,14 @@ CURVES = {"robust-overfitting gap": robust_gap, "generalisation gap": generalisa
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high): the 95 % interval of the mean over seeds by Student's t. ValueError for fewer than two values."""
+    """(mean, low, high): the 95 % interval of the mean over seeds by Student's t.
+
+    Args:
+        values: one a seed.
+
+    Raises:
+        ValueError: for fewer than two values.
+    """
     from scipy.stats import t as student
 
     if len(values) < 2:
@@ -146,7 +180,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 def mean_accuracy(
     runs: Iterable[RunDirectory], attack: str, beside: str | None = None
 ) -> tuple[float, float, float] | None:
-    """(accuracy, low, high) of a group: over its seeds, or a single run's Wilson interval; None where one was not measured."""
+    """(accuracy, low, high) of a group, fractions; None where one was not measured.
+
+    Args:
+        runs: of one configuration; several give an interval over seeds, cut to [0, 1], a single one its Wilson
+            interval.
+        attack: under which the last weights were measured.
+        beside: an attack that must have been measured on the same images.
+    """
     found = [run.figures(attack, beside) for run in runs]
     if not found or any(f is None for f in found):
         return None
@@ -159,7 +200,7 @@ def mean_accuracy(
 
 
 def intervals(groups: Iterable[Sequence[RunDirectory]]) -> str:
-    """What the intervals of `accuracy` are for these groups, in words."""
+    """What the intervals of `mean_accuracy` are for these groups, in words."""
     several = {len(group) > 1 for group in groups}
     words = {True: "over seeds (Student's t)", False: "of one model (Wilson)"}
     return words[several.pop()] if len(several) == 1 else f"{words[True]}, {words[False]} where there is one"
@@ -178,10 +219,14 @@ def strongest(runs: Sequence[RunDirectory]) -> str | None:
 
 
 def beside(config: TrainConfig, table: str = "") -> dict[str, float]:
-    """The paper's accuracies of this method, architecture and data by attack, from one of its tables or from the fullest row.
+    """The paper's accuracies of this method, architecture and data by attack, as fractions.
 
-    {} where it has none: for another method's fields or interpolation than the paper's, and for all but its own data under
-    its threat model (a copy that is not pixel-equal is another benchmark).
+    {} where it has none: for another method's fields or interpolation than the paper's, and for all but its own data
+    under its threat model (a copy that is not pixel-equal is another benchmark).
+
+    Args:
+        config: of a run.
+        table: the paper's table, by its number; "" for the row with the most attacks.
     """
     method = methods.get(config.method)
     others = any(value is not None for value in (config.ema, config.swa, config.awp, config.img_size))
@@ -200,7 +245,14 @@ def beside(config: TrainConfig, table: str = "") -> dict[str, float]:
 
 
 def benchmarks(runs: Sequence[RunDirectory]) -> dict[str, list[RunDirectory]]:
-    """The runs by benchmark: only those of one compare. InputError where two had other images by the same name."""
+    """The runs by benchmark: only those of one compare.
+
+    Args:
+        runs: as `read_run` gives them.
+
+    Raises:
+        InputError: where two had other images by the same name.
+    """
     found: dict[str, list[RunDirectory]] = {}
     for run in runs:
         found.setdefault(run.benchmark, []).append(run)

@@ -18,9 +18,14 @@ WIDEST = 2048  # pixels a side of what a config may call an image
 class ModelConfig:
     """config.json as far as we read it; it may be anyone's, and is held against timm's form when it is read.
 
-    architecture: timm's name. num_classes: None where it says none. label_names: one a class, or (). model_args: what
-    the architecture is built with. pretrained_cfg: preprocessing and origin, in timm's words. piat: the TrainConfig it
-    was trained with, as JSON; None for a model that piat_hub did not train. content: the whole object, other keys too.
+    Attributes:
+        architecture: timm's name.
+        num_classes: None where it says none.
+        label_names: one a class, or ().
+        model_args: what the architecture is built with.
+        pretrained_cfg: preprocessing and origin, in timm's words.
+        piat: the TrainConfig it was trained with, as JSON; None for a model that piat_hub did not train.
+        content: the whole object, other keys too.
     """
 
     architecture: str
@@ -35,8 +40,12 @@ class ModelConfig:
     def read(cls, path: Path) -> ModelConfig:
         """Read config.json, held against its checksum.
 
-        InputError unless it is whole and an object that names an architecture, its texts can be printed, and what we
-        read of it has the form of timm's.
+        Args:
+            path: of the file.
+
+        Raises:
+            InputError: unless it is whole and an object that names an architecture, its texts can be printed, and what
+                we read of it has the form of timm's.
         """
         try:
             content = read_json(path)
@@ -49,7 +58,15 @@ class ModelConfig:
 
     @classmethod
     def of(cls, content: Mapping[str, Any], source: str) -> ModelConfig:
-        """The configuration that an object holds. InputError, naming `source`, where it has not timm's form."""
+        """The configuration that an object holds.
+
+        Args:
+            content: as JSON holds it.
+            source: what messages call it.
+
+        Raises:
+            InputError: where it has not timm's form.
+        """
         architecture = content.get("architecture")
         if not isinstance(architecture, str) or not re.fullmatch(r"[\w.-]+", architecture, re.ASCII):
             raise InputError(f"{source} names no architecture; it is no model of timm's format")

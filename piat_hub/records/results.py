@@ -25,7 +25,12 @@ ROUNDING = 1e-9
 
 
 class Figures(TypedDict, total=False):
-    """What results.json says of one attack: a count of n images with its interval, and how the attack was run."""
+    """What results.json says of one attack: a count of n images with its interval, and how the attack was run.
+
+    accuracy: correct / n. ci95: the Wilson interval. step_size: in pixel units, as text, "2/255". version:
+    AutoAttack's; changed: how this differs from it, in words. per_attack: by stage, images attacked and broken, and
+    seconds.
+    """
 
     accuracy: float
     correct: int
@@ -45,8 +50,9 @@ class Figures(TypedDict, total=False):
 class Record:
     """A results.json, schema 1: what was measured, on which images, of which weights.
 
-    weights, images: sha256. attacks: by name. per_class: accuracies by attack, in the order of label_names. environment:
-    versions, git and device. A field that a file of before it existed lacks is empty.
+    n: the first so many of the split. weights, images: sha256, of the file and of all pixels. attacks: by name.
+    worst_case: of images that withstood all of them. per_class: accuracies by attack, in the order of label_names.
+    environment: versions, git and device. A field that a file of before it existed lacks is empty.
     """
 
     threat_model: ThreatModel
@@ -89,7 +95,8 @@ class Record:
     def from_dict(cls, values: Mapping[str, Any]) -> Record:
         """The inverse of `to_dict`, from anyone's file; unknown keys are ignored.
 
-        ValueError unless counts, accuracies, intervals and texts are there, fit each other, and can be printed.
+        Raises:
+            ValueError: unless counts, accuracies, intervals and texts are there, fit each other, and can be printed.
         """
         try:
             return cls._from_dict(values)
@@ -158,7 +165,11 @@ class Record:
 
 @dataclass
 class Running:
-    """An attack under way: `entry` stood when its current stage began, `standing` stands now, after `batches` of it."""
+    """An attack under way: `entry` stood when its current stage began, `standing` stands now, (n,) bool.
+
+    stage: number of the current one, from 0. batches: of it that are done. stages: by name, what per_attack says of
+    them.
+    """
 
     attack: str
     facts: dict[str, Any]
@@ -185,7 +196,13 @@ class Results(Record):
 
     @classmethod
     def of(cls, images: Split, threat_model: ThreatModel, **facts: Any) -> Results:
-        """Empty results for these images: split "test", seed 0 and checkpoint "last" unless told."""
+        """Empty results for these images: split "test", seed 0 and checkpoint "last" unless told.
+
+        Args:
+            images: all that will be measured.
+            threat_model: norm and eps.
+            **facts: other fields of the record.
+        """
         known: dict[str, Any] = {
             "split": "test",
             "n": len(images),
@@ -196,7 +213,13 @@ class Results(Record):
         return cls(threat_model, images.name, **(known | facts))
 
     def record(self, name: str, standing: np.ndarray, facts: Mapping[str, Any]) -> None:
-        """Add one attack's verdicts and its figures."""
+        """Add one attack's verdicts and its figures.
+
+        Args:
+            name: of the attack.
+            standing: (n,) bool, true where still classified correctly.
+            facts: how it was run; they stand beside the counts.
+        """
         self.attacks[name] = {**proportion(int(standing.sum()), self.n), **facts}  # type: ignore[typeddict-item]
         self.verdicts[name] = standing
         self._draw_together()
@@ -210,7 +233,7 @@ class Results(Record):
         self.per_class = {a: class_accuracy(v, self.labels, classes) for a, v in self.verdicts.items()}
 
     def save(self, directory: Path) -> None:
-        """Write results.json and verdicts.npz (results_best.json, verdicts_best.npz for the best checkpoint), each whole."""
+        """Write results.json and verdicts.npz (or those of best), each whole; of an attack under way only its state."""
         directory.mkdir(parents=True, exist_ok=True)
         results, verdicts = result_files(directory, self.checkpoint)
         if self.running:
@@ -226,7 +249,8 @@ class Results(Record):
     def resume(self, directory: Path, *, stopped: bool = False) -> None:
         """Take over what an earlier call measured in `directory`; with `stopped`, also attacks it was stopped in.
 
-        InputError if it measured something else, or if its files are damaged.
+        Raises:
+            InputError: if it measured something else, or if its files are damaged, which are then moved aside.
         """
         results, verdicts = result_files(directory, self.checkpoint)
         if not results.exists():
@@ -283,7 +307,7 @@ def move_aside(path: Path) -> Path:
 
 
 def result_files(directory: Path, checkpoint: str) -> tuple[Path, Path]:
-    """(results, verdicts) of a checkpoint in a directory."""
+    """(results, verdicts) of a checkpoint, "last" or "best", in a directory."""
     return directory / RESULTS[checkpoint], directory / VERDICTS[checkpoint]
 
 
@@ -322,7 +346,14 @@ def read_record(path: Path) -> Record:
 
 
 def read_results(directory: Path, checkpoint: str = "last") -> tuple[Record, dict[str, np.ndarray]]:
-    """(results.json, verdicts by attack) of an evaluated directory. InputError if they are missing or damaged."""
+    """(results.json, verdicts by attack) of an evaluated directory.
+
+    Returns:
+        The record, and for each of its attacks (n,) bool, true where still classified correctly.
+
+    Raises:
+        InputError: if they are missing or damaged, or do not tell the same.
+    """
     results, verdicts = result_files(directory, checkpoint)
     if not results.exists():
         raise InputError(f"{directory} has no {results.name}; evaluate it first: python evaluate.py {directory}")
@@ -339,7 +370,16 @@ def read_results(directory: Path, checkpoint: str = "last") -> tuple[Record, dic
 
 
 def compare(a: Path, b: Path, checkpoint: str = "last") -> list[Paired]:
-    """Pair two evaluated directories, attack by attack. InputError unless they measured the same images and threat model."""
+    """Pair two evaluated directories, attack by attack, as far as both have them.
+
+    Args:
+        a: a directory with results.json and verdicts.npz.
+        b: another.
+        checkpoint: "last" or "best", of both.
+
+    Raises:
+        InputError: unless they measured the same images, threat model and steps, and have an attack in common.
+    """
     (record_a, kept_a), (record_b, kept_b) = (read_results(path, checkpoint) for path in (a, b))
     words_a, words_b = record_a.question(), record_b.question()
     for key in ("threat_model", "dataset", "images_sha256"):

@@ -18,7 +18,10 @@ from piat_hub.records.results import Figures, Record, read_record
 class Measured:
     """Results that were measured on the weights of a checkpoint as they lie there now.
 
-    folder: "" for the run's own images; else the folder below the run, for others, such as a slow attack on fewer.
+    Attributes:
+        record: what was measured.
+        checkpoint: "last" or "best".
+        folder: "" for the run's own images; else the folder below the run, for others, such as a slow attack on fewer.
     """
 
     record: Record
@@ -54,8 +57,10 @@ class Training:
 class RunDirectory:
     """A run directory; each of its files is read at most once, when it is first asked for.
 
-    model: config.json as it may be shown to strangers. config: the training configuration in it, without paths of this
-    machine.
+    Attributes:
+        directory: as it was named.
+        model: config.json as it may be shown to strangers.
+        config: the training configuration in it, without paths of this machine.
     """
 
     directory: Path
@@ -64,7 +69,14 @@ class RunDirectory:
 
     @classmethod
     def read(cls, directory: str | Path) -> RunDirectory:
-        """Read config.json. InputError if there is none, or it is none of a run."""
+        """Read config.json.
+
+        Args:
+            directory: of the run.
+
+        Raises:
+            InputError: if there is none, or it is none of a run.
+        """
         directory = Path(directory)
         path = own(directory, "config.json")
         if not path.is_file():
@@ -83,7 +95,7 @@ class RunDirectory:
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl. InputError for a damaged file."""
+        """The lines of metrics.jsonl, [] where there are none; InputError for a damaged file."""
         return read_metrics(self.directory)
 
     @cached_property
@@ -163,7 +175,9 @@ class RunDirectory:
     def figures(self, attack: str, beside: str | None = None) -> Figures | None:
         """What is known of the last weights under this attack, or None: on the run's own images first.
 
-        beside: an attack that was measured on the same images.
+        Args:
+            attack: its name, "pgd20".
+            beside: an attack that must have been measured on the same images.
         """
         last = [m.record.attacks for m in self.results if m.checkpoint == "last"]
         return next((found[attack] for found in last if {attack, beside or attack} <= set(found)), None)

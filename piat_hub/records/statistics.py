@@ -12,17 +12,37 @@ Z95 = 1.959963984540054  # a standard normal lies within this of 0 with probabil
 
 
 def proportion(correct: int, n: int) -> dict[str, Any]:
-    """What results.json says about a count: accuracy, correct, n and the Wilson interval."""
+    """What results.json says about a count: accuracy, correct, n and the Wilson interval.
+
+    Args:
+        correct: from 0 to n.
+        n: at least 1.
+    """
     return {"accuracy": correct / n, "correct": correct, "n": n, "ci95": list(wilson(correct, n))}
 
 
 def class_accuracy(verdicts: np.ndarray, labels: np.ndarray, classes: int) -> list[float | None]:
-    """The share of each class that is correct; None for a class without images."""
+    """The share of each class that is correct; None for a class without images.
+
+    Args:
+        verdicts: (n,) bool, true where correct.
+        labels: class numbers, (n,).
+        classes: how many there are.
+    """
     return [float(verdicts[labels == k].mean()) if (labels == k).any() else None for k in range(classes)]
 
 
 def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """The Wilson score interval of a proportion (Wilson 1927), 95 % by default; both ends in [0, 1]."""
+    """The Wilson score interval of a proportion (Wilson 1927), 95 % by default; both ends in [0, 1].
+
+    Args:
+        correct: from 0 to n.
+        n: at least 1.
+        z: a standard normal lies within this of 0 with the interval's probability.
+
+    Returns:
+        Low and high end.
+    """
     p, zz = correct / n, z * z
     middle, half = p + zz / (2 * n), z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
     low, high = (middle - half) / (1 + zz / n), (middle + half) / (1 + zz / n)
@@ -31,7 +51,19 @@ def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models under one attack on the same images: `difference` is B - A, `only_a` stood with A alone."""
+    """Two models A and B under one attack on the same images.
+
+    Attributes:
+        attack: its name.
+        n: images.
+        accuracy_a: of A, in [0, 1].
+        accuracy_b: of B, in [0, 1].
+        only_a: images that stood with A alone.
+        only_b: images that stood with B alone.
+        difference: B's accuracy minus A's.
+        ci95: low and high end of the difference's interval.
+        p_value: McNemar's, exact.
+    """
 
     attack: str
     n: int
@@ -45,7 +77,13 @@ class Paired:
 
 
 def paired(attack: str, a: np.ndarray, b: np.ndarray) -> Paired:
-    """B - A with the adjusted Wald interval for matched pairs (Agresti & Min 2005) and McNemar's exact p."""
+    """B - A with the adjusted Wald interval for matched pairs (Agresti & Min 2005) and McNemar's exact p.
+
+    Args:
+        attack: its name.
+        a: verdicts of A, (n,) bool, true where still classified correctly.
+        b: verdicts of B, of the same images in the same order.
+    """
     from scipy.stats import binomtest  # a second's import that little else needs
 
     n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())

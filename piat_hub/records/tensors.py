@@ -21,7 +21,16 @@ FLOATING, WHOLE = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "I8", "U8
 
 
 def save(tensors: Mapping[str, Tensor], path: Path, facts: str = "") -> None:
-    """Write named tensors, and a text about them; the file appears whole or not at all."""
+    """Write named tensors, and a text about them; the file appears whole or not at all.
+
+    Args:
+        tensors: on any device; written from the CPU, contiguous.
+        path: of a safetensors file.
+        facts: the text, which `load` gives back.
+
+    Raises:
+        Broken: where the system refuses.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = json.dumps({"sha256": digest(whole, facts), "facts": facts})
     with whole_file(path) as scratch:
@@ -37,8 +46,12 @@ def save(tensors: Mapping[str, Tensor], path: Path, facts: str = "") -> None:
 def load(path: Path) -> tuple[dict[str, Tensor], str]:
     """(tensors by name, the text saved with them, or ""), on the CPU.
 
-    InputError unless the file is whole: what it holds must be what its checksum says, where it has one (others' files
-    have none).
+    Args:
+        path: of a safetensors file; what it holds must be what its checksum says, where it has one (others' have none).
+
+    Raises:
+        InputError: unless the file is whole.
+        OSError: if there is none.
     """
     with _opened(path) as file:
         header = (file.metadata() or {}).get("piat")
@@ -55,7 +68,15 @@ def load(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def shapes(path: Path) -> dict[str, tuple[bool, tuple[int, ...]]]:
-    """(of floating point, shape) of every tensor by name, from the header alone. InputError unless the file is whole."""
+    """(of floating point, shape) of every tensor by name, from the header alone.
+
+    Args:
+        path: of a safetensors file.
+
+    Raises:
+        InputError: unless the file is whole and its numbers are of known types.
+        OSError: if there is none.
+    """
     with _opened(path) as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
@@ -83,7 +104,12 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def digest(tensors: Mapping[str, Tensor], facts: str = "") -> str:
-    """The sha256 of names, types, shapes and bytes in the order of the names, then of `facts`."""
+    """The sha256 of names, types, shapes and bytes in the order of the names, then of `facts`.
+
+    Args:
+        tensors: on any device.
+        facts: a text about them.
+    """
     summed = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         summed.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

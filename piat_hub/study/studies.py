@@ -13,13 +13,24 @@ Sweep = dict[str, TrainConfig]
 
 
 def constant(config: TrainConfig, lam: float) -> TrainConfig:
-    """The same with lam in place of g(n); without interpolation for 0."""
+    """The same with lam in place of g(n); without interpolation for 0.
+
+    Args:
+        config: another member of the sweep.
+        lam: the weight of theta'_{n-1}, in [0, 1).
+    """
     kind: Any = {"kind": "constant", "constant": lam} if lam else {"kind": "none"}
     return dataclasses.replace(config, interpolation=dataclasses.replace(config.interpolation, **kind))
 
 
 def with_method(config: TrainConfig, method: str, kind: Any) -> TrainConfig:
-    """The same with another method, of default fields, and interpolation "none" or "piat"."""
+    """The same with another method, of default fields, and interpolation "none" or "piat".
+
+    Args:
+        config: another member of the sweep; its own method keeps its fields.
+        method: by its name.
+        kind: of interpolation.
+    """
     law = dataclasses.replace(config.interpolation, kind=kind)
     fields = config.method_args if method == config.method else {}
     return dataclasses.replace(config, method=method, method_args=fields, interpolation=law)
@@ -58,7 +69,12 @@ def methods_(base: TrainConfig) -> Sweep:
 
 
 def of_updates(base: TrainConfig, method: str) -> TrainConfig:
-    """The same with fewer epochs where the method replays each batch, so that all methods have as many updates."""
+    """The same with fewer epochs where the method replays each batch, so that all methods have as many updates.
+
+    Args:
+        base: for a method without replays.
+        method: by its name.
+    """
     from piat_hub import methods
 
     replays = getattr(methods.get(method)(), "replays", 1)
@@ -87,7 +103,11 @@ def averaging(base: TrainConfig) -> Sweep:
 
 
 def table(number: int) -> Callable[[TrainConfig], Sweep]:
-    """The methods of one of the paper's tables."""
+    """The study of one of the paper's tables: its methods, as a function from a recipe to a sweep.
+
+    Args:
+        number: of the table.
+    """
 
     def sweep(base: TrainConfig) -> Sweep:
         names = dict.fromkeys(row["method"] for row in paper() if row["table"] == str(number))

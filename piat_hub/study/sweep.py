@@ -28,7 +28,13 @@ from piat_hub.training.setup import settled
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a sweep, to be evaluated on the first n test images."""
+    """One run of a sweep.
+
+    Attributes:
+        directory: of the run.
+        config: what it is trained with.
+        n: it is evaluated on the first n test images.
+    """
 
     directory: Path
     config: TrainConfig
@@ -72,7 +78,17 @@ def output_directory(bases: Sequence[TrainConfig], options: StudyOptions) -> Pat
 
 
 def members_of(name: str, bases: Sequence[TrainConfig], attacks: Sequence[str], options: StudyOptions) -> list[Member]:
-    """The runs of a study. InputError, before anything runs, for what training or evaluation would refuse later."""
+    """The runs of a study, checked before anything runs.
+
+    Args:
+        name: of the study.
+        bases: the recipes to start from; for several, each has its own directory below the output.
+        attacks: that every member is measured under.
+        options: seeds, images and output.
+
+    Raises:
+        InputError: for what training or evaluation would refuse later, or recipes that are the same.
+    """
     sweep, found = lookup("study", name, STUDIES), []
     for base in map(settled, bases):
         home = output_directory(bases, options) / (base.recipe if len(bases) > 1 else "")
@@ -104,7 +120,13 @@ def _refuse_another(directory: Path, config: TrainConfig) -> None:
 
 
 def next_command(member: Member, attacks: Sequence[str], options: StudyOptions) -> list[str] | None:
-    """What brings a member on: its training, then its evaluation; None once both are done."""
+    """What brings a member on: its training, then its evaluation; None once both are done.
+
+    Args:
+        member: as it lies on the disk now.
+        attacks: that it is to be measured under.
+        options: says how many run at a time, and whether test images are tracked.
+    """
     python = [sys.executable, "-m", "piat_hub"]
     threads = [] if torch.cuda.is_available() else ["--threads", str(max(1, cores() // jobs(options)))]
     if not member.trained:
@@ -134,10 +156,21 @@ def devices() -> list[str]:
 def run_members(
     members: Sequence[Member], attacks: Sequence[str], options: StudyOptions
 ) -> Generator[Done | Busy | None]:
-    """Train and evaluate every member, several at a time; yields Done for each that ends, and None a few times a second.
+    """Train and evaluate every member, several at a time, each command in a process of its own.
 
-    Each command is a process of its own. While it runs it holds a lock on the member's log, even when this process is
-    killed, so a sweep begun again waits for it. Closing the iterator stops them where they can go on.
+    While it runs it holds a lock on the member's log, even when this process is killed, so a sweep begun again waits
+    for it. Closing the iterator stops them where they can go on.
+
+    Args:
+        members: what has been done of them is not done again.
+        attacks: that each is measured under.
+        options: says how many run at a time.
+
+    Yields:
+        Done for each that ends, Busy for one that another process works on, and None a few times a second.
+
+    Raises:
+        InputError: where a command calls its input unusable, which the other members share.
     """
     waiting, running = deque(members), dict[int, tuple[Member, subprocess.Popen[bytes]]]()
     gpus, busy, ran = devices(), set(), dict[Path, list[str]]()
@@ -181,7 +214,13 @@ def run_members(
 
 
 def start_command(member: Member, command: Sequence[str], gpu: str) -> subprocess.Popen[bytes] | None:
-    """Start a command that appends to the member's log; None while another process is at work on that member."""
+    """Start a command that appends to the member's log; None while another process is at work on that member.
+
+    Args:
+        member: that it is for.
+        command: its words.
+        gpu: for CUDA_VISIBLE_DEVICES; "" leaves it as it is.
+    """
     member.log.parent.mkdir(parents=True, exist_ok=True)
     with member.log.open("ab") as log:
         try:

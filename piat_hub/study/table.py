@@ -34,7 +34,17 @@ Group = Sequence[RunDirectory]  # runs that differ by their seed alone
 def table_rows(
     name: str, members: Sequence[Member], attacks: Sequence[str], failed: Sequence[Done] = ()
 ) -> list[dict[str, Any]]:
-    """A row for each group of members that differ by their seed alone: its figures, and what its curves say."""
+    """A row for each group of members that differ by their seed alone: its figures, and what its curves say.
+
+    Args:
+        name: of the study.
+        members: trained and evaluated, but for the failed ones.
+        attacks: columns; the gain is under the last one.
+        failed: members that are in no row.
+
+    Returns:
+        Rows as NAME.json holds them; accuracies, gaps and gains are fractions.
+    """
     gone = {done.member.directory for done in failed}
     runs = {m.directory: read_run(m.directory) for m in members if m.directory not in gone}
     groups = grouped(list(runs.values()))
@@ -66,7 +76,12 @@ def table_rows(
 
 
 def reference(group: Group, groups: Sequence[Group]) -> Group:
-    """What a group is compared with: the same without interpolation, else the first of the same method; itself is possible."""
+    """What a group is compared with: the same without interpolation, else its method's first, maybe itself.
+
+    Args:
+        group: runs that differ by their seed alone.
+        groups: all groups of the study, in its order.
+    """
     alike = [other for other in groups if other[0].config.method == group[0].config.method]
     plain = [other for other in alike if other[0].config.interpolation.kind == "none"]
     same = [other for other in plain if same_but_law(other[0].config, group[0].config)]
@@ -75,7 +90,16 @@ def reference(group: Group, groups: Sequence[Group]) -> Group:
 
 
 def gain(group: Group, to: Group, attack: str) -> tuple[float, float, float] | None:
-    """(mean, low, high) of what a group adds to another's accuracy, seed by seed; None for itself, or for one seed."""
+    """(mean, low, high) of what a group adds to another's accuracy, seed by seed; None for itself, or for one seed.
+
+    Args:
+        group: runs that differ by their seed alone.
+        to: the other group; its runs of the same benchmark and seed are compared with.
+        attack: under which both were measured.
+
+    Returns:
+        Fractions, the interval being Student's t over seeds.
+    """
     figures = {run.config.seed: run.figures(attack) for run in to if run.benchmark == group[0].benchmark}
     pairs = [(run.figures(attack), figures.get(run.config.seed)) for run in group]
     gains = [a["accuracy"] - b["accuracy"] for a, b in pairs if a and b]
@@ -85,7 +109,15 @@ def gain(group: Group, to: Group, attack: str) -> tuple[float, float, float] | N
 def write_table(
     directory: Path, name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str], failed: Sequence[Done]
 ) -> Path:
-    """Write NAME.md, the table, and NAME.json, its rows with each seed's figures; returns the table's path."""
+    """Write NAME.md, the table, and NAME.json, its rows with each seed's figures; returns the table's path.
+
+    Args:
+        directory: made if there is none.
+        name: of the study.
+        rows: as `table_rows` gives them.
+        attacks: columns.
+        failed: members that are in no row.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     lost = {done.member.directory.name: done.failed for done in failed}
     texts = {
@@ -100,7 +132,11 @@ def write_table(
 def table_text(name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str], lost: Mapping[str, str]) -> str:
     """The study's table: means over seeds with 95 % intervals, the curves' figures in points, the paper's beside ours.
 
-    lost: the members that failed, and why.
+    Args:
+        name: of the study.
+        rows: as `table_rows` gives them.
+        attacks: columns.
+        lost: the members that failed, and why.
     """
     published, gains, lines = any(row["paper"] for row in rows), any(row["gain"] for row in rows), []
     for row in rows:
@@ -128,7 +164,12 @@ def table_text(name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str]
 
 
 def between(values: Sequence[float] | None, form: str) -> str:
-    """'80.00 [78.00, 82.00]': a mean and its interval in percent; "" for None."""
+    """'80.00 [78.00, 82.00]': a mean and its interval in percent; "" for None.
+
+    Args:
+        values: mean, low and high end, as fractions.
+        form: of each, ".2f".
+    """
     mean, low, high = (f"{100 * value:{form}}" for value in values) if values else ("", "", "")
     return f"{mean} [{low}, {high}]" if values else ""
 

@@ -14,7 +14,12 @@ from piat_hub.config import InputError
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Measure BatchNorm's running mean and variance again: their plain average over `batches` in train mode."""
+    """Measure BatchNorm's running mean and variance again: their plain average over `batches` in train mode.
+
+    Args:
+        model: its statistics are changed in place, modes and momenta put back.
+        batches: images (B, C, H, W) in [0, 1] on the model's device.
+    """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     modes = [(m, m.training) for m in model.modules()]
     momenta = [(m, m.momentum) for m in norms]
@@ -38,6 +43,13 @@ class EMA:
     copy <- d copy + (1 - d) model with d = min(decay, (t + 1) / (t + 10)) at step t = 1, 2, …: parameters and floating
     buffers; integer buffers are copied. Call `step` after every optimizer step; `copy` is the averaged model. What PIAT
     writes back at an epoch's end enters with the next step.
+
+    Args:
+        model: the bare module; left as it is.
+        decay: the most that d may be, in [0, 1).
+
+    Raises:
+        InputError: a ValueError, for another decay.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
@@ -66,8 +78,12 @@ class EMA:
 class SWA:
     """Stochastic weight averaging (Izmailov et al. 2018): the plain mean of the weights at the ends of epochs.
 
-    Call `step` at each epoch's end. From `start_epoch` on the copy is the mean of those epochs, its BatchNorm statistics
-    measured again on the batches; before, it is the model itself.
+    Call `step` at each epoch's end. From `start_epoch` on the copy is the mean of those epochs, its BatchNorm
+    statistics measured again on the batches; before, it is the model itself.
+
+    Args:
+        model: the bare module; left as it is.
+        start_epoch: the first epoch in the mean, counted from 1.
     """
 
     def __init__(self, model: nn.Module, start_epoch: int = 1) -> None:
@@ -75,7 +91,11 @@ class SWA:
         self.copy = copy.deepcopy(model).requires_grad_(False).eval()
 
     def step(self, batches: Iterable[Tensor]) -> None:
-        """End an epoch. batches: images (B, C, H, W) in [0, 1] on the model's device."""
+        """End an epoch.
+
+        Args:
+            batches: images (B, C, H, W) in [0, 1] on the model's device; used from the mean's second epoch on.
+        """
         self.epochs += 1
         averaged = max(1, self.epochs - self.start_epoch + 1)  # epochs in the mean
         average(self.copy, self.model, 1 / averaged)
@@ -94,7 +114,13 @@ class SWA:
 
 @torch.no_grad()
 def average(copy: nn.Module, model: nn.Module, weight: float) -> None:
-    """copy <- copy + weight (model - copy), in place: parameters and floating buffers; integer buffers are copied."""
+    """copy <- copy + weight (model - copy), in place: parameters and floating buffers; integer buffers are copied.
+
+    Args:
+        copy: changed in place.
+        model: of the same architecture, on the same device.
+        weight: of the model, in [0, 1].
+    """
     pairs = list(zip(copy.state_dict().values(), model.state_dict().values(), strict=True))
     moving = [(c, m) for c, m in pairs if c.is_floating_point()]
     lerp([c for c, _ in moving], [m for _, m in moving], weight)
@@ -105,5 +131,11 @@ def average(copy: nn.Module, model: nn.Module, weight: float) -> None:
 
 @torch.no_grad()
 def lerp(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
-    """t <- t + weight (end - t) for each pair, in place, in a few kernels for all of them."""
+    """t <- t + weight (end - t) for each pair, in place, in a few kernels for all of them.
+
+    Args:
+        tensors: the t, of floating point; changed in place.
+        ends: as many, of the same shapes.
+        weight: of the ends; 0 changes nothing.
+    """
     torch._foreach_lerp_(list(tensors), list(ends), weight)

@@ -24,16 +24,23 @@ def perturbed(
     loss: Callable[[Craft], Tensor],
     mean: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> Iterator[Craft]:
-    """Inside, each weight w is w + v, v = gamma ||w|| d / ||d||, d the gradient of the loss at w; after, exactly w again.
+    """Inside, each weight w is w + v, v = gamma ||w|| d / ||d||, d the loss's gradient at w; after, exactly w again.
 
     Weights are the parameters called so that have two or more dimensions (Wu et al. 2020, Eqs. 8-9, one step of a
-    proxy). Takes `loss(craft)`, the method's loss of this batch on `model`; yields the attack to use inside, which gives
-    back the examples crafted at w. `loss` leaves no trace in BatchNorm's statistics; its scale does not matter. The
-    weights are restored also after an exception; step the optimizer after the block (the authors step inside it, so
-    that weight decay acts on w + v).
+    proxy). `loss` leaves no trace in BatchNorm's statistics; its scale does not matter. The weights are restored also
+    after an exception; step the optimizer after the block (the authors step inside it, so that weight decay acts on
+    w + v).
 
-    gamma: 0.01 for AT and 0.005 for TRADES in the authors' code; None: nothing happens, `craft` itself is yielded.
-    mean: averages a flat tensor over processes.
+    Args:
+        model: the bare module, changed in place for the block.
+        gamma: size of v relative to w, 0.01 for AT and 0.005 for TRADES in the authors' code; None: nothing happens,
+            `craft` itself is yielded.
+        craft: the attack as methods call it.
+        loss: the method's loss of this batch on `model`, from the attack that it is to call.
+        mean: averages a flat tensor over processes.
+
+    Yields:
+        The attack to use inside, which gives back the examples crafted at w.
     """
     if gamma is None:
         yield craft
@@ -59,7 +66,11 @@ def perturbed(
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, forwards in train mode leave no trace: the buffers, BatchNorm's running statistics, are put back after."""
+    """Inside, forwards in train mode leave no trace: the buffers, BatchNorm's running statistics, are put back after.
+
+    Args:
+        model: its buffers are put back also after an exception.
+    """
     buffers = list(model.buffers())
     before = [b.clone() for b in buffers]
     try:
@@ -75,6 +86,12 @@ def once(craft: Craft) -> Callable[[], Craft]:
 
     A method calls its attack in the same order each time: the n-th call of a later attack gives the n-th examples, and
     its on_step sees the logits of every step again.
+
+    Args:
+        craft: the attack as methods call it.
+
+    Returns:
+        A function that makes one such attack at each call.
     """
     crafted: list[tuple[Tensor, list[tuple[int, Tensor]]]] = []  # examples, and (k, logits) of each step
 

@@ -26,10 +26,16 @@ from piat_hub.training.interpolation import ParameterInterpolation
 
 @dataclass(frozen=True)
 class Step:
-    """An optimizer step is launched: step counts from 1 to steps within the epoch, images are those of all ranks.
+    """An optimizer step is launched.
 
-    loss is the last that has arrived from the device: this step's on a CPU, the one before on a GPU; losses are all of
-    the epoch's, which a run that is to go on from here needs.
+    Attributes:
+        epoch: counted from 1.
+        step: counted from 1 to steps within the epoch.
+        steps: of the epoch.
+        images: those of the step's batch, of all ranks.
+        loss: the mean of the last losses that have arrived from the device, as many as a step has micro-batches and
+            replays; on a GPU the newest is still under way.
+        losses: all of the epoch's, which a run that is to go on from here needs.
     """
 
     epoch: int
@@ -42,7 +48,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch is done and its interpolation written: lr is its last step's, train_loss its mean."""
+    """One epoch is done and its interpolation written.
+
+    Attributes:
+        epoch: counted from 1.
+        lam: weight of theta'_{n-1} in its interpolation, 0 without one.
+        lr: the learning rate at its end.
+        train_loss: the mean of its losses.
+    """
 
     epoch: int
     lam: float
@@ -52,9 +65,20 @@ class Epoch:
 
 @dataclass
 class Parts:
-    """What the loop works with: model and optimizer are prepared by Accelerate (see `prepare`), the split is on its device.
+    """What the loop works with: model and optimizer are prepared by Accelerate (see `prepare`).
 
-    Examples are crafted on the twin, or without one on the bare module.
+    Attributes:
+        config: what is learnt, and how.
+        accelerator: as launched.
+        model: maps images in [0, 1] to logits (B, K); the losses go through it.
+        optimizer: of its parameters.
+        method: the outer loss, after the clean epochs.
+        attack: with its budget bound; crafts the examples.
+        split: the training images, on the accelerator's device.
+        twin: what examples are crafted on; without one, the bare module.
+        interpolation: of the bare module, stepped at each epoch's end.
+        ema: stepped after each weight update.
+        swa: stepped at each epoch's end.
     """
 
     config: TrainConfig
@@ -73,12 +97,25 @@ class Parts:
 def train(
     parts: Parts, *, epochs_done: int = 0, steps_done: int = 0, losses_done: Sequence[float] = ()
 ) -> Iterator[Step | Epoch]:
-    """Train to `config.epochs`, from the end of `epochs_done` and of `steps_done` steps of the next, which gave `losses_done`.
+    """Train to `config.epochs`, from wherever an earlier run ended; yields after every step and every epoch.
 
     Losses go through the wrapped model. All randomness of a step is drawn from a seed derived from (seed, epoch, step,
     rank), so a run can go on from any step with no generator state. Nothing here waits for the device, but for the loss
     of one update earlier, and for overflows under fp16.
-    Raises Diverged if a loss or gradient is not finite: on a CPU before it touches the weights, on a GPU one update later.
+
+    Args:
+        parts: model, optimizer and side copies, in the state in which the earlier run ended.
+        epochs_done: whole epochs behind the run.
+        steps_done: steps of the next epoch behind it.
+        losses_done: what those steps gave.
+
+    Yields:
+        A Step after each step, and an Epoch once its interpolation is written.
+
+    Raises:
+        Diverged: if a loss or gradient is not finite, on a CPU before it touches the weights, on a GPU one update
+            later.
+        InputError: if a batch cannot be divided among processes and accumulation.
     """
     config, accelerator, split, optimizer = parts.config, parts.accelerator, parts.split, parts.optimizer
     standard = methods.get("standard")()
@@ -120,7 +157,13 @@ def train(
 
 
 class Losses:
-    """The losses of an epoch, on their way from the device: the host waits for one only when the next is under way."""
+    """The losses of an epoch, on their way from the device: the host waits for one only when the next is under way.
+
+    Args:
+        epoch: for messages, counted from 1.
+        steps: of the epoch, for messages.
+        values: those that an earlier run had.
+    """
 
     def __init__(self, epoch: int, steps: int, values: Sequence[float] = ()) -> None:
         self.where = f"epoch {epoch}, step {{}} of {steps}"
@@ -128,7 +171,15 @@ class Losses:
         self.values = list(values)
 
     def add(self, step: int, loss: Tensor) -> None:
-        """Take one more, NaN for a gradient that is not finite; raises Diverged if it is not, or on a GPU the one before."""
+        """Take one more.
+
+        Args:
+            step: it is of, for messages.
+            loss: (), NaN for a gradient that is not finite.
+
+        Raises:
+            Diverged: if it is not finite, or on a GPU the one before.
+        """
         self.coming.append((step, arrival(loss)))
         while len(self.coming) > int(loss.is_cuda):
             self._read()
@@ -158,7 +209,11 @@ class Losses:
 
 
 def arrival(value: Tensor) -> Callable[[], float]:
-    """A function that gives the number; on a GPU it waits for what is queued by now, and for nothing queued later."""
+    """A function that gives the number; on a GPU it waits for what is queued by now, and for nothing queued later.
+
+    Args:
+        value: ().
+    """
     if not value.is_cuda:
         return value.item
     host, event = torch.empty_like(value, device="cpu", pin_memory=True), torch.cuda.Event()
@@ -184,7 +239,13 @@ def backward(
 
     It is NaN where the gradient is not finite; but under fp16, whose scaler leaves out such an update.
 
-    loss_of(model, attack=…) is the method with its batch bound; the attack runs on the twin, or else on the bare module.
+    Args:
+        model: as prepared by Accelerate; gradients add to those that its parameters have.
+        loss_of: loss_of(model, attack=…), the method with its batch bound.
+        attack: runs on the twin, or else on the bare module.
+        gamma: size of the weight perturbation relative to the weights; None for no AWP.
+        accelerator: as launched.
+        twin: takes up the weights as they are then, before each crafting.
     """
     bare = unwrap(model, accelerator)
 
@@ -208,7 +269,13 @@ def backward(
 def prepare(
     model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Model and optimizer for `train`, wrapped by Accelerate; buffers are averaged by `train`, not broadcast by DDP."""
+    """Model and optimizer for `train`, wrapped by Accelerate; buffers are averaged by `train`, not broadcast by DDP.
+
+    Args:
+        model: the bare module, on the accelerator's device.
+        optimizer: of its parameters.
+        accelerator: as launched.
+    """
     model, optimizer = accelerator.prepare(model, optimizer)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model.broadcast_buffers = False
@@ -216,12 +283,26 @@ def prepare(
 
 
 def unwrap(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The bare module: without DDP and without torch.compile, still with autocast."""
+    """The bare module: without DDP and without torch.compile, still with autocast.
+
+    Args:
+        model: as prepared by Accelerate, or bare.
+        accelerator: that prepared it.
+    """
     return accelerator.unwrap_model(model, keep_torch_compile=False)
 
 
 def shards(index: Tensor, world: int, accumulation: int) -> Tensor:
-    """A batch of indices as (accumulation, world, micro-batch). A lone partial batch gives up its remainder."""
+    """A batch of indices as (accumulation, world, micro-batch). A lone partial batch gives up its remainder.
+
+    Args:
+        index: (B,).
+        world: processes.
+        accumulation: micro-batches of one process's step.
+
+    Raises:
+        InputError: for fewer images than parts.
+    """
     parts = world * accumulation
     if len(index) < parts:
         raise InputError(f"a batch of {len(index)} images cannot be divided by {world} processes x {accumulation}")
@@ -244,7 +325,12 @@ def align_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 @torch.no_grad()
 def average_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes the mean of their BatchNorm statistics, so that their models stay equal after every step."""
+    """Give all processes the mean of their BatchNorm statistics, so that their models stay equal after every step.
+
+    Args:
+        model: the bare module; its floating buffers are changed in place.
+        accelerator: as launched; every process must call this.
+    """
     if accelerator.num_processes == 1:
         return
     buffers = [b for b in model.buffers() if b.is_floating_point()]

@@ -26,7 +26,15 @@ def not_finite(model: nn.Module) -> str:
 
 
 def refuse_not_finite(models: Iterable[nn.Module], where: str) -> None:
-    """Diverged if a weight or buffer is not finite: such a state is not saved."""
+    """Diverged if a weight, buffer or gradient is not finite: such a state is not saved.
+
+    Args:
+        models: to look into.
+        where: what the message says of the moment, "epoch 3, step 20".
+
+    Raises:
+        Diverged: naming the first such tensor.
+    """
     for model in models:
         if culprit := not_finite(model):
             raise Diverged(f"{culprit} holds NaN or Inf at {where}")
@@ -36,7 +44,11 @@ def refuse_not_finite(models: Iterable[nn.Module], where: str) -> None:
 def advise(model: nn.Module, x: Tensor, precision: str) -> str:
     """What to do once a loss is not finite: whether half precision overflowed, or the training diverged.
 
-    model: in fp32, with the weights of that moment. Where they give finite logits for x, it is the precision that failed.
+    Args:
+        model: in fp32, with the weights of that moment. Where they give finite logits for x, it is the precision that
+            failed.
+        x: a few images, (B, C, H, W) in [0, 1], on its device.
+        precision: of the training, "no", "bf16" or "fp16".
     """
     lost = not_finite(model)
     with verdict_mode(model) as exact:
@@ -49,9 +61,13 @@ def advise(model: nn.Module, x: Tensor, precision: str) -> str:
 
 
 def collapsed(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """A warning when an epoch loses most of the robustness there was: catastrophic overfitting (Wong et al. 2020), or "".
+    """A warning when an epoch loses most of the robustness there was: catastrophic overfitting, or "".
 
-    It is PGD-10 accuracy on held-out images, or else on training ones, that falls by half, and by 10 points, in an epoch.
+    It is PGD-10 accuracy on held-out images, or else on training ones, that falls by half, and by 10 points, in an
+    epoch (Wong et al. 2020).
+
+    Args:
+        metrics: the epochs' lines of metrics.jsonl so far, at least one.
     """
     key = "train_pgd10_acc" if metrics[-1]["holdout_pgd10_acc"] is None else "holdout_pgd10_acc"
     before, now = (metrics[-2][key] if len(metrics) > 1 else 0.0), metrics[-1][key]

@@ -16,25 +16,38 @@ from piat_hub.training.averages import lerp, recalibrate
 
 
 def g(n: int, *, a: float = 1.0, b: float = 1.0, c: float = 1.0, d: float = 10.0) -> float:
-    """lam = g(n) = (a n + b) / (c n + d), He et al. 2023, Eq. 4: .182 at n = 1, .55 at 10, .931 at 120."""
+    """lam = (a n + b) / (c n + d), the law of He et al. 2023, Eq. 4: .182 at n = 1, .55 at 10, .931 at 120.
+
+    Args:
+        n: the epoch, counted from 1.
+        a: slope of the numerator, at most c.
+        b: offset of the numerator, at most d.
+        c: slope of the denominator.
+        d: offset of the denominator.
+    """
     return (a * n + b) / (c * n + d)
 
 
 class ParameterInterpolation:
     """theta'_n = lam theta'_{n-1} + (1 - lam) theta_n, written into the model (He et al. 2023, Alg. 1, Eq. 3).
 
-    Remembers theta'_0 when it is made; call `step` at the end of each epoch n = 1, 2, …; training goes on from theta'_n.
-    The law is the warm-up of an exponential moving average, but per epoch, uncapped, and fed back into training. It
-    goes with any method and any training loop. Optimizer momentum is left as it is.
+    Remembers theta'_0 when it is made; call `step` at the end of each epoch n = 1, 2, …; training goes on from
+    theta'_n. The law is the warm-up of an exponential moving average, but per epoch, uncapped, and fed back into
+    training. It goes with any method and any training loop. Optimizer momentum is left as it is.
 
     Args:
         model: the bare module (unwrap DistributedDataParallel first).
-        a, b, c, d: the law g(n), none negative; c >= a and d >= b keep lam at most 1.
+        a: slope of the numerator of g(n) = (a n + b) / (c n + d), not negative; c >= a and d >= b keep lam at most 1.
+        b: offset of the numerator, not negative.
+        c: slope of the denominator, at least a.
+        d: offset of the denominator, at least b.
         constant: a fixed lam in [0, 1) in place of g(n).
         start_epoch: the epoch that counts as n = 1; before it lam = 0.
         bn: what happens to BatchNorm's running statistics. "interpolate": floating buffers like parameters, integer
             ones keep the model's value. "copy": all keep the model's value. "recalibrate": measured again on `batches`.
-    Raises: ValueError for values outside these ranges.
+
+    Raises:
+        InputError: a ValueError, for values outside these ranges.
     """
 
     def __init__(
@@ -69,7 +82,7 @@ class ParameterInterpolation:
         return tensors
 
     def lam(self, epoch: int) -> float:
-        """The weight of theta'_{n-1} at the end of `epoch`, counted from 1."""
+        """The weight of theta'_{n-1} at the end of `epoch`, counted from 1; in [0, 1]."""
         if epoch < self.start_epoch:
             return 0.0
         return g(epoch - self.start_epoch + 1, **self.law) if self.constant is None else self.constant
@@ -78,7 +91,14 @@ class ParameterInterpolation:
     def step(self, batches: Iterable[Tensor] | None = None) -> float:
         """End an epoch: write theta'_n into the model, in place, and return lam.
 
-        batches: images (B, C, H, W) in [0, 1] on the model's device; needed, and used, only for bn="recalibrate".
+        Args:
+            batches: images (B, C, H, W) in [0, 1] on the model's device; needed, and used, only for bn="recalibrate".
+
+        Returns:
+            lam, the weight that theta'_{n-1} had.
+
+        Raises:
+            InputError: a ValueError, for bn="recalibrate" without batches; nothing is then changed.
         """
         if self.bn == "recalibrate" and batches is None:
             raise InputError('bn="recalibrate" measures the statistics again: call step(batches) with training images')
@@ -97,7 +117,14 @@ class ParameterInterpolation:
         return {"epoch": self.epoch, "previous": self.previous}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a `state_dict`. Raises ValueError unless names and shapes are exactly the model's."""
+        """Take up a `state_dict`, in place.
+
+        Args:
+            state: names and shapes must be exactly the model's.
+
+        Raises:
+            InputError: a ValueError, where they are not.
+        """
         saved: Mapping[str, Tensor] = state["previous"]
         wrong = set(saved) ^ set(self.previous)
         wrong |= {k for k in set(saved) & set(self.previous) if saved[k].shape != self.previous[k].shape}

@@ -27,7 +27,12 @@ from piat_hub.training.state import Done, State
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch is trained, checked and saved: its lines of metrics.jsonl and timing.jsonl."""
+    """An epoch is trained, checked and saved.
+
+    Attributes:
+        metrics: its line of metrics.jsonl.
+        timing: its line of timing.jsonl, but for the checksums.
+    """
 
     metrics: dict[str, Any]
     timing: dict[str, Any]
@@ -58,10 +63,19 @@ def train(
 ) -> Iterator[Notice | engine.Step | EpochDone | Stopped]:
     """Train a run directory from its configuration; yields what it chose, then after every step and every epoch.
 
-    stopping: asked after every step (every tenth and an epoch's last where there are several processes: they have to
-    agree); once it says yes on any of them, the state is saved, and Stopped is the last event.
-    Everything that can be wrong with the request is checked before anything is written. Raises InputError for that, and
-    Diverged, naming the last good state, if the loss stops being finite.
+    Args:
+        config: what is learnt.
+        options: where and how; by default in runs/RECIPE, from the beginning.
+        stopping: asked after every step, or as `agreed` says; at a yes the state is saved, and Stopped is the last
+            event.
+
+    Yields:
+        A Notice for people, a Step once it is launched, an EpochDone once the epoch is saved, or Stopped.
+
+    Raises:
+        InputError: before anything is written, for a request that cannot work or a state of another one.
+        Diverged: naming the last good state, if the loss, a gradient or a weight stops being finite.
+        Broken: if a file cannot be written.
     """
     options, config = options or RunOptions(), settled(config)
     directory = output_directory(config, options)
@@ -116,7 +130,13 @@ def train(
 
 
 def begin_directory(directory: Path, setup: Setup, done: Done) -> None:
-    """Write config.json, and of a run that goes on its lines and last weights as its state knows them."""
+    """Write config.json, and of a run that goes on its lines and last weights as its state knows them.
+
+    Args:
+        directory: made if there is none.
+        setup: the run's parts.
+        done: how far its state is.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     keep_epochs(directory, done)
     whole, config = setup.whole, setup.parts.config
@@ -135,7 +155,18 @@ def end_epoch(
 ) -> tuple[Done, EpochDone]:
     """Measure and save what an epoch made of the model; returns how far the run is now, and the epoch's lines.
 
-    In this order a kill at any point loses nothing: see State.load.
+    In this order a kill at any point loses nothing: see State.load. Every process calls it; the first one writes.
+
+    Args:
+        setup: the run's parts.
+        state: what resume needs.
+        done: how far the run was before this epoch.
+        epoch: what the engine said of it.
+        check: (model, epoch) -> accuracies by their names in metrics.jsonl.
+        began: the `time.monotonic()`, in seconds, when the epoch began.
+
+    Raises:
+        Diverged: if a weight, buffer or gradient is not finite; nothing is then written.
     """
     directory, accelerator, config = state.directory, setup.parts.accelerator, setup.parts.config
     refuse_not_finite((setup.bare, setup.evaluated), f"the end of epoch {epoch.epoch}")
@@ -171,7 +202,14 @@ def end_epoch(
 
 
 def explained(error: Diverged, setup: Setup, state: State, done: Done) -> str:
-    """What diverged and where, from where the run can go on, and what to do about it, in one line."""
+    """What diverged and where, from where the run can go on, and what to do about it, in one line.
+
+    Args:
+        error: the engine's.
+        setup: the run's parts, as they are now.
+        state: what resume needs.
+        done: how far the last saved state is.
+    """
     culprit = not_finite(setup.bare)
     named = f": {culprit} holds NaN or Inf" if culprit and culprit not in str(error) else ""
     setup.checked.load_state_dict(setup.bare.state_dict())
@@ -187,14 +225,26 @@ def last_state(state: State, done: Done) -> str:
 
 
 def save(state: State, done: Done, accelerator: Accelerator) -> None:
-    """Collect the state on every process and write it on the first."""
+    """Collect the state on every process and write it on the first.
+
+    Args:
+        state: what resume needs.
+        done: how far the run is.
+        accelerator: as launched.
+    """
     collected = state.collect()
     if accelerator.is_main_process:
         state.save(done, collected)
 
 
 def agreed(stopping: Callable[[], bool], at: engine.Step, accelerator: Accelerator) -> bool:
-    """Whether any process is to stop; several are asked every tenth step and at the last, as an answer waits for the device."""
+    """Whether any process is to stop; several are asked every tenth step and at the last, as it waits for the device.
+
+    Args:
+        stopping: this process's answer.
+        at: the step just launched.
+        accelerator: as launched; every process must call this.
+    """
     if accelerator.num_processes == 1:
         return stopping()
     if at.step % 10 and at.step < at.steps:
@@ -212,7 +262,12 @@ def refuse_overwrite(directory: Path) -> None:
 
 
 def keep_epochs(directory: Path, done: Done) -> None:
-    """Cut timing.jsonl back to the epochs that are done, and write metrics.jsonl from the state's own copy."""
+    """Cut timing.jsonl back to the epochs that are done, and write metrics.jsonl from the state's own copy.
+
+    Args:
+        directory: of the run.
+        done: how far its state is.
+    """
     timing = [
         line
         for line in read_lines(directory / "timing.jsonl", strict=False)

@@ -38,9 +38,16 @@ PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", 
 class Setup:
     """All parts of a run, built from its configuration.
 
-    whole: all training images, before any were held out. held: those that choose the best epoch. tracked: the first test
-    images, or None. checked: the model that is measured, free of any wrapper. evaluated: whose weights it gets, the bare
-    model or its side copy.
+    Attributes:
+        parts: what the engine works with.
+        whole: all training images, before any were held out.
+        held: those that choose the best epoch.
+        tracked: the first test images, or None.
+        bare: the model that is trained, without wrappers.
+        checked: the model that is measured, free of any wrapper.
+        evaluated: whose weights it gets, the bare model or its side copy.
+        threads: of this process on the CPU.
+        compiled: attack and update are compiled.
     """
 
     parts: engine.Parts
@@ -63,9 +70,15 @@ class Setup:
 
 
 def make_setup(config: TrainConfig, options: RunOptions, directory: Path) -> Setup:
-    """Build everything that a run needs; nothing is written. InputError for whatever cannot work in the request.
+    """Build everything that a run needs; nothing is written.
 
-    config: settled. directory: the run's own, where a run that goes on keeps its weights.
+    Args:
+        config: settled.
+        options: where and how the run happens.
+        directory: the run's own, where a run that goes on keeps its weights.
+
+    Raises:
+        InputError: for whatever cannot work in the request.
     """
     method = make_method(config)
     accelerator = make_accelerator(config, options, directory)
@@ -108,7 +121,16 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path) -> Set
 def load_images(
     config: TrainConfig, options: RunOptions, accelerator: Accelerator
 ) -> tuple[data.Split, data.Split | None]:
-    """(all training images, the test images whose accuracy is recorded or None); the first process reads them first."""
+    """(all training images, the test images whose accuracy is recorded or None); the first process reads them first.
+
+    Args:
+        config: names the data set, its columns and the size of its images.
+        options: says whether test images are tracked, and how large decoded data may be.
+        accelerator: as launched; the tracked images are put on its device.
+
+    Raises:
+        InputError: for data that cannot be loaded, or a class whose name cannot be printed.
+    """
     where: Any = (config.image_column, config.label_column, config.img_size, options.device_data_limit)
     with accelerator.main_process_first():
         whole = data.load(config.dataset, "train", *where)
@@ -126,7 +148,11 @@ def make_attack(config: TrainConfig) -> methods.Attack:
 
 
 def settled(config: TrainConfig) -> TrainConfig:
-    """Folders that the configuration names as absolute paths: they mean the same from everywhere, and no Hub id."""
+    """Folders that the configuration names as absolute paths: they mean the same from everywhere, and no Hub id.
+
+    Args:
+        config: as given; a data set or start by the name of a folder that is there is that folder, but for our aliases.
+    """
     known = {*DATASETS, "digits", "imagenet"}
     named = {key: value for key in ("dataset", "init_from") if (value := getattr(config, key)) and value not in known}
     folders: dict[str, Any] = {key: str(Path(value).resolve()) for key, value in named.items() if Path(value).is_dir()}
@@ -134,7 +160,12 @@ def settled(config: TrainConfig) -> TrainConfig:
 
 
 def describe(setup: Setup, options: RunOptions) -> str:
-    """Where the training images are and what is compiled, in one line."""
+    """Where the training images are and what is compiled, in one line.
+
+    Args:
+        setup: the run's parts.
+        options: says the limit of decoded data, and whether to compile.
+    """
     split, mib, limit = setup.parts.split, 2**20, f"{options.device_data_limit:g} GiB"
     if isinstance(split.images, data.Encoded):
         size = f"{math.prod(setup.whole.images.shape) / mib:,.1f} MiB"
@@ -150,7 +181,12 @@ def describe(setup: Setup, options: RunOptions) -> str:
 def make_backbone(config: TrainConfig, split: data.Split) -> nn.Module:
     """The configured backbone for a data set's classes, channels and image size, with `init_from`'s weights.
 
-    InputError where it cannot be built, or those weights do not fit.
+    Args:
+        config: names the backbone, and what it starts from.
+        split: the training images.
+
+    Raises:
+        InputError: where it cannot be built, or those weights do not fit.
     """
     channels, height, width = split.shape
     known = timm.is_model(config.backbone.partition(".")[0])
@@ -170,7 +206,11 @@ def make_backbone(config: TrainConfig, split: data.Split) -> nn.Module:
 
 
 def make_method(config: TrainConfig) -> methods.Method:
-    """The configured method with its hyper-parameters, begun where it has state. InputError for an unknown name or field."""
+    """The configured method with its hyper-parameters, begun where it has state.
+
+    Raises:
+        InputError: for an unknown name, field or value, or a method that replays batches under accumulation.
+    """
     cls = methods.get(config.method)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in config.method_args:
@@ -184,7 +224,12 @@ def make_method(config: TrainConfig) -> methods.Method:
 
 
 def make_interpolation(config: TrainConfig, model: nn.Module) -> ParameterInterpolation | None:
-    """The configured ParameterInterpolation of the bare model, or None."""
+    """The configured ParameterInterpolation of the bare model, or None.
+
+    Args:
+        config: says the kind of interpolation, its law and its start.
+        model: the bare module.
+    """
     law = config.interpolation
     if law.kind == "none":
         return None
@@ -195,7 +240,17 @@ def make_interpolation(config: TrainConfig, model: nn.Module) -> ParameterInterp
 
 
 def make_accelerator(config: TrainConfig, options: RunOptions, directory: Path) -> Accelerator:
-    """Accelerate as launched. InputError for what interpolating whole weights in place cannot work with."""
+    """Accelerate as launched.
+
+    Args:
+        config: says the precision, the batch and its accumulation.
+        options: says the tracker.
+        directory: the run's own, where the tracker writes.
+
+    Raises:
+        InputError: for what interpolating whole weights in place cannot work with, and for a batch that cannot be
+            divided.
+    """
     # what the launcher says, before Accelerate looks for their packages
     for flag in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{flag}", "false").lower() in ("true", "1"):
@@ -225,7 +280,15 @@ def refuse_sharding(kind: str) -> NoReturn:
 
 
 def make_check(setup: Setup) -> Callable[[nn.Module, int], dict[str, float | None]]:
-    """The check at each epoch's end: PGD-10 on a fixed training subset, clean and PGD-10 on held-out and test images."""
+    """The check at each epoch's end: PGD-10 on a fixed training subset, clean and PGD-10 on held-out and test images.
+
+    Args:
+        setup: the run's parts.
+
+    Returns:
+        (model, epoch) -> accuracies in [0, 1] by their names in metrics.jsonl, None where there are no images; every
+        process must call it.
+    """
     config, accelerator, held = setup.parts.config, setup.parts.accelerator, setup.held
     threat, rank, world = config.threat_model, accelerator.process_index, accelerator.num_processes
     attack = partial(pgd, eps=threat.eps, step_size=threat.eps / 4, steps=10, norm=threat.norm, leave=True)

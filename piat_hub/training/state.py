@@ -20,7 +20,12 @@ from piat_hub.records.model_config import ModelConfig
 
 
 class PerProcess:
-    """The state of a method under way, which differs between processes: saved as one row for each."""
+    """The state of a method under way, which differs between processes: saved as one row for each.
+
+    Args:
+        method: with or without state.
+        accelerator: as launched.
+    """
 
     def __init__(self, method: methods.Method, accelerator: Accelerator) -> None:
         self.method, self.accelerator = method, accelerator
@@ -43,7 +48,17 @@ FILES = ("state.safetensors", "before.safetensors")  # in state/: the newest, an
 
 @dataclass
 class Done:
-    """How far a run is: whole epochs and their metrics, and of the next `steps` with their losses, in `seconds`."""
+    """How far a run is.
+
+    Attributes:
+        epochs: whole epochs behind it.
+        metrics: their lines of metrics.jsonl.
+        best: the line of the held-out best, None before there is one.
+        steps: of the next epoch behind it.
+        losses: what those gave.
+        seconds: that they took.
+        processes: that the run last went on with.
+    """
 
     epochs: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -57,9 +72,14 @@ class Done:
 class State:
     """All that resume needs, as one safetensors file: tensors, and JSON in its metadata. No pickle.
 
-    parts: whatever has state_dict and load_state_dict, by name. Order, augmentation and attack starts are derived from
-    (seed, epoch, step), so there is no generator to save. The file is written beside the old one, flushed, then
-    renamed, and the old one is kept: should the newest be damaged, there is one before it.
+    Order, augmentation and attack starts are derived from (seed, epoch, step), so there is no generator to save. The
+    file is written beside the old one, flushed, then renamed, and the old one is kept: should the newest be damaged,
+    there is one before it.
+
+    Args:
+        directory: the run's; the files lie in its state/.
+        config: settled; a state of another configuration is refused.
+        parts: whatever has state_dict and load_state_dict, by name.
     """
 
     def __init__(self, directory: Path, config: TrainConfig, parts: dict[str, Any]) -> None:
@@ -72,7 +92,15 @@ class State:
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def save(self, done: Done, collected: dict[str, Any]) -> None:
-        """Write what was collected when so much was done."""
+        """Write what was collected when so much was done.
+
+        Args:
+            done: how far the run is.
+            collected: by `collect`.
+
+        Raises:
+            Broken: if the system refuses to write.
+        """
         found: dict[str, Tensor] = {}
         facts = {"schema": 4, "done": asdict(done), "config": to_dict(self.config)}
         facts["parts"] = without_tensors(collected, found)
@@ -89,9 +117,15 @@ class State:
     def load(self) -> tuple[Done, str]:
         """Restore everything; returns how far it was, and a warning where the newest state is damaged, or "".
 
-        Done() for a run killed in its first epoch. At an epoch's end a run writes its best weights, its metrics, this state,
-        then its last weights: what stands before the state is written again when the epoch is run again, metrics and the
-        last weights are written from the state.
+        At an epoch's end a run writes its best weights, its metrics, this state, then its last weights: what stands
+        before the state is written again when the epoch is run again, metrics and the last weights are written from the
+        state.
+
+        Returns:
+            Done() for a run killed in its first epoch, else as saved; and the warning.
+
+        Raises:
+            InputError: if there is no run, no whole state, or one of another configuration.
         """
         there = written_states(self.directory)
         if not there and not (self.directory / "config.json").exists():
@@ -148,7 +182,13 @@ def _read(path: Path) -> tuple[Done, dict[str, Any], dict[str, Any]]:
 
 
 def without_tensors(value: Any, found: dict[str, Tensor], path: str = "") -> Any:
-    """A state_dict as JSON can hold it: each tensor goes to `found` under its path, {"tensor": path} in its place."""
+    """A state_dict as JSON can hold it: each tensor goes to `found` under its path, {"tensor": path} in its place.
+
+    Args:
+        value: nested mappings, lists and tuples of tensors and JSON types.
+        found: takes the tensors, by path.
+        path: of `value`, its keys and positions joined by "/".
+    """
     if isinstance(value, Tensor):
         found[path] = value
         return {"tensor": path}
@@ -160,7 +200,12 @@ def without_tensors(value: Any, found: dict[str, Tensor], path: str = "") -> Any
 
 
 def with_tensors(value: Any, found: Mapping[str, Tensor]) -> Any:
-    """The inverse of `without_tensors`; an optimizer's keys are numbers again."""
+    """The inverse of `without_tensors`; an optimizer's keys are numbers again.
+
+    Args:
+        value: as JSON holds it.
+        found: the tensors, by path.
+    """
     if isinstance(value, dict) and set(value) == {"tensor"}:
         return found[value["tensor"]]
     if isinstance(value, dict):
