@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "piat_hub needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt \
 	  --config-setting editable_mode=compat --editable '.[dev]'
 	touch $@
 
@@ -32,7 +32,7 @@ RB := .venv-robustbench
 $(RB)/ready: .venv/ready
 	test -x $(RB)/bin/python || $(PYTHON) -m venv $(RB)
 	grep -v '^setuptools==' constraints.txt > $(RB)/constraints.txt
-	$(BIN)/uv pip install --quiet --python $(RB)/bin/python --constraint $(RB)/constraints.txt --editable . pytest \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(RB)/bin/python --constraint $(RB)/constraints.txt --editable . pytest \
 	  'setuptools<81' torchdiffeq geotorch requests pandas gdown pyyaml
 	$(BIN)/uv pip install --quiet --python $(RB)/bin/python --no-deps robustbench==1.1.1
 	touch $@

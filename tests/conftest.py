@@ -193,6 +193,7 @@ def _become(words, env, out, err):
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         module = words[0] == "-m"
         sys.argv = words[module:]
+        sys.path.insert(0, "" if module else str(Path(words[0]).parent))
         (runpy.run_module if module else runpy.run_path)(words[module], run_name="__main__")
         code = 0
     except SystemExit as end:
