@@ -3,6 +3,7 @@
 import copy
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ os.environ |= {
 }
 os.environ.pop("HF_TOKEN", None)
 
+import pyautoattack  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -88,17 +90,18 @@ def tiny():
     return Tiny
 
 
+class Quick(pyautoattack.AutoAttack):
+    """AutoAttack's four parts with far fewer iterations: their order and bookkeeping are tested, not their strength."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 10
+        self.square.n_queries = 100
+
+
 @pytest.fixture
 def quick_autoattack(monkeypatch):
-    """AutoAttack's four parts with far fewer iterations: their order and bookkeeping are tested, not their strength."""
-    import pyautoattack
-
-    class Quick(pyautoattack.AutoAttack):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 10
-            self.square.n_queries = 100
-
+    """AutoAttack as above."""
     monkeypatch.setattr(pyautoattack, "AutoAttack", Quick)
     return Quick
 
@@ -115,6 +118,29 @@ def small_digits():
         return dataclasses.replace(recipes.get("digits"), **(base | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def evaluated_once(small_digits, tmp_path_factory):
+    """A run on digits, two epochs long, measured clean, under PGD-3 and a quick AutoAttack on 30 images; never written to."""
+    from piat_hub.config import EvalConfig, RunOptions
+    from piat_hub.evaluation.request import prepare_evaluation
+    from piat_hub.training import run
+
+    with pytest.MonkeyPatch.context() as patch:
+        torch.set_num_threads(1)
+        patch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+        patch.chdir(tmp_path_factory.mktemp("once"))
+        patch.setattr(pyautoattack, "AutoAttack", Quick)
+        list(run.train(small_digits(epochs=2), RunOptions(output="r")))
+        list(prepare_evaluation("r", EvalConfig(attacks=("clean", "pgd3", "aa"), n=30)).measure())
+        return Path("r").resolve()
+
+
+@pytest.fixture
+def evaluated(evaluated_once, tmp_path):
+    """A copy of that run, r in the current directory."""
+    return Path(shutil.copytree(evaluated_once, tmp_path / "r"))
 
 
 def made_run(directory, config, metrics=(), correct=None, n=400):

@@ -177,6 +177,7 @@ def test_what_needs_no_torch_loads_none():
     assert not loaded & {"torch", "timm", "datasets", "accelerate"}
 
 
+@pytest.mark.slow
 def test_registering_is_what_an_import_says():
     code = "import piat_hub.backbones, timm; assert timm.is_model('cifar_resnet18')"
     loaded, said = modules_after(code)

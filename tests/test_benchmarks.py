@@ -9,6 +9,8 @@ from PIL import Image
 
 from piat_hub import data, methods
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PEER = '''
 import torch

@@ -7,6 +7,8 @@ import random
 import campaign
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):

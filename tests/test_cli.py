@@ -241,6 +241,7 @@ def test_list_and_bare_command(capsys):
     assert cli.main([]) == 2
 
 
+@pytest.mark.slow
 def test_train_then_evaluate_as_a_user_would(tmp_path):
     """The two scripts under `accelerate launch` and python, in real processes."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -272,6 +273,7 @@ def test_resuming_a_finished_run_says_so(small_digits, do_train, tmp_path, capsy
     assert "nothing left to do: all 2 epochs are done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_run_directory(tmp_path):
     """DDP as Accelerate launches it on CPU: one set of files, checked by both, resumable."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
@@ -284,7 +286,7 @@ def test_two_processes_train_the_same_run_directory(tmp_path):
         str(ROOT / "train.py"),
     ]
     command += ["--epochs", "2", "--train-size", "256", "--holdout", "50", "--threads", "1", "--output", "r"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("epoch 2/2") == 1 and done.stdout.count("card ") == 1
     timing = [json.loads(line) for line in (tmp_path / "r/timing.jsonl").read_text().splitlines()]
@@ -294,7 +296,7 @@ def test_two_processes_train_the_same_run_directory(tmp_path):
     for path in (tmp_path / "r").rglob("*"):  # as if killed in the first epoch, then resumed
         if path.is_file() and path.name != "config.json":
             path.unlink()
-    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, timeout=200)
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment)
     assert again.returncode == 0, again.stderr[-2000:]
     assert {name: (tmp_path / "r" / name).read_bytes() for name in files} == whole
 
@@ -302,7 +304,7 @@ def test_two_processes_train_the_same_run_directory(tmp_path):
     flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     launch = [sys.executable, "-m", "accelerate.commands.launch", *flags.split()]  # torchrun takes --n for its own
     launch += [str(ROOT / "evaluate.py"), *asked, "two"]
-    two = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=200)
+    two = subprocess.run(launch, capture_output=True, text=True, env=environment)
     assert two.returncode == 0 and two.stdout.count("PGD-3") == 1, two.stderr[-2000:]
     assert cli.main(["evaluate", *asked, "one"]) == 0
     one, both = (dict(np.load(tmp_path / where / "verdicts.npz")) for where in ("one", "two"))
@@ -329,6 +331,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     assert capsys.readouterr().err == "piat figures: error: stopped, start it again\n"
 
 
+@pytest.mark.slow
 def test_compare_predict_sweep_checks_and_classes(small_digits, do_train, tmp_path, capsys):
     from PIL import Image
 
@@ -419,6 +422,7 @@ def test_the_first_images_of_a_folder_sorted_by_class_are_told():
         assert evaluate._missing_of_sorted(dataclasses.replace(found, labels=labels)) == ""
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_had_enough_is_no_error():
     command = f"{sys.executable} -m piat_hub list | head -1"
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}

@@ -165,7 +165,6 @@ def processes(tmp_path_factory):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         report = json.loads((folder / f"report-{count}.json").read_text())
@@ -173,10 +172,12 @@ def processes(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_two_processes_were_started(processes):
     assert {count: report["processes"] for count, (report, _) in processes.items()} == {1: 1, 2: 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*methods.names(), "trades + AWP"])
 def test_first_gradient_of_two_processes_is_that_of_one(processes, method):
     one, two = processes[1][1][method], processes[2][1][method]
@@ -193,6 +194,7 @@ def test_ranks_with_batchnorm_stay_bit_equal(processes, what):
     assert all(moved for *_, moved in events)
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_verdicts_of_one(processes):
     one, two = (processes[count][0]["verdicts"] for count in (1, 2))
     assert one == two and 0 < sum(one["mim3"]) < 100

@@ -422,6 +422,7 @@ for owner, value in ((backends, "tf32"), (backends.cudnn.conv, "ieee")):
 """
 
 
+@pytest.mark.slow
 def test_verdicts_are_fp32_also_where_the_model_sets_torchs_newer_flags():
     subprocess.run([sys.executable, "-c", NEWER], check=True)  # from then on torch refuses the older names
 

@@ -14,6 +14,8 @@ from piat_hub.config import InputError
 from piat_hub.hub import export
 from piat_hub.hub.save import save_pretrained
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def saved(tmp_path):

@@ -20,6 +20,8 @@ from piat_hub import data
 from piat_hub.config import recipes
 from piat_hub.hub.save import save_pretrained
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -61,7 +63,7 @@ def online(endpoint, tmp_path):
 
     def run(*command, **extra):
         process = [sys.executable, *command]
-        return subprocess.run(process, capture_output=True, text=True, env=environment | extra, timeout=200)
+        return subprocess.run(process, capture_output=True, text=True, env=environment | extra)
 
     return run
 

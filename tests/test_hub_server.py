@@ -214,6 +214,6 @@ print(open(h.hf_hub_download("org/new", "model.safetensors")).read())
 
 def test_a_process_of_its_own_needs_the_environment_only(hub, tmp_path):
     environment = os.environ | hub.environment(tmp_path)
-    done = subprocess.run([sys.executable, "-c", PROCESS], capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run([sys.executable, "-c", PROCESS], capture_output=True, text=True, env=environment)
     assert done.stdout.split() == ["weights"], done.stderr[-2000:]
     assert hub.files("models/org/new")["model.safetensors"] == b"weights" and "PUT" in {r.method for r in hub.log}

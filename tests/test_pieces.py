@@ -12,6 +12,8 @@ import piat_hub
 from piat_hub import data
 from piat_hub.records.groups import common_attacks, read_run
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent.parent
 WORDS = ["digits", "--epochs", "12", "--train-size", "192", "--holdout", "32", "--threads", "1"]
 TIMEOUT = """#!/usr/bin/env bash

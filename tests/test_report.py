@@ -18,6 +18,8 @@ from piat_hub.records import files
 from piat_hub.records.groups import read_run
 from piat_hub.records.labels import percent
 
+pytestmark = pytest.mark.slow
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 POINTS = 3
 KEPT: list[Path] = []  # where the two runs lie, once they are made
@@ -203,7 +205,7 @@ def test_a_browser_shows_it_in_both_themes_and_widths(two_runs, width, dark):
     theme = ["--blink-settings=preferredColorScheme=0"] if dark else []
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},1600"]
     where = Path("report.html").resolve()
-    subprocess.run([BROWSER, *options, *theme, "--screenshot=shot.png", f"file://{where}"], check=True, timeout=120)
+    subprocess.run([BROWSER, *options, *theme, "--screenshot=shot.png", f"file://{where}"], check=True)
     picture = Image.open("shot.png").convert("RGB")
     assert picture.size == (width, 1600)
     page, colours = picture.getpixel((2, 2)), {c for _, c in picture.getcolors(2**24)}

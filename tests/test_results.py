@@ -147,6 +147,7 @@ def test_damaged_results_are_moved_aside_never_deleted(tmp_path):
     assert not (tmp_path / "results.json").exists() and (tmp_path / "verdicts.npz.damaged").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_twenty_random_moments_the_verdicts_are_the_same_bytes(killed, tmp_path):
     """SIGKILL at random moments, resumed by a new process each time, until it is done: the bytes of one never stopped."""

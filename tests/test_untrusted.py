@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +45,7 @@ def memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -97,12 +97,10 @@ def test_what_describes_no_model_is_refused_before_memory_is_taken(stranger, cha
     directory = stranger(**change)
     memory()
     before = memory()
-    clock = time.monotonic()
     with pytest.raises(InputError, match=message) as error:
         piat_hub.from_pretrained(directory)
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
     assert memory() - before < 2**18  # KiB: a quarter GiB
-    assert time.monotonic() - clock < 30
 
 
 def test_what_is_not_ours_to_take_is_left_out(stranger):
