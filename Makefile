@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo docs test test-fast test-robustbench faults lint bench clean
+.PHONY: demo dist docs test test-fast test-robustbench faults lint bench clean
 .DELETE_ON_ERROR:
 
 .venv/ready: pyproject.toml constraints.txt
@@ -26,6 +26,14 @@ test-fast: .venv/ready  ## what is not marked slow, for the loop between two edi
 
 docs: .venv/ready  ## the site in docs/_build/html; every warning is an error
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
+
+dist: .venv/ready  ## wheel and sdist, installed into an empty environment and tried there, outside the checkout
+	rm -rf dist .venv-dist
+	$(BIN)/uv build --quiet --out-dir dist
+	$(PYTHON) -m venv .venv-dist
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-dist/bin/python --constraint constraints.txt dist/*.whl
+	bash tests/smoke.sh $(abspath .venv-dist/bin)
+	du -sh .venv-dist/lib
 
 # RobustBench pins an old timm and calls packages it does not install: docs/robustbench.md says how it runs all the same
 RB := .venv-robustbench
@@ -75,4 +83,4 @@ endif
 	$(BIN)/python docs/tables.py step evaluation_speed data costs scaling
 
 clean:
-	rm -rf .venv $(RB) runs results docs/_build
+	rm -rf .venv .venv-dist $(RB) dist runs results docs/_build

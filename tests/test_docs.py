@@ -35,10 +35,10 @@ def test_a_table_takes_arguments():
     assert "`--method.beta` | 6.0" in module.filled(page) and "stale" not in module.filled(page)
 
 
-def test_the_readme_counts_the_parameters_of_the_digits_model():
+def test_the_guide_counts_the_parameters_of_the_digits_model():
     model = piat_hub.create_model("cifar_resnet8", in_chans=1)
     count = sum(p.numel() for p in model.parameters())
-    assert f"80 epochs of a {count:,}-parameter ResNet" in (ROOT / "README.md").read_text()
+    assert f"80 epochs of a {count:,}-parameter ResNet" in (ROOT / "docs/guides/first-model.md").read_text()
 
 
 def test_a_changed_figure_would_be_caught():
@@ -64,4 +64,8 @@ def test_the_readmes_python_runs(tmp_path, small_digits, do_train):
     for block in blocks:
         exec(block, scope)
     assert scope["results"].attacks["pgd20"]["n"] == 100 and str(scope["results"].threat_model) == "Linf eps 0.15"
-    assert scope["interpolation"].epoch == 3
+    assert scope["interpolation"].epoch == 1 and scope["lam"] == pytest.approx(2 / 11)
+
+
+def test_the_readme_is_short():
+    assert (ROOT / "README.md").read_text().count("\n") <= 120

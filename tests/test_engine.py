@@ -186,6 +186,7 @@ def test_first_gradient_of_two_processes_is_that_of_one(processes, method):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["ranks", "ranks_awp"])
 def test_ranks_with_batchnorm_stay_bit_equal(processes, what):
     events = processes[2][0][what]
@@ -200,11 +201,13 @@ def test_two_processes_find_the_verdicts_of_one(processes):
     assert one == two and 0 < sum(one["mim3"]) < 100
 
 
+@pytest.mark.slow
 def test_a_methods_state_is_saved_for_every_rank(processes):
     shape, equal, own = processes[2][0]["state"]
     assert shape == [2, 32, 1, 8, 8] and not equal and own == [True, True]
 
 
+@pytest.mark.slow
 def test_a_nan_on_one_rank_stops_all_before_the_weights_change(processes):
     said, equal, finite = processes[2][0]["nan"]
     assert said == ["the loss or its gradient is nan at epoch 1, step 2 of 2"] * 2 and equal and finite
@@ -261,6 +264,7 @@ def one_update(method, *, folded, dtype=torch.float64, precision="no", gamma=Non
     return loss, gradients, waits.found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [None, 0.01])
 @pytest.mark.parametrize("method", methods.names())
 def test_an_update_on_the_twin_is_the_plain_one_and_never_waits(method, gamma):
@@ -272,6 +276,7 @@ def test_an_update_on_the_twin_is_the_plain_one_and_never_waits(method, gamma):
         assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", methods.names())
 def test_an_update_in_fp32_and_in_bf16_deviates_by_rounding(method):
     """bf16 turns the sign of a few per cent of the attack's steps; the loss moves by less than 5 %."""
@@ -297,6 +302,7 @@ def test_on_a_gpu_a_loss_is_read_when_the_next_is_under_way(monkeypatch):
         losses.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["model", "twin"])
 def test_model_and_twin_compile_as_one_graph(part):
     model = create_model("cifar_resnet8", in_chans=1)

@@ -186,6 +186,7 @@ def saver(folder):
     return lambda results: results.save(folder)
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_the_verdicts_are_the_same(tmp_path):
     model, split, whole = noisy()
     events = list(measure(model, split, ["pgd2", "mim2"], whole, batch_size=7))

@@ -90,7 +90,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(small_digits, do_t
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
-    flags = "--epochs 40 --train-size 256 --holdout 32 --steps 2 --threads 1 --output r"
+    flags = "--epochs 25 --train-size 256 --holdout 32 --steps 2 --threads 1 --output r"
     command = [sys.executable, "-m", "piat_hub", "train", "digits", *flags.split()]
     environment = os.environ | {"PYTHONPATH": str(Path(piat_hub.__file__).parent.parent)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -103,7 +103,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
     assert process.returncode == 130 and "saved: go on with the same command and --resume" in line, (out, err)
     forked("-m", "piat_hub", "train", "digits", *flags.split(), "--resume", check=True)
     assert torch.isfinite(piat_hub.from_pretrained("r").fc.weight).all()
-    assert len(files.read_metrics(Path("r"))) == 40
+    assert len(files.read_metrics(Path("r"))) == 25
 
 
 def spoil(monkeypatch, at, harm):
@@ -272,7 +272,7 @@ def torchrun(*extra):
     """Two processes of one training, of forty epochs."""
     flags = [
         "--epochs",
-        "40",
+        "25",
         "--train-size",
         "256",
         "--holdout",
@@ -317,7 +317,7 @@ def test_one_process_dies_and_the_others_say_so_and_stop(rank):
     if rank == 0:
         done = state_of("r")
         out, err = torchrun("--resume").communicate()
-        assert f"epoch {done.epochs + 1}/40" in out and "epoch 40/40" in out, (out, err)
+        assert f"epoch {done.epochs + 1}/25" in out and "epoch 25/25" in out, (out, err)
 
 
 def state_of(folder):

@@ -198,6 +198,7 @@ def registers_put_back():
         register.update(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
 def test_the_python_of_a_page_runs(page, place, tmp_path, monkeypatch):
     """Block after block in one namespace; one that begins with `# NAME.py` is written to that file first."""

@@ -59,6 +59,7 @@ def make(base, img_size=32, **kwargs):
     return piat_hub.create_model(base, img_size=img_size, **{**FAMILIES[base], **kwargs})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", FAMILIES)
 def test_a_family_takes_a_step_of_piat_and_nmse_and_is_rebuilt(base, tmp_path):
     model = make(base).train()
