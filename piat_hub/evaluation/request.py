@@ -176,7 +176,10 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
     results.resume(output, stopped=config.resume)
     placed = model.to(accelerator.device).to(memory_format=torch.channels_last)
     rank, world = accelerator.process_index, accelerator.num_processes
-    least = (lambda t: accelerator.gather(t[None]).amin(0)) if world > 1 else Tensor.clone
+
+    def least(tensor: Tensor) -> Tensor:
+        return accelerator.gather(tensor[None]).amin(0) if world > 1 else tensor.clone()
+
     processes = Processes(rank, world, least)
     return Evaluation(config, name, placed, split, results, output, own and trained is not None, surrogate, processes)
 

@@ -143,7 +143,7 @@ def _shared(record: Record) -> tuple[Any, ...]:
 
 
 def licence(model: ModelConfig) -> dict[str, Any]:
-    """That of the weights training began with, which those it ends with are derived from; MIT for training from scratch."""
+    """The licence of the weights that training began with, in the Hub's words; MIT where it began with none."""
     source = model.pretrained_cfg.get("license") or "mit"
     if source in LICENCES:
         return {"license": source}
