@@ -15,8 +15,9 @@ from piat_hub.config import InputError, ThreatModel
 from piat_hub.data import Split
 from piat_hub.evaluation.loop import measure
 from piat_hub.records.files import read_json
-from piat_hub.records.results import Results, compare, read_results
-from piat_hub.records.statistics import class_accuracy, paired
+from piat_hub.records.labels import rows
+from piat_hub.records.results import Record, Results, compare, read_results
+from piat_hub.records.statistics import class_accuracy, paired, proportion
 
 THREAT = ThreatModel("Linf", 0.08)
 
@@ -191,3 +192,9 @@ def test_verdicts_that_would_fill_the_memory_are_refused(tmp_path):
     np.savez(tmp_path / "verdicts.npz", clean=np.array([print], dtype=object))
     with pytest.raises(InputError, match="Object arrays cannot be loaded"):
         read_results(tmp_path)
+
+
+def test_two_attacks_of_one_name_for_people_have_a_row_each():
+    attacks = {name: proportion(count, 10) for name, count in (("clean", 9), ("pgd", 5), ("pgd20", 6))}
+    found = Record(ThreatModel(), "d", "test", 10, attacks=attacks)
+    assert [row[0] for row in rows(found)] == ["clean", "PGD-20", "PGD-20"]

@@ -44,12 +44,12 @@ def attack_name(name: str) -> str:
 
 def rows(results: Record) -> list[list[str]]:
     """One row per attack: name, accuracy, 95 % interval, correct of n; where several attacked, their worst case last."""
-    named = {attack_name(a): f for a, f in results.attacks.items()}
+    named = [(attack_name(a), f) for a, f in results.attacks.items()]
     if len(named) > 2 and results.worst_case:
-        named["worst case of these"] = results.worst_case
+        named.append(("worst case of these", results.worst_case))
     return [
         [name, percent(f["accuracy"]), " to ".join(percent(e) for e in f["ci95"]), f"{f['correct']} of {f['n']}"]
-        for name, f in named.items()
+        for name, f in named
     ]
 
 
