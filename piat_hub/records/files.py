@@ -221,12 +221,9 @@ def own(directory: str | Path, name: str) -> Path:
         InputError: if it is a link that leads out of the folder, or back to itself.
     """
     path = Path(directory) / name
-    try:
-        real, home = path.resolve(), Path(directory).resolve()
-    except RuntimeError as error:
-        raise InputError(
-            f"{path} is a link that leads back to itself; a model's files lie in its own folder"
-        ) from error
+    real, home = Path(os.path.realpath(path)), Path(directory).resolve()
+    if real.is_symlink():  # only one that leads back to itself is a link still
+        raise InputError(f"{path} is a link that leads back to itself; a model's files lie in its own folder")
     cached = home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
     if home not in real.parents and not cached:
         raise InputError(
