@@ -4,8 +4,6 @@ The front door opens lazily: importing it loads no torch. `import piat_hub.backb
 `import piat_hub.leaderboard` the published models with RobustBench.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """What asks the machine: cores, threads, memory, device, versions, commit."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

@@ -4,8 +4,6 @@ The standard version is four components; each runs on the images that still stan
 them one by one gives per-component counts and lets an evaluation stop and go on between batches.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What every gradient attack shares: the frozen model, the starting point, the steepest step, the projection."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias, TypeVar

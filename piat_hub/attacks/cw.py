@@ -1,7 +1,5 @@
 """PGD on the margin loss of Carlini & Wagner 2017 (arXiv:1608.04644, f_6), as adversarial-training papers report "CW"."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

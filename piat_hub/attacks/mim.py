@@ -1,7 +1,5 @@
 """Momentum iterative method (Dong et al. 2018, arXiv:1710.06081, Eqs. 6-7), with a uniform random start."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083, Eq. 1; He et al. 2023, Eq. 2)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ number a channel, which become a layer before the first convolution. The classes
 `channels`, one number a stage, make other depths and widths.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any

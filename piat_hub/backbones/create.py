@@ -1,7 +1,5 @@
 """Any timm model for the images at hand."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import timm

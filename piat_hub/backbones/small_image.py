@@ -4,8 +4,6 @@ Convolutional networks lose the first two halvings of their resolution (stem str
 in 4x4 features, as in the CIFAR literature; transformers get smaller patches. A model takes images in [0, 1].
 """
 
-from __future__ import annotations
-
 import importlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence

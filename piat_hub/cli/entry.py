@@ -1,7 +1,5 @@
 """The command line's door: argv in, an exit code out. What a command needs is imported when it is called."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import logging

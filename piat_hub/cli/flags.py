@@ -1,7 +1,5 @@
 """argv from dataclasses: every field a flag, every error one line."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import typing

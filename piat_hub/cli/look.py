@@ -1,7 +1,5 @@
 """Commands that look and change nothing: list, compare, predict."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

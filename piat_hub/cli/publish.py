@@ -1,7 +1,5 @@
 """Commands that bring a model to other people and back: card, push, export, import, robustbench."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

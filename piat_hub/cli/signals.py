@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM, taken where the work can be saved."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading

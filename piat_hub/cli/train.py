@@ -1,7 +1,5 @@
 """`piat train`."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import os

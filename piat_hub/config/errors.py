@@ -1,7 +1,5 @@
 """Errors that a user can cause, and their words. Imports nothing of the house."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import unicodedata

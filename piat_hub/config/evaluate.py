@@ -1,7 +1,5 @@
 """What an evaluation measures, and where its figures go."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

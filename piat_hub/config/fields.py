@@ -1,7 +1,5 @@
 """A dataclass field as flag, JSON value and bound."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -3,8 +3,6 @@
 The paper's rows: He et al. 2023 (PIAT), Tables 1-2 for the accuracies and Appendix A for the hyper-parameters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from piat_hub.config.errors import lookup

@@ -1,7 +1,5 @@
 """What decides what a run learns, and where and how it happens."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Data sets by name, through Hugging Face `datasets`: which columns, which labels, which classes."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import replace

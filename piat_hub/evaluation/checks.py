@@ -3,8 +3,6 @@
 Gradient masking makes gradient attacks fail where the model is not robust. Each check passes or warns in plain words.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -4,8 +4,6 @@ An attack is a tuple of stages; each stage runs on the images that still stand, 
 four. A misclassified clean image counts as broken under every attack: the clean image lies within the budget itself.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """MODEL as the commands take it."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import sys

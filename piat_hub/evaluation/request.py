@@ -1,7 +1,5 @@
 """The evaluation of one MODEL: a checked request, its images, where its results go."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator

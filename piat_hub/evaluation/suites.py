@@ -1,7 +1,5 @@
 """Attacks by name, as stages that run one after the other."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable

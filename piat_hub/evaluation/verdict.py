@@ -1,7 +1,5 @@
 """Whether a model is right about an image: fp32, deterministic, on the model itself."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Every figure that a set of run directories allows, from their records, and from their weights where one or two are given."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """Figures of what probes found in weights: the loss around them, and single images before and after an attack."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from typing import Any

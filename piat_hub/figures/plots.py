@@ -7,8 +7,6 @@ One style: colours that colour-blind readers tell apart (Okabe & Ito), labels at
 percent, and in the caption how many images and seeds a figure is made of.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import textwrap
 from collections.abc import Sequence

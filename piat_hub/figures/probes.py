@@ -1,7 +1,5 @@
 """What weights show when they are looked into: the loss around them, and the adversarial examples of single images."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass

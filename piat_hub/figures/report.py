@@ -1,7 +1,5 @@
 """One self-contained page of a set of runs: what they are, what was measured, every figure, and what to believe of it."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import io

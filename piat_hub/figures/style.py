@@ -1,7 +1,5 @@
 """One style for all figures."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path

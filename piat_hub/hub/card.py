@@ -1,7 +1,5 @@
 """The model card: README.md from config.json and results.json, by a template; no figure is typed by hand."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Models for where there is no piat_hub: model.pt2 for torch alone, model.onnx for ONNX runtimes."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path

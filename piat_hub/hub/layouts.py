@@ -20,8 +20,6 @@ What no tensor shows must be known: both kinds of PreActResNet hold the same one
 that normalises each image by itself and cannot be converted.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

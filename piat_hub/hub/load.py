@@ -1,7 +1,5 @@
 """Models from directories and the Hub, loaded strictly."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The lines that load our weights where piat_hub is not installed: plain timm, and torch where timm has no such model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from piat_hub.records.model_config import ModelConfig

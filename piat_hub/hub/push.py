@@ -1,7 +1,5 @@
 """A run directory published as one commit."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A model as a directory: timm's config.json and safetensors weights, each written whole."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ The architecture is built without memory before anything else. A safetensors fil
 hold, so only where the architecture's are the file's, name by name and shape by shape, is it built in earnest.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

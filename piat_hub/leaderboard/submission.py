@@ -4,8 +4,6 @@ RobustBench ranks models on all test images of CIFAR-10 and CIFAR-100 under Auto
 gradients, a deterministic forward pass and no optimisation inside it. The same is asked here before anything is written.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

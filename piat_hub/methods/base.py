@@ -1,7 +1,5 @@
 """What a method is, and the register of their names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 

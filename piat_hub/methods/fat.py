@@ -1,7 +1,5 @@
 """FAT, friendly adversarial training (Zhang et al. 2020)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Free adversarial training (Shafahi et al. 2019)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """GAIRAT, geometry-aware instance-reweighted adversarial training (Zhang et al. 2021)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """MART (Wang et al. 2020)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """NMSE, the regulariser of PIAT (He et al. 2023)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """PGD-AT (Madry et al. 2018)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """SCORE, self-consistent robust error (Pang et al. 2022)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Standard training: cross-entropy on clean images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

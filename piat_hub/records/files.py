@@ -1,7 +1,5 @@
 """Files that appear whole or not at all, JSON that carries a checksum, and folders that are not trusted."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

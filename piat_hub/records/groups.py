@@ -1,7 +1,5 @@
 """What runs recorded, read back: groups of runs that differ by their seed alone, and what their curves and verdicts say."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -1,7 +1,5 @@
 """What people call things: methods, attacks, percents, rows of a table."""
 
-from __future__ import annotations
-
 import shlex
 
 from piat_hub.config import TrainConfig, public, recipes

@@ -1,12 +1,10 @@
 """A model's config.json: timm's Hub format, with our training configuration under "piat" at its root."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from piat_hub.config import InputError, TrainConfig, printable, to_dict
 from piat_hub.records.files import read_json, texts
@@ -37,7 +35,7 @@ class ModelConfig:
     content: Mapping[str, Any]
 
     @classmethod
-    def read(cls, path: Path) -> ModelConfig:
+    def read(cls, path: Path) -> Self:
         """Read config.json, held against its checksum.
 
         Args:
@@ -57,7 +55,7 @@ class ModelConfig:
         return cls.of(content, str(path))
 
     @classmethod
-    def of(cls, content: Mapping[str, Any], source: str) -> ModelConfig:
+    def of(cls, content: Mapping[str, Any], source: str) -> Self:
         """The configuration that an object holds.
 
         Args:
@@ -88,7 +86,7 @@ class ModelConfig:
             parts["piat"] = None
         return cls(architecture, content.get("num_classes"), tuple(names), **parts, content=content)
 
-    def trained_by(self, config: TrainConfig) -> ModelConfig:
+    def trained_by(self, config: TrainConfig) -> Self:
         """The same with this training configuration in place of its own."""
         piat = to_dict(config)
         return replace(self, piat=piat, content={**self.content, "piat": piat})

@@ -4,8 +4,6 @@ published.json holds a row for each, as `card.summary` gives it, with "revision"
 checkpoint) and, for an architecture of ours, "tag" (its name among timm's weights for it). There is none yet.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

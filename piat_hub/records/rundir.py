@@ -1,12 +1,10 @@
 """A run directory, read once: what it was told, what it learnt, and what was measured on its weights."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from piat_hub.config import InputError, TrainConfig, from_dict, printable, public, to_dict
 from piat_hub.records.files import RESULTS, VERDICTS, WEIGHTS, file_digest, own, read_lines, read_metrics
@@ -68,7 +66,7 @@ class RunDirectory:
     config: TrainConfig
 
     @classmethod
-    def read(cls, directory: str | Path) -> RunDirectory:
+    def read(cls, directory: str | Path) -> Self:
         """Read config.json.
 
         Args:

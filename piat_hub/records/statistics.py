@@ -1,7 +1,5 @@
 """Intervals and paired comparisons."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Tensors on disk: safetensors files whose header carries a checksum of what follows it. No pickle is read or written."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The paper's comparisons: from a recipe to the members of a sweep, by name."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

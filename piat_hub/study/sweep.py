@@ -1,7 +1,5 @@
 """A sweep's members, trained and evaluated in processes of their own, several at a time."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

@@ -1,7 +1,5 @@
 """The table that ends a study."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

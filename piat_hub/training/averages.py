@@ -1,7 +1,5 @@
 """Side copies of the weights, EMA and SWA: only evaluated, never trained on."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

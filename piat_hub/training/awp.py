@@ -3,8 +3,6 @@
 `craft` is the attack as a method calls it; the method's loss is computed twice, at w and at w + v, on one crafting.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

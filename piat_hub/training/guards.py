@@ -1,7 +1,5 @@
 """What keeps a run honest: weights that are finite, warnings of collapse, words for what diverged."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 The interpolation is written back and training goes on from it; a side copy is only evaluated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """The run directory: a training run's configuration, weights, metrics and state."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

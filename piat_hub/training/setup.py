@@ -1,7 +1,5 @@
 """From a configuration to the parts of a run."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """All that resume needs, as one safetensors file of our own."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping
