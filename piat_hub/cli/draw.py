@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from piat_hub.cli.flags import Parser
 from piat_hub.config import InputError, RunOptions
 from piat_hub.figures import NAMES
-from piat_hub.records.files import check_output
+from piat_hub.records.files import check_output, write_text
 
 if TYPE_CHECKING:
     from piat_hub.figures.gallery import Drawn
@@ -56,7 +56,7 @@ def report(argv: Sequence[str], prog: str) -> None:
     for place, one in _gallery(runs, given):
         drawn.setdefault(place, []).append(one)
     output.parent.mkdir(parents=True, exist_ok=True)
-    page.write(output, runs, drawn)
+    write_text(output, page.render(runs, drawn))
     print(f"report   {output}")
 
 

@@ -16,38 +16,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from piat_hub.config import InputError, TrainConfig, number
-from piat_hub.figures.style import (
-    BLUE,
-    COLOURS,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SERIES,
-    SKY,
-    VERMILION,
-    WITH,
-    WITHOUT,
-    canvas,
-    ends,
-    styled,
-    whole_epochs,
-)
-from piat_hub.records.groups import (
-    CURVES,
-    LAW,
-    grouped,
-    intervals,
-    law_of,
-    mean_accuracy,
-    settings,
-    strongest,
-    tracked,
-    tracked_images,
-    varied,
-    with_and_without,
-)
+from piat_hub.config import InputError, InterpolationConfig, number
+from piat_hub.figures import style
+from piat_hub.figures.style import canvas, ends, styled, whole_epochs
+from piat_hub.records import groups as recorded
 from piat_hub.records.labels import attack_name, method_name
 from piat_hub.records.rundir import RunDirectory
 
@@ -73,11 +45,11 @@ def curves(metrics: Sequence[dict[str, Any]], title: str = "") -> Figure:
     """
     figure, (top, bottom) = canvas(7, 5, 2, sharex=True, height_ratios=(4, 1))
     epochs, labels = [m["epoch"] for m in metrics], []
-    for key, label, colour, style in SERIES:
+    for key, label, colour, dashes in style.SERIES:
         values = [m.get(key) for m in metrics]
         if not values or any(v is None for v in values):
             continue
-        top.plot(epochs, [100 * v for v in values], style, color=colour, label=label)  # type: ignore[operator]
+        top.plot(epochs, [100 * v for v in values], dashes, color=colour, label=label)  # type: ignore[operator]
         labels.append((epochs[-1], 100 * values[-1], f"{label}: {100 * values[-1]:.1f} %", colour))  # type: ignore[operator]
     bottom.plot(epochs, [m["lam"] for m in metrics], color="#444444")
     top.set(ylabel="accuracy (%)", ylim=(0, 100))
@@ -99,7 +71,7 @@ def sweep(points: Sequence[dict[str, Any]], title: str = "") -> Figure:
     figure, axis = canvas(7, 4)
     labels = []
     for k, attack in enumerate(dict.fromkeys(a for point in points for a in point["attacks"])):
-        colour = COLOURS[k % len(COLOURS)]
+        colour = style.COLOURS[k % len(style.COLOURS)]
         at = [point for point in points if attack in point["attacks"]]
         eps, found = [number(point["eps"]) for point in at], [point["attacks"][attack] for point in at]
         values = [100 * f["accuracy"] for f in found]
@@ -118,14 +90,14 @@ def epochs(runs: Sequence[RunDirectory]) -> Figure:
 
     Up to seven configurations share two panels; more have a panel each method, without and with PIAT.
     """
-    groups, which = grouped(runs), tracked(runs)
-    few = len(groups) <= len(COLOURS)
-    figure = _two_panels(groups, which) if few else _panel_each(groups, with_and_without(runs), which)
+    groups, which = recorded.grouped(runs), recorded.tracked(runs)
+    few = len(groups) <= len(style.COLOURS)
+    figure = _two_panels(groups, which) if few else _panel_each(groups, recorded.with_and_without(runs), which)
     several = any(len(group) > 1 for group in groups.values())
     over = f"mean of {seeds(runs)}, shaded from the lowest to the highest" if several else seeds(runs)
     dotted = "" if few else " Dotted: clean; solid: PGD-10."
     figure.set_label(
-        f"Clean and PGD-10 accuracy after each epoch on {tracked_images(runs)} of {data(runs)}; {over}.{dotted}"
+        f"Clean and PGD-10 accuracy after each epoch on {recorded.tracked_images(runs)} of {data(runs)}; {over}.{dotted}"
     )
     return figure
 
@@ -147,9 +119,9 @@ def _panel_each(
     groups: dict[str, list[RunDirectory]], pairs: dict[str, tuple[list[RunDirectory], list[RunDirectory]]], which: str
 ) -> Figure:
     """A panel each method without and with PIAT, then one each configuration that has no such partner."""
-    panels = {label: [(WITHOUT, plain), (WITH, piat)] for label, (plain, piat) in pairs.items()}
+    panels = {label: [(style.WITHOUT, plain), (style.WITH, piat)] for label, (plain, piat) in pairs.items()}
     drawn = [run for pair in pairs.values() for group in pair for run in group]
-    panels |= {label: [(GREY, group)] for label, group in groups.items() if not any(run in drawn for run in group)}
+    panels |= {label: [(style.GREY, group)] for label, group in groups.items() if group[0] not in drawn}
     rows = -(-len(panels) // 3)
     figure, grid = canvas(8, 1.9 * rows + 0.4, rows, 3, sharex=False, sharey=True, squeeze=False)
     for axis, (title, lines) in zip(grid.flat, panels.items(), strict=False):
@@ -164,40 +136,32 @@ def _panel_each(
         axis.set(ylabel="accuracy (%)")
     for axis in list(grid.flat)[max(0, len(panels) - 3) : len(panels)]:
         axis.set(xlabel="epoch")
-    for text, colour, y in (("with PIAT", WITH, 0.1), ("without", WITHOUT, 0.22)) if pairs else ():
+    for text, colour, y in (("with PIAT", style.WITH, 0.1), ("without", style.WITHOUT, 0.22)) if pairs else ():
         grid[0, 0].text(0.97, y, text, color=colour, transform=grid[0, 0].transAxes, ha="right")
     return figure
 
 
 def colours(groups: Sequence[Sequence[RunDirectory]]) -> list[str]:
     """A colour for each of up to seven groups: with interpolation blue and its like, without it vermilion's."""
-    left, found = list(COLOURS), {}
-    cool = (BLUE, SKY, GREEN, PURPLE, ORANGE, GREY, VERMILION)
-    warm = (VERMILION, ORANGE, PURPLE, GREY, GREEN, SKY, BLUE)
+    left, found = list(style.COLOURS), {}
     kinds = [group[0].config.interpolation.kind for group in groups]
     plain = [kind == "none" for kind in kinds]
     for k in sorted(
         range(len(groups)), key=lambda k: ("piat", "constant", "none").index(kinds[k])
     ):  # PIAT chooses first
-        found[k] = next(colour for colour in (warm if plain[k] else cool) if colour in left)
+        found[k] = next(colour for colour in (style.WARM if plain[k] else style.COOL) if colour in left)
         left.remove(found[k])
     return [found[k] for k in range(len(groups))]
 
 
-def _plain(run: RunDirectory) -> TrainConfig:
-    """The run's configuration without interpolation."""
-    law = dataclasses.replace(run.config.interpolation, kind="none")
-    return dataclasses.replace(run.config, interpolation=law)
-
-
 def _band(
-    axis: Axes, group: Sequence[RunDirectory], key: str, colour: str, label: str, style: str = "-"
+    axis: Axes, group: Sequence[RunDirectory], key: str, colour: str, label: str, dashes: str = "-"
 ) -> tuple[float, float, str, str]:
     """Draw the mean over a group and the range of one of the metrics; returns the label for the line's end."""
     length = min(len(run.metrics) for run in group)
     each = 100 * np.array([[m[key] for m in run.metrics[:length]] for run in group])
     at = [m["epoch"] for m in group[0].metrics[:length]]
-    axis.plot(at, each.mean(0), style, color=colour, label=label)
+    axis.plot(at, each.mean(0), dashes, color=colour, label=label)
     if len(each) > 1:
         axis.fill_between(at, each.min(0), each.max(0), color=colour, alpha=0.15, linewidth=0)
     return at[-1], float(each.mean(0)[-1]), label, colour
@@ -209,20 +173,18 @@ def interpolation(runs: Sequence[RunDirectory]) -> Figure:
 
     AutoAttack where both of every method were measured under it, else the strongest attack measured on all runs.
     """
-    pairs = with_and_without(runs)
+    pairs = recorded.with_and_without(runs)
     every = [run for pair in pairs.values() for group in pair for run in group]
     if not every:
         raise InputError("no method has runs with and without PIAT; give both")
     has_aa = all(any(run.figures("aa") for run in group) for pair in pairs.values() for group in pair)
-    attack = "aa" if has_aa else strongest(every)
-    if attack is None:
-        raise InputError("no attack was measured on all runs; evaluate them with the same --attacks")
+    attack = "aa" if has_aa else recorded.strongest(every)
     figure, axis = canvas(6.5, 0.55 * len(pairs) + 1)
     used: list[list[RunDirectory]] = []
     for row, pair in enumerate(reversed(pairs.values())):
-        for group, colour, shift in zip(pair, (WITHOUT, WITH), (0.2, -0.2), strict=True):
+        for group, colour, shift in zip(pair, (style.WITHOUT, style.WITH), (0.2, -0.2), strict=True):
             used.append([run for run in group if run.figures(attack)])
-            value, low, high = (100 * v for v in mean_accuracy(used[-1], attack) or (np.nan,) * 3)
+            value, low, high = (100 * v for v in recorded.mean_accuracy(used[-1], attack) or (np.nan,) * 3)
             axis.barh(row + shift, value, 0.36, color=colour, alpha=0.85)
             axis.plot([low, high], [row + shift] * 2, color="#222222", linewidth=1)
             axis.annotate(f"{value:.1f}", (high, row + shift), (4, 0), textcoords="offset points", va="center")
@@ -240,7 +202,7 @@ def tested(groups: Sequence[Sequence[RunDirectory]], attack: str) -> str:
     runs = [run for group in groups for run in group]
     counts = sorted({f["n"] for run in runs if (f := run.figures(attack))})
     images = f"{' or '.join(f'{n:,}' for n in counts)} test images of {data(runs)}"
-    return f"{images}; {seeds(runs)}, 95 % intervals {intervals(groups)}, last checkpoint"
+    return f"{images}; {seeds(runs)}, 95 % intervals {recorded.intervals(groups)}, last checkpoint"
 
 
 def schedule(run: RunDirectory) -> str:
@@ -252,8 +214,8 @@ def schedule(run: RunDirectory) -> str:
 @styled
 def lambdas(runs: Sequence[RunDirectory]) -> Figure:
     """Schedules of lam, and robust accuracy after each (He et al. 2023, Fig. 4): a dot a seed, mean and interval."""
-    groups = varied(runs, *LAW)
-    by_law = {schedule(group[0]): group for group in groups if law_of(group[0].config) != "other"}
+    groups = recorded.varied(runs, *recorded.LAW)
+    by_law = {schedule(group[0]): group for group in groups if recorded.law_of(group[0].config) != "other"}
     if len(by_law) < 3:
         raise InputError(
             "fewer than three schedules of lam among runs that share all else; `piat study lambda` makes them"
@@ -261,7 +223,7 @@ def lambdas(runs: Sequence[RunDirectory]) -> Figure:
     by_law = dict(sorted(by_law.items(), key=lambda one: float("inf") if one[0] == "g(n)" else float(one[0])))
     groups = list(by_law.values())
     figure, (top, bottom) = canvas(6.5, 6, 2, height_ratios=(2, 3))
-    shades = [WITH if name == "g(n)" else GREY for name in by_law]
+    shades = [style.WITH if name == "g(n)" else style.GREY for name in by_law]
     lasts = []
     for colour, (name, group) in zip(shades, by_law.items(), strict=True):
         at, lam = ([m[key] for m in group[0].metrics] for key in ("epoch", "lam"))
@@ -272,8 +234,9 @@ def lambdas(runs: Sequence[RunDirectory]) -> Figure:
     ends(top, lasts)
     attack = _dots(bottom, groups, list(range(len(groups))), shades)
     bottom.set(xticks=range(len(by_law)), xticklabels=[f"λ = {name}" for name in by_law])
+    plain = dataclasses.replace(groups[0][0].config, interpolation=InterpolationConfig(kind="none"))
     figure.set_label(
-        f"Above, λ by epoch; below, {attack_name(attack)} accuracy of {method_name(_plain(groups[0][0]))} on "
+        f"Above, λ by epoch; below, {attack_name(attack)} accuracy of {method_name(plain)} on "
         f"{tested(groups, attack)}{_marks(groups)}."
     )
     return figure
@@ -283,14 +246,14 @@ def lambdas(runs: Sequence[RunDirectory]) -> Figure:
 def mus(runs: Sequence[RunDirectory]) -> Figure:
     """Clean and robust accuracy against mu, NMSE's weight (He et al. 2023, Fig. 5): a dot a seed, mean and interval."""
     nmse = [run for run in runs if run.config.method == "nmse"]
-    by_mu = {settings(g[0].config)["mu"]: g for g in (varied(nmse, "mu") if nmse else ())}
+    by_mu = {recorded.settings(g[0].config)["mu"]: g for g in (recorded.varied(nmse, "mu") if nmse else ())}
     if len(by_mu) < 2:
         raise InputError("fewer than two weights mu of NMSE among runs that share all else; `piat study mu` makes them")
     weights = sorted(by_mu)
     groups = [by_mu[mu] for mu in weights]
     figure, axes = canvas(5.5, 5, 2, sharex=True)
-    _dots(axes[0], groups, weights, [BLUE] * len(groups), "clean")
-    attack = _dots(axes[1], groups, weights, [VERMILION] * len(groups))
+    _dots(axes[0], groups, weights, [style.BLUE] * len(groups), "clean")
+    attack = _dots(axes[1], groups, weights, [style.VERMILION] * len(groups))
     axes[1].set(xlabel="μ, weight of NMSE", xticks=weights)
     name = method_name(groups[0][0].config)
     figure.set_label(f"{name} on {tested(groups, attack)}{_marks(groups)}.")
@@ -310,12 +273,10 @@ def _dots(
     attack: str | None = None,
 ) -> str:
     """A dot a run, mean and 95 % interval a group, under the attack or the strongest measured on all; returns its name."""
-    chosen = attack or strongest([run for group in groups for run in group])
-    if chosen is None:
-        raise InputError("no attack was measured on all runs; evaluate them with the same --attacks")
+    chosen = attack or recorded.strongest([run for group in groups for run in group])
     for x, group, colour in zip(at, groups, colours, strict=True):
         each = [100 * f["accuracy"] for run in group if (f := run.figures(chosen))]
-        value, low, high = (100 * v for v in mean_accuracy(group, chosen) or (np.nan,) * 3)
+        value, low, high = (100 * v for v in recorded.mean_accuracy(group, chosen) or (np.nan,) * 3)
         axis.errorbar([x], [value], [[value - low], [high - value]], fmt="_", color=colour, capsize=4, markersize=14)
         if len(each) > 1:
             axis.scatter(np.full(len(each), x + 0.08), each, s=10, color=colour, alpha=0.6, linewidths=0)
@@ -326,17 +287,17 @@ def _dots(
 @styled
 def gaps(runs: Sequence[RunDirectory]) -> Figure:
     """Robust-overfitting gap, generalisation gap and oscillation by configuration: a dot a run, a bar at the mean."""
-    groups = grouped(runs)
+    groups = recorded.grouped(runs)
     for run in runs:
-        if any(of(run.metrics) is None for of in CURVES.values()):
+        if any(of(run.metrics) is None for of in recorded.CURVES.values()):
             has = f"{len(run.metrics)} epochs" if run.config.holdout else "--holdout 0"
             raise InputError(f"they need held-out images and five epochs, and {run.directory} has {has}; leave it out")
     figure, axes = canvas(8, 0.3 * len(groups) + 1.3, 1, 3, sharey=True)
     notes = ("best - last epoch", "training - held out", "sd of change, last half")
-    for axis, (name, of), note in zip(axes, CURVES.items(), notes, strict=True):
+    for axis, (name, of), note in zip(axes, recorded.CURVES.items(), notes, strict=True):
         for row, group in enumerate(reversed(groups.values())):
             values = [100 * value for run in group if (value := of(run.metrics)) is not None]
-            colour = WITHOUT if group[0].config.interpolation.kind == "none" else WITH
+            colour = style.WITHOUT if group[0].config.interpolation.kind == "none" else style.WITH
             axis.scatter(values, [row] * len(values), s=14, color=colour, alpha=0.7, linewidths=0)
             axis.plot([float(np.mean(values))], [row], "|", color=colour, markersize=11, markeredgewidth=2)
         axis.set_title(name)
@@ -354,15 +315,15 @@ def gaps(runs: Sequence[RunDirectory]) -> Figure:
 @styled
 def scatter(runs: Sequence[RunDirectory]) -> Figure:
     """Clean against robust accuracy of each configuration, both with 95 % intervals."""
-    groups, attack = grouped(runs), strongest(runs)
-    if attack is None or any(run.figures("clean", attack) is None for run in runs):
+    groups, attack = recorded.grouped(runs), recorded.strongest(runs)
+    if any(run.figures("clean", attack) is None for run in runs):
         raise InputError("no attack was measured on all runs; evaluate them with the same --attacks")
     figure, axis = canvas(7, max(4.5, 0.2 * len(groups) + 1))
     labels, right = [], 0.0
     for label, group in groups.items():
-        both = [mean_accuracy(group, a, beside=attack) for a in ("clean", attack)]
+        both = [recorded.mean_accuracy(group, a, beside=attack) for a in ("clean", attack)]
         (x, *across), (y, *along) = ([100 * v for v in found or ()] for found in both)
-        colour = WITHOUT if group[0].config.interpolation.kind == "none" else WITH
+        colour = style.WITHOUT if group[0].config.interpolation.kind == "none" else style.WITH
         errors: dict[str, Any] = {"xerr": [[x - across[0]], [across[1] - x]], "yerr": [[y - along[0]], [along[1] - y]]}
         axis.errorbar([x], [y], fmt="o", markersize=4, color=colour, elinewidth=0.8, label=label, **errors)
         labels.append((x, y, label, colour))

@@ -17,7 +17,6 @@ from piat_hub.config import InputError, flat, to_dict
 from piat_hub.figures.gallery import Drawn
 from piat_hub.figures.style import COLOURS, styled
 from piat_hub.records import results
-from piat_hub.records.files import write_text
 from piat_hub.records.groups import CURVES, benchmarks, beside, common_attacks, grouped, mean_accuracy
 from piat_hub.records.labels import attack_name, command, method_name, percent, title
 from piat_hub.records.published import PAPER_ATTACKS
@@ -25,17 +24,6 @@ from piat_hub.records.rundir import RunDirectory
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 INK = ("#000000", "#222222", "#444444")  # what takes the page's own colour of text
-
-
-def write(path: Path, runs: Sequence[RunDirectory], drawn: Mapping[str, Sequence[Drawn]]) -> None:
-    """Write the page; it appears whole.
-
-    Args:
-        path: of the HTML file.
-        runs: as `records.groups.read_run` gives them.
-        drawn: the figures of each of `records.groups.benchmarks`, by its name.
-    """
-    write_text(path, render(runs, drawn))
 
 
 def render(runs: Sequence[RunDirectory], drawn: Mapping[str, Sequence[Drawn]]) -> str:

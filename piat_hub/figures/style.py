@@ -21,6 +21,8 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY = COLOURS = (
     "#56B4E9",
     "#666666",
 )
+COOL = (BLUE, SKY, GREEN, PURPLE, ORANGE, GREY, VERMILION)  # in the order in which lines with interpolation take them
+WARM = (VERMILION, ORANGE, PURPLE, GREY, GREEN, SKY, BLUE)  # and those without
 
 
 SERIES = (  # key in metrics.jsonl, label, colour, line style

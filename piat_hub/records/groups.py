@@ -210,10 +210,19 @@ def common_attacks(runs: Sequence[RunDirectory]) -> list[str]:
     return sorted((a for a in known if all(run.figures(a) for run in runs)), key=lambda attack: attack != "clean")
 
 
-def strongest(runs: Sequence[RunDirectory]) -> str | None:
-    """Of the attacks measured on every run the one that leaves the least; None where there is none but "clean"."""
+def strongest(runs: Sequence[RunDirectory]) -> str:
+    """Of the attacks measured on every run the one that leaves the least.
+
+    Args:
+        runs: as `read_run` gives them.
+
+    Raises:
+        InputError: where there is none but "clean".
+    """
     left = {a: statistics.fmean(f["accuracy"] for run in runs if (f := run.figures(a))) for a in common_attacks(runs)}
-    return min(left, key=left.__getitem__) if set(left) - {"clean"} else None
+    if not set(left) - {"clean"}:
+        raise InputError("no attack was measured on all runs; evaluate them with the same --attacks")
+    return min(left, key=left.__getitem__)
 
 
 def beside(config: TrainConfig, table: str = "") -> dict[str, float]:
