@@ -15,8 +15,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from piat_hub import config
-from piat_hub import methods as losses
+from piat_hub import config, methods as losses
 from piat_hub.config import show
 from piat_hub.figures import pictures
 from piat_hub.hub import card

@@ -262,8 +262,7 @@ def hub_failures(folder):
 
 def fuzz(count, folder):
     """Configs and safetensors headers at random: only the documented errors, and no file beside what was there."""
-    from hypothesis import HealthCheck, given, settings
-    from hypothesis import strategies as some
+    from hypothesis import HealthCheck, given, settings, strategies as some
 
     source = folder / "fuzzed"
     save_pretrained(timm.create_model("cifar_resnet8", in_chans=1), source, config=small(), input_size=(1, 8, 8))

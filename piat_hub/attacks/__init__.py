@@ -6,26 +6,18 @@ A new file in this folder is imported by itself, and what it registers can be ev
 import importlib
 import pkgutil
 
-from piat_hub.attacks.autoattack import autoattack
-from piat_hub.attacks.core import ATTACKS, attack_mode, climb, cross_entropy, register
-from piat_hub.attacks.cw import cw, margin
-from piat_hub.attacks.mim import mim
-from piat_hub.attacks.pgd import pgd
-from piat_hub.attacks.twin import Twin
+from piat_hub.attacks.autoattack import autoattack as autoattack
+from piat_hub.attacks.core import (
+    ATTACKS as ATTACKS,
+    attack_mode as attack_mode,
+    climb as climb,
+    cross_entropy as cross_entropy,
+    register as register,
+)
+from piat_hub.attacks.cw import cw as cw, margin as margin
+from piat_hub.attacks.mim import mim as mim
+from piat_hub.attacks.pgd import pgd as pgd
+from piat_hub.attacks.twin import Twin as Twin
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
-
-__all__ = [
-    "ATTACKS",
-    "Twin",
-    "attack_mode",
-    "autoattack",
-    "climb",
-    "cross_entropy",
-    "cw",
-    "margin",
-    "mim",
-    "pgd",
-    "register",
-]

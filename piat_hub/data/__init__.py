@@ -6,31 +6,15 @@
 What is too large to be held decoded stays encoded, and streams.
 """
 
-from piat_hub.data.pictures import Encoded, read_image
-from piat_hub.data.sources import LIMIT, load, named_by
+from piat_hub.data.pictures import Encoded as Encoded, read_image as read_image
+from piat_hub.data.sources import LIMIT as LIMIT, load as load, named_by as named_by
 from piat_hub.data.split import (
-    SPLIT_SEED,
-    Split,
-    augment,
-    batches,
-    derived_seed,
-    hold_out,
-    steps_per_epoch,
-    to_unit,
+    SPLIT_SEED as SPLIT_SEED,
+    Split as Split,
+    augment as augment,
+    batches as batches,
+    derived_seed as derived_seed,
+    hold_out as hold_out,
+    steps_per_epoch as steps_per_epoch,
+    to_unit as to_unit,
 )
-
-__all__ = [
-    "LIMIT",
-    "SPLIT_SEED",
-    "Encoded",
-    "Split",
-    "augment",
-    "batches",
-    "derived_seed",
-    "hold_out",
-    "load",
-    "named_by",
-    "read_image",
-    "steps_per_epoch",
-    "to_unit",
-]
