@@ -7,16 +7,19 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
 from piat_hub.config import EvalConfig, InputError, duration
+from piat_hub.records.labels import HEADERS, attack_name, percent, rows, table
+from piat_hub.records.results import Results, result_files
 
 if TYPE_CHECKING:
     from piat_hub.evaluation.request import Evaluation
-    from piat_hub.records.results import Results
 
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
@@ -40,7 +43,6 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         raise InputError("--output takes the results of one MODEL; leave it out, or evaluate one at a time")
 
     from piat_hub.evaluation import request
-    from piat_hub.records.results import result_files
 
     # every request is checked before the first one runs
     ends = time.monotonic() + duration(config.time_budget) if config.time_budget else math.inf
@@ -49,7 +51,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(sys.stdout if main else nowhere):
         finished = [_evaluate_one(model, one, ends) for model, one in zip(models, prepared, strict=True)]
         if len(finished) > 1:
-            print(_comparison(finished))
+            print("\n" + _by_attack("model", [(done.name, _accuracies(done.results.attacks)) for done in finished]))
         for done in finished:
             results, verdicts = result_files(done.directory, done.results.checkpoint)
             print(f"results  {results}\nverdicts {verdicts}")
@@ -59,16 +61,11 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 
 
 def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
-    from tabulate import tabulate
-    from tqdm import tqdm
-
     from piat_hub.evaluation.loop import trained_against
-    from piat_hub.records.labels import HEADERS, percent, rows
 
     config, quiet = done.config, None if done.processes.rank == 0 else True
-    bar: tqdm[NoReturn] = tqdm(unit="image", disable=quiet, desc=model)
     attack, at_a_time = "", done.batch_size
-    try:
+    with tqdm(unit="image", disable=quiet, desc=model) as bar:
         for event in done.measure(ends):
             if event.at_a_time < at_a_time:
                 at_a_time = event.at_a_time
@@ -79,13 +76,11 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
                 bar.set_description(f"{model} {attack}", refresh=False)
             bar.set_postfix_str(f"at most {percent(event.standing / event.n)}", refresh=False)
             bar.update(event.done - bar.n)
-    finally:
-        bar.close()
     results = done.results
     assumed = " (eps not given)" if config.eps is None and trained_against(done.model) is None else ""
     images = f"{results.n} images of {results.dataset} ({results.split}), {results.checkpoint}"
     print(f"\n{model}: {results.threat_model}{assumed}, {images}")
-    print(tabulate(rows(results), HEADERS, disable_numparse=True))
+    print(table(rows(results), HEADERS))
     for name, figures in results.attacks.items():
         if "changed" in figures:
             print(f"{name} differs from AutoAttack's standard version: {figures['changed']}")
@@ -94,7 +89,9 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
             f"warning: these images are sorted by class and hold none of {missing}; leave out --n, or shuffle the data"
         )
     if config.per_class:
-        print("\n" + _class_table(results))
+        shares = {a: ["-" if s is None else percent(s) for s in each] for a, each in results.per_class.items()}
+        classes = [(name, {a: each[k] for a, each in shares.items()}) for k, name in enumerate(results.label_names)]
+        print("\n" + _by_attack("class", classes))
     if unfinished := [a for a in config.attacks if a not in results.attacks]:
         now = results.running
         where = f"{now.attack} is under way, at most {percent(now.standing.mean())} stand; " if now else ""
@@ -118,31 +115,12 @@ def _missing_of_sorted(results: Results) -> str:
     return ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
 
 
-def _class_table(results: Results) -> str:
-    from tabulate import tabulate
-
-    from piat_hub.records.labels import attack_name, percent
-
-    classes = results.per_class
-    table = [
-        [name, *("-" if (share := accuracies[k]) is None else percent(share) for accuracies in classes.values())]
-        for k, name in enumerate(results.label_names)
-    ]
-    return tabulate(table, ["class", *map(attack_name, classes)], disable_numparse=True)
-
-
 def _sweep(done: Evaluation) -> None:
     """Measure, print and draw accuracy against eps."""
-    from tabulate import tabulate
-
     from piat_hub.figures import plots
     from piat_hub.figures.style import save
-    from piat_hub.records.labels import attack_name, percent
 
-    points = list(done.sweep())
-    attacks = list(dict.fromkeys(a for point in points for a in point["attacks"]))
-    table = [[p["eps"], *(percent(p["attacks"][a]["accuracy"]) for a in attacks)] for p in points]
-    print("\n" + tabulate(table, ["eps", *map(attack_name, attacks)], disable_numparse=True))
+    print("\n" + _by_attack("eps", [(point["eps"], _accuracies(point["attacks"])) for point in done.sweep()]))
     if done.processes.rank == 0:
         save(plots.sweep(done.results.sweep, title=done.name), done.directory / "sweep.png")
 
@@ -154,14 +132,12 @@ def _checks(done: Evaluation) -> None:
         print(f"  {'passes ' if result['passed'] else 'WARNING'} {result['check']}: {result['found']}")
 
 
-def _comparison(finished: Sequence[Evaluation]) -> str:
-    from tabulate import tabulate
+def _by_attack(first: str, rows: Sequence[tuple[str, dict[str, str]]]) -> str:
+    """A table with a row for each name and a column for each attack; "" where there is no cell for one."""
+    attacks = dict.fromkeys(attack for _, cells in rows for attack in cells)
+    lines = [[name, *(cells.get(attack, "") for attack in attacks)] for name, cells in rows]
+    return table(lines, [first, *map(attack_name, attacks)])
 
-    from piat_hub.records.labels import attack_name, percent
 
-    attacks = list(dict.fromkeys(a for done in finished for a in done.results.attacks))
-    table = [
-        [d.name, *(percent(d.results.attacks[a]["accuracy"]) if a in d.results.attacks else "" for a in attacks)]
-        for d in finished
-    ]
-    return "\n" + tabulate(table, ["model", *map(attack_name, attacks)], disable_numparse=True)
+def _accuracies(attacks: Mapping[str, Any]) -> dict[str, str]:
+    return {attack: percent(figures["accuracy"]) for attack, figures in attacks.items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from piat_hub.cli.flags import Parser
 from piat_hub.config import InputError, recipes
 from piat_hub.records.files import WEIGHTS
+from piat_hub.records.labels import attack_name, percent, table
 
 
 def list_known(argv: Sequence[str], prog: str) -> None:
@@ -14,15 +15,13 @@ def list_known(argv: Sequence[str], prog: str) -> None:
     Parser(prog=prog, description=description).parse_all(argv)
 
     import timm
-    from tabulate import tabulate
 
     from piat_hub import methods
     from piat_hub.hub.load import list_pretrained
-    from piat_hub.records.labels import percent
 
     models = list_pretrained()
     accuracies = ("clean_acc", "pgd20_acc", "aa_acc")
-    table = [
+    known = [
         [m["model"], m["architecture"], m["dataset"], m["method"]]
         + ["{norm} {eps}".format(**m["threat_model"]) if m["threat_model"] else "not measured"]
         + [f"{percent(m[a])} of {m['n'][a.removesuffix('_acc')]}" if a in m else "" for a in accuracies]
@@ -30,11 +29,7 @@ def list_known(argv: Sequence[str], prog: str) -> None:
         if "problem" not in m
     ]
     headers = ("model", "architecture", "data", "method", "threat model", "clean", "PGD-20", "AutoAttack")
-    print(
-        tabulate(table, headers, disable_numparse=True)
-        if table
-        else "no model is published yet, and none lies in model_cards/"
-    )
+    print(table(known, headers) if known else "no model is published yet, and none lies in model_cards/")
     for m in models:
         if "problem" in m:
             print(f"{m['model']}: {m['problem']}")
@@ -52,12 +47,9 @@ def compare(argv: Sequence[str], prog: str) -> None:
     parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
     given = parser.parse_all(argv)
 
-    from tabulate import tabulate
-
     from piat_hub.records import results
-    from piat_hub.records.labels import attack_name, percent
 
-    table = [
+    pairs = [
         [
             attack_name(p.attack),
             percent(p.accuracy_a),
@@ -70,7 +62,7 @@ def compare(argv: Sequence[str], prog: str) -> None:
         for p in results.compare(Path(given.a), Path(given.b), given.checkpoint)
     ]
     headers = ["attack", "A", "B", "B - A, points", "95 % interval", "only A / only B stands", "McNemar's p"]
-    print(f"A {given.a}\nB {given.b}\n\n{tabulate(table, headers, disable_numparse=True)}")
+    print(f"A {given.a}\nB {given.b}\n\n{table(pairs, headers)}")
 
 
 def predict(argv: Sequence[str], prog: str) -> None:
@@ -85,7 +77,6 @@ def predict(argv: Sequence[str], prog: str) -> None:
         raise InputError(f"--top must be at least 1, got {given.top}; leave it out for the likeliest three")
 
     from piat_hub.evaluation import model as models
-    from piat_hub.records.labels import percent
 
     for image, classes in models.predict(given.model, given.images, given.checkpoint):
         print(f"{image}: " + ", ".join(f"{name} {percent(p)}" for name, p in classes[: given.top]))

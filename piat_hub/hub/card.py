@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from tabulate import tabulate
 
 from piat_hub.config import DATASETS, TrainConfig, pixels, to_dict
 from piat_hub.hub import plain_timm
 from piat_hub.records.files import WEIGHTS, write_text
-from piat_hub.records.labels import HEADERS, attack_name, command, method_name, rows, title
+from piat_hub.records.labels import HEADERS, attack_name, command, method_name, rows, table, title
 from piat_hub.records.model_config import ModelConfig
 from piat_hub.records.results import Record
 from piat_hub.records.rundir import Measured, RunDirectory
@@ -84,7 +83,7 @@ def _shown(found: Measured) -> dict[str, Any]:
     shown = Record.from_dict(escaped(found.record.to_dict()))
     return {
         "record": shown,
-        "table": tabulate(rows(shown), HEADERS, tablefmt="github", disable_numparse=True),
+        "table": table(rows(shown), HEADERS, "github"),
         "verdicts": found.verdicts.replace("`", "'"),
     }
 

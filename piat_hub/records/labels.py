@@ -1,6 +1,9 @@
 """What people call things: methods, attacks, percents, rows of a table."""
 
 import shlex
+from collections.abc import Iterable, Sequence
+
+from tabulate import tabulate
 
 from piat_hub.config import TrainConfig, public, recipes
 from piat_hub.records.results import Record
@@ -52,6 +55,17 @@ def rows(results: Record) -> list[list[str]]:
 
 
 HEADERS = ("attack", "accuracy", "95 % interval (Wilson)", "correct")
+
+
+def table(rows: Iterable[Sequence[object]], headers: Sequence[str], form: str = "simple") -> str:
+    """Cells under their headers, as they are written: '80.10' keeps its 0.
+
+    Args:
+        rows: of cells.
+        headers: one a column.
+        form: one of tabulate's, "github" for Markdown.
+    """
+    return tabulate(rows, headers, tablefmt=form, disable_numparse=True)
 
 
 def command(config: TrainConfig) -> str:

@@ -8,20 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
+from piat_hub.records import groups as recorded
 from piat_hub.records.files import write_text
-from piat_hub.records.groups import (
-    CURVES,
-    beside,
-    grouped,
-    intervals,
-    mean_accuracy,
-    mean_interval,
-    read_run,
-    same_but_law,
-)
-from piat_hub.records.labels import attack_name, command
+from piat_hub.records.labels import attack_name, command, table
 from piat_hub.records.published import paper
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.study.sweep import Done, Member
@@ -44,8 +33,7 @@ def table_rows(
         Rows as NAME.json holds them; accuracies, gaps and gains are fractions.
     """
     gone = {done.member.directory for done in failed}
-    runs = {m.directory: read_run(m.directory) for m in members if m.directory not in gone}
-    groups = grouped(list(runs.values()))
+    groups = recorded.grouped([recorded.read_run(m.directory) for m in members if m.directory not in gone])
     found = []
     for label, group in groups.items():
         row: dict[str, Any] = {
@@ -56,7 +44,7 @@ def table_rows(
         row["command"] = command(dataclasses.replace(group[0].config, seed=0))
         for attack in attacks:
             each = [f for r in group if (f := r.figures(attack))]
-            mean, low, high = mean_accuracy(group, attack) or (math.nan,) * 3
+            mean, low, high = recorded.mean_accuracy(group, attack) or (math.nan,) * 3
             row[attack] = {
                 "each": [f["accuracy"] for f in each],
                 "n": each[0]["n"],
@@ -64,11 +52,11 @@ def table_rows(
                 "low": low,
                 "high": high,
             }
-        for what, of in CURVES.items():
+        for what, of in recorded.CURVES.items():
             values = [of(r.metrics) for r in group]
             row[what] = None if None in values else values
         row["gain"] = gain(group, reference(group, list(groups.values())), attacks[-1])
-        row["paper"] = beside(group[0].config, name.removeprefix("table"))
+        row["paper"] = recorded.beside(group[0].config, name.removeprefix("table"))
         found.append(row)
     return found
 
@@ -82,7 +70,7 @@ def reference(group: Group, groups: Sequence[Group]) -> Group:
     """
     alike = [other for other in groups if other[0].config.method == group[0].config.method]
     plain = [other for other in alike if other[0].config.interpolation.kind == "none"]
-    same = [other for other in plain if same_but_law(other[0].config, group[0].config)]
+    same = [other for other in plain if recorded.same_but_law(other[0].config, group[0].config)]
     # a side copy is compared with its method's first row, not with itself
     return (same if same and same[0] is not group else alike)[0]
 
@@ -101,7 +89,7 @@ def gain(group: Group, to: Group, attack: str) -> tuple[float, float, float] | N
     figures = {run.config.seed: run.figures(attack) for run in to if run.benchmark == group[0].benchmark}
     pairs = [(run.figures(attack), figures.get(run.config.seed)) for run in group]
     gains = [a["accuracy"] - b["accuracy"] for a, b in pairs if a and b]
-    return mean_interval(gains) if len(gains) > 1 and group is not to else None
+    return recorded.mean_interval(gains) if len(gains) > 1 and group is not to else None
 
 
 def write_table(
@@ -144,18 +132,18 @@ def table_text(name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str]
             if published:
                 cells.append(f"{100 * row['paper'][attack]:.2f}" if attack in row["paper"] else "")
         cells += [between(row["gain"], "+.2f")] if gains else []
-        cells += [f"{100 * statistics.fmean(row[c]):.2f}" if row[c] else "" for c in CURVES]
+        cells += [f"{100 * statistics.fmean(row[c]):.2f}" if row[c] else "" for c in recorded.CURVES]
         lines.append(cells)
     heads = [h for a in attacks for h in (f"{attack_name(a)}, %", *(["paper's"] if published else []))]
     heads += [f"{attack_name(attacks[-1])} minus the reference's, points"] if gains else []
-    headers = ["", "seeds", *heads, *(f"{c}, points" for c in CURVES)]
+    headers = ["", "seeds", *heads, *(f"{c}, points" for c in recorded.CURVES)]
     sizes = ", ".join(f"{attack_name(a)} on {n}" for a in attacks for n in sorted({row[a]["n"] for row in rows}))
-    over = intervals([row["seeds"] for row in rows])
+    over = recorded.intervals([row["seeds"] for row in rows])
     about = (
         f"Study {name}. Test images: {sizes}; 95 % intervals {over}; last checkpoint; curves are of held-out PGD-10."
     )
     about += " The reference is the same without interpolation, else the method's first row." if gains else ""
-    text = f"{about}\n\n{tabulate(lines, headers, tablefmt='github', disable_numparse=True)}\n"
+    text = f"{about}\n\n{table(lines, headers, 'github')}\n"
     if lost:
         text += "\nFailed, and in no row:\n\n" + "".join(f"- {member}: {why}\n" for member, why in lost.items())
     return text if published or not name.startswith("table") else f"{text}\n{published_table(name)}"
@@ -176,6 +164,6 @@ def published_table(name: str) -> str:
     """The paper's table as it stands there, and why no row of it stands beside ours."""
     found = [row for row in paper() if row["table"] == name.removeprefix("table")]
     columns = [key for key in found[0] if key != "table" and any(row[key] for row in found)]
-    table = tabulate([[row[c] for c in columns] for row in found], columns, tablefmt="github", disable_numparse=True)
+    rows = table([[row[c] for c in columns] for row in found], columns, "github")
     why = "on other images, or under another threat model, so no row above can be compared with one below"
-    return f"The paper's Table {name.removeprefix('table')}, {why}:\n\n{table}\n"
+    return f"The paper's Table {name.removeprefix('table')}, {why}:\n\n{rows}\n"
