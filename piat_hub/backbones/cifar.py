@@ -150,52 +150,35 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-_RESNET = {"first_conv": "conv1", "classifier": "fc"}
-
-
-_PREACT = {"first_conv": "stem.conv", "classifier": "head.fc"}
-
-
-default_cfgs = generate_default_cfgs(
-    {
-        "cifar_resnet8.untrained": _cfg(**_RESNET),
-        "cifar_resnet18.untrained": _cfg(**_RESNET),
-        "cifar_resnet20.untrained": _cfg(**_RESNET),
-        "cifar_preact_resnet18.untrained": _cfg(**_PREACT),
-        "cifar_wrn_28_10.untrained": _cfg(**_PREACT),
-        "cifar_wrn_32_10.untrained": _cfg(**_PREACT),
-    }
-    | {
-        name: _cfg(**(_RESNET if name.startswith("cifar_resnet") else _PREACT), **where)
-        for name, where in published.timm_configs().items()
-    }
-)
+RESNET = {"first_conv": "conv1", "classifier": "fc"}
+PREACT = {"first_conv": "stem.conv", "classifier": "head.fc"}
+ENDS = {
+    **dict.fromkeys(("cifar_resnet8", "cifar_resnet18", "cifar_resnet20"), RESNET),
+    **dict.fromkeys(("cifar_preact_resnet18", "cifar_wrn_28_10", "cifar_wrn_32_10"), PREACT),
+}
+WEIGHTS: dict[str, dict[str, Any]] = {f"{name}.untrained": {} for name in ENDS} | published.timm_configs()
+default_cfgs = generate_default_cfgs({n: _cfg(**ENDS[n.partition(".")[0]], **where) for n, where in WEIGHTS.items()})
 
 
 def _resnet(variant: str, pretrained: bool, layers: list[int], width: int, kwargs: dict[str, Any]) -> nn.Module:
-    shape = {"layers": layers, "channels": _doubling(width, layers), "stem_chs": width} | kwargs
-    return build_model_with_cfg(
-        CifarResNet, variant, pretrained, feature_cfg=_features(shape), block=BasicBlock, **shape
-    )
+    shape = _shape(layers, width, {"stem_chs": width} | kwargs)
+    return build_model_with_cfg(CifarResNet, variant, pretrained, block=BasicBlock, **shape)
 
 
 def _preact(
     cls: type[nn.Module], variant: str, pretrained: bool, layers: list[int], width: int, kwargs: dict[str, Any]
 ) -> nn.Module:
-    shape = {"layers": layers, "channels": _doubling(width, layers)} | kwargs
+    shape = _shape(layers, width, kwargs)
     block = {"basic": True, "preact": True, "bottle_ratio": 1.0}
     block |= {"norm_layer": BatchNormAct2d, "conv_layer": create_conv2d}
-    features = _features(shape) | {"flatten_sequential": True}
-    return build_model_with_cfg(cls, variant, pretrained, feature_cfg=features, **block, **shape)
+    shape["feature_cfg"]["flatten_sequential"] = True
+    return build_model_with_cfg(cls, variant, pretrained, **block, **shape)
 
 
-def _doubling(width: int, layers: list[int]) -> tuple[int, ...]:
-    return tuple(width * 2**stage for stage in range(len(layers)))
-
-
-def _features(shape: dict[str, Any]) -> dict[str, Any]:
-    """What features_only=True gives: the stem's and each stage's."""
-    return {"out_indices": tuple(range(len(shape["layers"]) + 1))}
+def _shape(layers: list[int], width: int, given: dict[str, Any]) -> dict[str, Any]:
+    """Stages that double in width unless given otherwise; features_only=True gives the stem's features and each stage's."""
+    shape = {"layers": layers, "channels": tuple(width * 2**stage for stage in range(len(layers)))} | given
+    return shape | {"feature_cfg": {"out_indices": tuple(range(len(shape["layers"]) + 1))}}
 
 
 @register_model

@@ -44,7 +44,7 @@ def create_model(
     if img_size is None:
         return timm.create_model(name, **kwargs)
     if small_image.family(name) in small_image.KEYWORDS and not kwargs.get("features_only"):
-        model = small_image.build(name, img_size, **dict(kwargs))
+        model = small_image.adapt(name, img_size, **dict(kwargs))
         if small_image.folds(name, model):  # plain timm can rebuild it from its own arguments
             return model
     return timm.create_model("small_image", base=name, img_size=img_size, **kwargs)

@@ -179,7 +179,7 @@ def normalized(conv: nn.Module, mean: Tensor, std: Tensor) -> nn.Sequential:
     return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), conv=conv))
 
 
-def build(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def adapt(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The timm model `base` for images of img_size x img_size; above `LARGEST` pixels its strides stay as they are.
 
     It takes images in [0, 1]: normalisation is a layer before the first convolution, or, where that projects patches
@@ -308,7 +308,7 @@ def features(model: Any, out_indices: int | Sequence[int] | None = None) -> nn.M
     """timm's FeatureGetterNet over an adapted model, which it prunes: images to a list of features (B, C, H, W).
 
     Args:
-        model: from `build`; pruned in place.
+        model: from `adapt`; pruned in place.
         out_indices: which of the model's `feature_info`, from 0, or the last so many; None as in timm, every stage, but
             the last three blocks of a transformer that has no stages.
 
@@ -341,7 +341,7 @@ def small_image(
     cache_dir: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """`build` as a timm model, so that config.json rebuilds it: timm.create_model("small_image", base=…, img_size=…).
+    """`adapt` as a timm model, so that config.json rebuilds it: timm.create_model("small_image", base=…, img_size=…).
 
     Args:
         pretrained: take over ImageNet weights; with pretrained_cfg, load those that it names.
@@ -350,13 +350,13 @@ def small_image(
         pretrained_cfg: timm's record of a saved small_image.
         pretrained_cfg_overlay: values that take the place of those in pretrained_cfg, or in that of `base`.
         cache_dir: where weights are downloaded to.
-        **kwargs: of `build`, and timm's features_only and out_indices (see `features`).
+        **kwargs: of `adapt`, and timm's features_only and out_indices (see `features`).
 
     Returns:
         A model that maps images (B, C, H, W) in [0, 1] to logits (B, K), or with features_only to a list of features.
 
     Raises:
-        InputError: as `build` and `features` do.
+        InputError: as `adapt` and `features` do.
     """
     features_only = kwargs.pop("features_only", False)
     out_indices = kwargs.pop("out_indices", None) if features_only else None
@@ -365,7 +365,7 @@ def small_image(
         source = {"pretrained_cfg_overlay": pretrained_cfg_overlay, "cache_dir": cache_dir}
         kwargs |= {"pretrained": True} | {k: v for k, v in source.items() if v}
     side = img_size if isinstance(img_size, int) else img_size[0]  # timm saves (height, width)
-    model: Any = build(base, side, **kwargs)
+    model: Any = adapt(base, side, **kwargs)
     model.pretrained_cfg |= {"architecture": "small_image", "tag": "", "hf_hub_id": None, "url": ""}
     if pretrained_cfg:  # a saved small_image
         saved = resolve_pretrained_cfg("small_image", pretrained_cfg, pretrained_cfg_overlay).to_dict()

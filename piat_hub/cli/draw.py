@@ -12,10 +12,10 @@ from piat_hub.cli.flags import Parser
 from piat_hub.config import InputError, RunOptions
 from piat_hub.figures import NAMES
 from piat_hub.records.files import check_output, write_text
+from piat_hub.records.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from piat_hub.figures.gallery import Drawn
-    from piat_hub.records.rundir import RunDirectory
 
 
 def figures(argv: Sequence[str], prog: str) -> None:

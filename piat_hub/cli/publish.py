@@ -7,7 +7,7 @@ from typing import Any
 
 from piat_hub.cli.flags import Parser, add_fields, fraction, with_flags
 from piat_hub.config import PushOptions
-from piat_hub.records.files import WEIGHTS
+from piat_hub.records.files import WEIGHTS, check_output
 
 
 def card(argv: Sequence[str], prog: str) -> None:
@@ -53,10 +53,9 @@ def export(argv: Sequence[str], prog: str) -> None:
 
     from piat_hub.hub import export as exports
     from piat_hub.hub.load import from_pretrained
-    from piat_hub.records import files
 
     directory = given.output or (given.model if Path(given.model).is_dir() else given.model.replace("/", "-"))
-    files.check_output(Path(directory))
+    check_output(Path(directory))
     model, name = from_pretrained(given.model, checkpoint=given.checkpoint), Path(WEIGHTS[given.checkpoint]).stem
     for path in exports.export(model, Path(directory), given.formats, name):
         print(path)
@@ -77,10 +76,9 @@ def import_checkpoint(argv: Sequence[str], prog: str) -> None:
     given = parser.parse_all(argv)
 
     from piat_hub.hub import layouts
-    from piat_hub.records import files
 
     output = Path(given.output or Path("runs") / Path(given.file).stem)
-    files.check_output(output)
+    check_output(output)
     print(layouts.import_checkpoint(given.file, given.layout, output, mean=tuple(given.mean), std=tuple(given.std)))
 
 
@@ -101,11 +99,10 @@ def robustbench(argv: Sequence[str], prog: str) -> None:
     given = parser.parse_all(argv)
 
     from piat_hub.leaderboard import submission as leaderboard
-    from piat_hub.records import files
 
     paper = leaderboard.Paper(given.authors, given.venue, given.link, given.title or leaderboard.TITLE)
     output = Path(given.output or Path(given.run) / "robustbench")
-    files.check_output(output)
+    check_output(output)
     options = {"checkpoint": given.checkpoint, "draft": given.draft, "dataset": given.dataset, "repo_id": given.model}
     for path in leaderboard.submit(given.run, paper, output, **options):
         print(path)

@@ -11,7 +11,8 @@ from piat_hub.cli.flags import Parser, add_fields, with_flags
 from piat_hub.cli.publish import say_pushed
 from piat_hub.cli.signals import GO_ON, Interrupted, noting_signals
 from piat_hub.config import InputError, RunOptions, TrainConfig, recipes
-from piat_hub.records.files import WEIGHTS
+from piat_hub.records.files import WEIGHTS, read_metrics
+from piat_hub.records.labels import percent, title
 
 
 def train(argv: Sequence[str], prog: str) -> None:
@@ -65,7 +66,6 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     """
     from tqdm import tqdm
 
-    from piat_hub.records.labels import title
     from piat_hub.training import engine, run
 
     main = os.environ.get("RANK", "0") == "0"
@@ -111,8 +111,6 @@ def _advance(bar: Any, step: Any, epochs: int, latest: str) -> None:
 
 def _epoch(metrics: dict[str, Any]) -> str:
     """An epoch's figures in a few words."""
-    from piat_hub.records.labels import percent
-
     shown = {"loss": f"{metrics['train_loss']:.3f}", "lam": f"{metrics['lam']:.3f}"}
     if metrics["holdout_pgd10_acc"] is not None:
         shown |= {name: percent(metrics[f"holdout_{key}_acc"]) for name, key in HELD_OUT.items()}
@@ -127,8 +125,6 @@ def _finish(config: TrainConfig, options: RunOptions, directory: Path) -> None:
     from piat_hub.figures import plots
     from piat_hub.figures.style import save
     from piat_hub.hub import card
-    from piat_hub.records.files import read_metrics
-    from piat_hub.records.labels import title
 
     save(plots.curves(read_metrics(directory), title=title(config)), directory / "curves.png")
     print(f"weights {directory / WEIGHTS['last']}\ncurves  {directory / 'curves.png'}\ncard    {card.write(directory)}")

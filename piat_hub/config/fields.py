@@ -209,9 +209,7 @@ def duration(text: str) -> float:
         InputError: for anything else, and for no time at all.
     """
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
-    seconds = (
-        sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
-    )
-    if not seconds:
+    hours, minutes, seconds = map(int, match.groups("0") if match else (0, 0, 0))
+    if not hours + minutes + seconds:
         raise InputError(f"{text!r} is no length of time; write 90s, 30m or 1h30m")
-    return seconds
+    return 3600 * hours + 60 * minutes + seconds

@@ -52,8 +52,7 @@ def curves(metrics: Sequence[dict[str, Any]], title: str = "") -> Figure:
         top.plot(epochs, [100 * v for v in values], dashes, color=colour, label=label)  # type: ignore[operator]
         labels.append((epochs[-1], 100 * values[-1], f"{label}: {100 * values[-1]:.1f} %", colour))  # type: ignore[operator]
     bottom.plot(epochs, [m["lam"] for m in metrics], color="#444444")
-    top.set(ylabel="accuracy (%)", ylim=(0, 100))
-    top.set_title(title)
+    top.set(ylabel="accuracy (%)", ylim=(0, 100), title=title)
     bottom.set(xlabel="epoch", ylabel="λ", ylim=(0, 1))
     whole_epochs(bottom)
     ends(top, labels)
@@ -78,8 +77,7 @@ def sweep(points: Sequence[dict[str, Any]], title: str = "") -> Figure:
         errors = [[abs(v - 100 * f["ci95"][end]) for v, f in zip(values, found, strict=True)] for end in (0, 1)]
         axis.errorbar(eps, values, errors, marker="o", capsize=3, color=colour, label=attack_name(attack))
         labels.append((eps[-1], values[-1], attack_name(attack), colour))
-    axis.set(xlabel="eps, for images in [0, 1]", ylabel="accuracy (%)", ylim=(0, 100))
-    axis.set_title(title)
+    axis.set(xlabel="eps, for images in [0, 1]", ylabel="accuracy (%)", ylim=(0, 100), title=title)
     ends(axis, labels)
     return figure
 
@@ -145,11 +143,9 @@ def colours(groups: Sequence[Sequence[RunDirectory]]) -> list[str]:
     """A colour for each of up to seven groups: with interpolation blue and its like, without it vermilion's."""
     left, found = list(style.COLOURS), {}
     kinds = [group[0].config.interpolation.kind for group in groups]
-    plain = [kind == "none" for kind in kinds]
-    for k in sorted(
-        range(len(groups)), key=lambda k: ("piat", "constant", "none").index(kinds[k])
-    ):  # PIAT chooses first
-        found[k] = next(colour for colour in (style.WARM if plain[k] else style.COOL) if colour in left)
+    order = ("piat", "constant", "none")  # PIAT chooses first
+    for k in sorted(range(len(groups)), key=lambda k: order.index(kinds[k])):
+        found[k] = next(colour for colour in (style.WARM if kinds[k] == "none" else style.COOL) if colour in left)
         left.remove(found[k])
     return [found[k] for k in range(len(groups))]
 
@@ -300,8 +296,7 @@ def gaps(runs: Sequence[RunDirectory]) -> Figure:
             colour = style.WITHOUT if group[0].config.interpolation.kind == "none" else style.WITH
             axis.scatter(values, [row] * len(values), s=14, color=colour, alpha=0.7, linewidths=0)
             axis.plot([float(np.mean(values))], [row], "|", color=colour, markersize=11, markeredgewidth=2)
-        axis.set_title(name)
-        axis.set(xlabel=f"{note} (points)", ylim=(-0.7, len(groups) - 0.3))
+        axis.set(title=name, xlabel=f"{note} (points)", ylim=(-0.7, len(groups) - 0.3))
         axis.axvline(0, color="#444444", linewidth=0.8)
     axes[0].set(yticks=range(len(groups)), yticklabels=list(reversed(groups)))
     counts = " or ".join(f"{count:,}" for count in sorted({run.config.holdout for run in runs}))

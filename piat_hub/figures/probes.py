@@ -115,7 +115,7 @@ def surface(
         raise ValueError(
             f"points must be odd and at least 3, so that the trained weights are one of them, got {points}"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator, eps = torch.Generator().manual_seed(seed), threat_model.eps
     one, two = direction(model, generator, filterwise), direction(model, generator, filterwise)
     moved, at = copy.deepcopy(model).eval(), torch.linspace(-span, span, points).tolist()
 
@@ -124,8 +124,7 @@ def surface(
             for p, start, d1, d2 in zip(moved.parameters(), model.parameters(), one, two, strict=True):
                 p.copy_(start + a * d1 + b * d2)
         torch.manual_seed(derived_seed(seed, 1))
-        budget: dict[str, Any] = {"eps": threat_model.eps, "norm": threat_model.norm}
-        x_adv = pgd(moved, x, y, **budget, step_size=threat_model.eps / 4, steps=steps) if steps else x
+        x_adv = pgd(moved, x, y, eps, eps / 4, steps, norm=threat_model.norm) if steps else x
         with attack_mode(moved), torch.no_grad():
             value = float(F.cross_entropy(moved(x_adv), y))
         on_point()
@@ -151,8 +150,7 @@ def examples(
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        budget: dict[str, Any] = {"eps": threat_model.eps, "norm": threat_model.norm}
-        x_adv = pgd(model, x, y, **budget, step_size=threat_model.eps / 4, steps=steps)
+        x_adv = pgd(model, x, y, threat_model.eps, threat_model.eps / 4, steps, norm=threat_model.norm)
     with attack_mode(model), torch.no_grad():
         predicted = torch.stack([model(x).argmax(1), model(x_adv).argmax(1)], dim=1)
     attack = f"PGD-{steps}, {threat_model.norm} eps {pixels(threat_model.eps)}"

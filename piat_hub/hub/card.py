@@ -72,7 +72,7 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         timm_name=literal(f"hf-hub:{name}" if repo_id else f"local-dir:{name}"),
         plain=plain_timm.lines(model, weights) if ours else None,
         files={checkpoint: (WEIGHTS[checkpoint], digest) for checkpoint, digest in run.digests.items()},
-        training=run.training and escaped(vars(run.training)),
+        training=escaped(run.training),
         command=command(config).replace("`", "'"),
     )
     return str(card)

@@ -231,7 +231,7 @@ def _fit(found: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Any], d
     """(what timm builds the architecture with, its whole state_dict); InputError names the first tensor that does not fit."""
     foreign = {layout.rename(key): key for key in found}
     weights = {name: found[key] for name, key in foreign.items()}
-    arguments = _arguments(weights, layout)
+    arguments = _read_off(weights, layout)
     with torch.device("meta"):
         expected = timm.create_model(layout.architecture, **arguments).state_dict()
     for name, tensor in weights.items():
@@ -264,7 +264,7 @@ def _ends(layout: Layout) -> tuple[str, str]:
     return cfg.first_conv, cfg.classifier
 
 
-def _arguments(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
+def _read_off(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
     """Depth, widths, channels and classes as the shapes of our named tensors say."""
     first, head = (f"{name}.weight" for name in _ends(layout))
     for name in (first, head):

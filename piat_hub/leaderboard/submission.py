@@ -27,6 +27,7 @@ from piat_hub.records.results import Record
 from piat_hub.records.rundir import RunDirectory
 
 NAME = r"\w[\w.-]*(/\w[\w.-]*)?"  # of a data set, in paths and code
+ISSUE = Path(__file__).with_name("issue_template.md")  # RobustBench's form
 IMAGES = 10_000  # of a test split; fewer are a draft
 RANKED = {"cifar10": {"Linf": "8/255", "L2": "0.5"}, "cifar100": {"Linf": "8/255"}}
 TITLE = "PIAT: Parameter Interpolation based Adversarial Training for Image Classification"
@@ -242,38 +243,20 @@ def issue(name: str, results: Record, paper: Paper, architecture: str, repo_id: 
         architecture: its name on the leaderboard.
         repo_id: where the weights can be had, "ORG/NAME".
     """
-    attacks, threat = results.attacks, to_dict(results.threat_model)
+    attacks = results.attacks
     method = f"AutoAttack, {attacks['aa']['version']} version, on {attacks['aa']['n']} test images: see evaluation.log"
     weights = f"https://huggingface.co/{repo_id}" if repo_id else "(push the run, then give its address here)"
-    return f"""[New Model] {name}
-
-# Paper Information
-
-- **Paper Title**: {paper.title}
-- **Paper URL**: {paper.link}
-- **Paper authors**: {paper.authors}
-
-# Leaderboard Claim(s)
-
-## Model 1
-
-- **Architecture**: {architecture}
-- **Dataset**: {results.dataset}
-- **Threat Model**: {threat["norm"]}
-- **eps**: {threat["eps"]}
-- **Clean accuracy**: {percent(attacks["clean"]["accuracy"])}
-- **Robust accuracy**: {percent(attacks["aa"]["accuracy"])}
-- **Additional data**: false
-- **Evaluation method**: {method}
-- **Checkpoint and code**: {weights}
-
-# Model Zoo:
-
-- [ ] I want to add my models to the Model Zoo (check if true)
-- [ ] I use an architecture that is included among those of RobustBench or in `timm`. If not, I added the link to its
-  implementation: it is built by the Python package `piat-hub`; the attached module registers it with `timm`.
-- [ ] I agree to release my model(s) under MIT license (check if true)
-"""
+    return ISSUE.read_text(encoding="utf-8").format(
+        name=name,
+        **vars(paper),
+        architecture=architecture,
+        dataset=results.dataset,
+        **to_dict(results.threat_model),
+        clean=percent(attacks["clean"]["accuracy"]),
+        robust=percent(attacks["aa"]["accuracy"]),
+        method=method,
+        weights=weights,
+    )
 
 
 def registration(name: str, dataset: str, norm: str, source: str, checkpoint: str) -> str:
@@ -331,7 +314,7 @@ def register(name: str, model: str, checkpoint: str = "last") -> None:
         checkpoint: "last" or "best".
     """
 
-    def build(pretrained: bool = False, num_classes: int | None = None, **_: Any) -> nn.Module:
+    def entrypoint(pretrained: bool = False, num_classes: int | None = None, **_: Any) -> nn.Module:
         loaded: Any = from_pretrained(model, checkpoint=checkpoint)
         if num_classes not in (None, loaded.num_classes):
             raise InputError(
@@ -339,8 +322,8 @@ def register(name: str, model: str, checkpoint: str = "last") -> None:
             )
         return loaded
 
-    build.__name__ = name
-    register_model(build)
+    entrypoint.__name__ = name
+    register_model(entrypoint)
 
 
 for _model, _row in PUBLISHED.items():

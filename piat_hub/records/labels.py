@@ -19,9 +19,8 @@ def title(config: TrainConfig) -> str:
 def method_name(config: TrainConfig) -> str:
     """The method as papers name it, with its interpolation: 'PIAT+NMSE', 'PGD-AT', 'lam=0.9+NMSE'."""
     name = METHOD_NAMES.get(config.method, config.method.upper())
-    prefix = {"none": "", "piat": "PIAT+", "constant": f"lam={config.interpolation.constant:g}+"}[
-        config.interpolation.kind
-    ]
+    law = config.interpolation
+    prefix = {"none": "", "piat": "PIAT+", "constant": f"lam={law.constant:g}+"}[law.kind]
     name = "PIAT" if prefix == "PIAT+" and config.method == "pgd_at" else prefix + name
     extras = {"+AWP": config.awp, " with EMA": config.ema, " with SWA": config.swa}
     return name + "".join(words for words, value in extras.items() if value is not None)

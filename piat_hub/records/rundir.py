@@ -43,15 +43,6 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Training:
-    """How long a training took, on what, and with which versions, in words."""
-
-    time: str
-    hardware: str
-    versions: str
-
-
-@dataclass(frozen=True)
 class RunDirectory:
     """A run directory; each of its files is read at most once, when it is first asked for.
 
@@ -127,8 +118,11 @@ class RunDirectory:
         return next((m.record for m in self.measured if (m.folder, m.checkpoint) == ("", checkpoint)), None)
 
     @cached_property
-    def training(self) -> Training | None:
-        """What timing.jsonl says of the training; None where it was not recorded. InputError for a damaged file."""
+    def training(self) -> dict[str, str] | None:
+        """The training's time, hardware and versions in words, as timing.jsonl has them; None where it was not recorded.
+
+        InputError for a damaged file.
+        """
         epochs = read_lines(path := own(self.directory, "timing.jsonl"))
         if not epochs:
             return None
@@ -144,11 +138,11 @@ class RunDirectory:
                 f"{path} is damaged ({error!r}); the training's own command with --resume mends it"
             ) from error
         time = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-        return Training(
-            time=time if minutes else "under a minute",
-            hardware=" and ".join(dict.fromkeys(hardware)),
-            versions="; then ".join(dict.fromkeys(versions)),
-        )
+        return {
+            "time": time if minutes else "under a minute",
+            "hardware": " and ".join(dict.fromkeys(hardware)),
+            "versions": "; then ".join(dict.fromkeys(versions)),
+        }
 
     @property
     def benchmark(self) -> str:

@@ -44,14 +44,9 @@ def table_rows(
         row["command"] = command(dataclasses.replace(group[0].config, seed=0))
         for attack in attacks:
             each = [f for r in group if (f := r.figures(attack))]
-            mean, low, high = recorded.mean_accuracy(group, attack) or (math.nan,) * 3
-            row[attack] = {
-                "each": [f["accuracy"] for f in each],
-                "n": each[0]["n"],
-                "mean": mean,
-                "low": low,
-                "high": high,
-            }
+            interval = recorded.mean_accuracy(group, attack) or (math.nan,) * 3
+            row[attack] = {"each": [f["accuracy"] for f in each], "n": each[0]["n"]}
+            row[attack] |= dict(zip(("mean", "low", "high"), interval, strict=True))
         for what, of in recorded.CURVES.items():
             values = [of(r.metrics) for r in group]
             row[what] = None if None in values else values
@@ -106,13 +101,10 @@ def write_table(
     """
     directory.mkdir(parents=True, exist_ok=True)
     lost = {done.member.directory.name: done.failed for done in failed}
-    texts = {
-        "json": json.dumps({"study": name, "rows": rows, "failed": lost}, indent=1) + "\n",
-        "md": table_text(name, rows, attacks, lost),
-    }
-    for suffix, text in texts.items():
-        write_text(directory / f"{name}.{suffix}", text)
-    return directory / f"{name}.md"
+    path = directory / f"{name}.md"
+    write_text(path.with_suffix(".json"), json.dumps({"study": name, "rows": rows, "failed": lost}, indent=1) + "\n")
+    write_text(path, table_text(name, rows, attacks, lost))
+    return path
 
 
 def table_text(name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str], lost: Mapping[str, str]) -> str:
