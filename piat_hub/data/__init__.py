@@ -7,9 +7,8 @@ What is too large to be held decoded stays encoded, and streams.
 """
 
 from piat_hub.data.pictures import Encoded as Encoded, read_image as read_image
-from piat_hub.data.sources import LIMIT as LIMIT, load as load, named_by as named_by
+from piat_hub.data.sources import load as load, named_by as named_by
 from piat_hub.data.split import (
-    SPLIT_SEED as SPLIT_SEED,
     Split as Split,
     augment as augment,
     batches as batches,

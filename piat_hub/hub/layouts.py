@@ -175,10 +175,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by their own names, without wrappers' prefixes and what forward never uses."""
     if not path.is_file():
         raise InputError(f"no checkpoint {path}: there is no such file; check the path")
-    if path.suffix == ".safetensors":
-        found: Any = tensors.load(path)[0]
-    else:
-        found = _unpickle(path)
+    found: Any = tensors.load(path)[0] if path.suffix == ".safetensors" else _unpickle(path)
     for _ in NESTS:  # a pickle may hold itself
         inner = [found[key] for key in NESTS if key in found] if isinstance(found, Mapping) else []
         found = next((one for one in inner if isinstance(one, Mapping)), found)

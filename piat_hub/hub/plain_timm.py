@@ -52,16 +52,7 @@ def lines(model: ModelConfig, weights: str) -> str | None:
         return None
     template, shape = BUILT[model.architecture]
     built = template.format(**shape, classes=model.num_classes, channels=given.get("in_chans", 3))
-    return "\n".join(
-        [
-            IMPORTS[template],
-            "from safetensors.torch import load_file",
-            "from torch import nn",
-            *(["from huggingface_hub import hf_hub_download"] if weights.startswith("hf_hub_download") else []),
-            "",
-            built,
-            f"weights = {weights}",
-            "model.load_state_dict(load_file(weights))",
-            "model.eval()",
-        ]
-    )
+    text = [IMPORTS[template], "from safetensors.torch import load_file", "from torch import nn"]
+    text += ["from huggingface_hub import hf_hub_download"] if weights.startswith("hf_hub_download") else []
+    text += ["", built, f"weights = {weights}", "model.load_state_dict(load_file(weights))", "model.eval()"]
+    return "\n".join(text)
