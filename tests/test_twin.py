@@ -4,13 +4,11 @@ import copy
 
 import pytest
 import torch
-from timm.layers import BatchNormAct2d, create_conv2d
 from torch import nn
 
 from piat_hub import create_model
 from piat_hub.attacks import Twin
 from piat_hub.attacks.twin import followers
-from piat_hub.backbones import cifar
 
 NORMS_THAT_STAY = {"cifar_resnet8": 0, "wide": 3, "mobilenetv3_small_050": 0}  # those that take a sum
 
@@ -28,9 +26,8 @@ def uneven(model):
 def small(name):
     torch.manual_seed(1)
     if name == "wide":
-        shape = {"layers": [1, 1, 1], "channels": (8, 16, 32), "basic": True, "preact": True, "bottle_ratio": 1.0}
-        shape |= {"norm_layer": BatchNormAct2d, "conv_layer": create_conv2d, "num_classes": 4}
-        return uneven(cifar.CifarWideResNet(**shape)).double()
+        wide = create_model("cifar_wrn_28_10", num_classes=4, layers=[1, 1, 1], channels=(8, 16, 32))
+        return uneven(wide).double()
     size = {} if name.startswith("cifar") else {"img_size": 32}
     return uneven(create_model(name, num_classes=4, **size)).double()
 

@@ -62,7 +62,8 @@ class CifarResNet(ResNet):
 class CifarPreActResNet(ResNetV2):
     """He et al. 2016's pre-activation residual network for 32x32 images: 3x3 stem of `stem_chs` channels, no max-pool.
 
-    Others' checkpoints differ in final_norm and raw_shortcut.
+    With wide channels and a stem of 16 it is Zagoruyko & Komodakis 2016's wide residual network. Others' checkpoints
+    differ in final_norm and raw_shortcut.
 
     Args:
         *args: of timm's ResNetV2.
@@ -100,19 +101,6 @@ class CifarPreActResNet(ResNetV2):
         if mean:
             self._traits = {"first_conv": "stem.conv.conv"}
         small_image.divide_reductions(self)
-
-
-class CifarWideResNet(CifarPreActResNet):
-    """Zagoruyko & Komodakis 2016's wide residual network: pre-activation, three stages after a stem of 16 channels.
-
-    Args:
-        *args: of `CifarPreActResNet`.
-        stem_chs: channels that the stem gives.
-        **kwargs: of `CifarPreActResNet`.
-    """
-
-    def __init__(self, *args: Any, stem_chs: int = 16, **kwargs: Any) -> None:
-        super().__init__(*args, stem_chs=stem_chs, **kwargs)
 
 
 class RawShortcut(PreActBasic):
@@ -165,14 +153,12 @@ def _resnet(variant: str, pretrained: bool, layers: list[int], width: int, kwarg
     return build_model_with_cfg(CifarResNet, variant, pretrained, block=BasicBlock, **shape)
 
 
-def _preact(
-    cls: type[nn.Module], variant: str, pretrained: bool, layers: list[int], width: int, kwargs: dict[str, Any]
-) -> nn.Module:
+def _preact(variant: str, pretrained: bool, layers: list[int], width: int, kwargs: dict[str, Any]) -> nn.Module:
     shape = _shape(layers, width, kwargs)
     block = {"basic": True, "preact": True, "bottle_ratio": 1.0}
     block |= {"norm_layer": BatchNormAct2d, "conv_layer": create_conv2d}
     shape["feature_cfg"]["flatten_sequential"] = True
-    return build_model_with_cfg(cls, variant, pretrained, **block, **shape)
+    return build_model_with_cfg(CifarPreActResNet, variant, pretrained, **block, **shape)
 
 
 def _shape(layers: list[int], width: int, given: dict[str, Any]) -> dict[str, Any]:
@@ -202,16 +188,16 @@ def cifar_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def cifar_preact_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """PreActResNet-18 with a CIFAR stem: 11,172,170 parameters at 10 classes, 1,024 of them the final norm's."""
-    return _preact(CifarPreActResNet, "cifar_preact_resnet18", pretrained, [2, 2, 2, 2], 64, kwargs)
+    return _preact("cifar_preact_resnet18", pretrained, [2, 2, 2, 2], 64, kwargs)
 
 
 @register_model
 def cifar_wrn_28_10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """WRN-28-10 (Madry's count: 26): 4 blocks a stage, 36,479,194 parameters at 10 classes."""
-    return _preact(CifarWideResNet, "cifar_wrn_28_10", pretrained, [4, 4, 4], 160, kwargs)
+    """WRN-28-10 (Zagoruyko & Komodakis 2016; Madry's count: 26): 4 blocks a stage, 36,479,194 parameters at 10 classes."""
+    return _preact("cifar_wrn_28_10", pretrained, [4, 4, 4], 160, {"stem_chs": 16} | kwargs)
 
 
 @register_model
 def cifar_wrn_32_10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """WRN-32-10 as Madry counts (others say WRN-34-10): 5 blocks a stage, 46,160,474 parameters at 10 classes."""
-    return _preact(CifarWideResNet, "cifar_wrn_32_10", pretrained, [5, 5, 5], 160, kwargs)
+    return _preact("cifar_wrn_32_10", pretrained, [5, 5, 5], 160, {"stem_chs": 16} | kwargs)
