@@ -60,7 +60,9 @@ def test_grey_stays_one_channel_and_mixed_becomes_three(tmp_path):
     mixed = data.load(make(tmp_path / "mixed", [picture(grey[0]), picture(colour), picture(alpha)], [0, 1, 2]), "test")
     assert mixed.shape == (3, 4, 4)
     assert torch.equal(mixed.images[0], torch.from_numpy(grey[0]).expand(3, 4, 4))
-    assert torch.equal(mixed.images[2], torch.from_numpy(alpha[..., :3]).permute(2, 0, 1))
+    share = alpha[..., 3:].astype(float) / 255  # what is not opaque stands on white
+    shown = np.rint(alpha[..., :3] * share + 255 * (1 - share))
+    assert (mixed.images[2] - torch.from_numpy(shown).permute(2, 0, 1)).abs().max() <= 1
 
 
 def test_image_folder(tmp_path):
@@ -132,11 +134,42 @@ def test_bad_data_sets_are_named(tmp_path, case):
     assert "\n" not in str(caught.value)
 
 
-def test_a_label_column_of_words_is_refused(tmp_path):
+def test_a_label_column_of_text_gives_its_classes_sorted_by_name(tmp_path):
     features = {"img": datasets.Image(), "label": datasets.Value("string")}
-    folder = make(tmp_path / "d", [picture(p) for p in random_images(2)], ["cat", "dog"], features)
-    with pytest.raises(InputError, match="not class numbers"):
+    folder = make(tmp_path / "d", [picture(p) for p in random_images(3)], ["emu", "cat", "emu"], features)
+    for column in (None, "label"):
+        split = data.load(folder, "test", "img", column)
+        assert split.label_names == ("cat", "emu") and split.labels.tolist() == [1, 0, 1] and not split.inferred
+        assert split.notes == ("d: column 'label' holds text; its 2 classes by name are cat, emu",)
+
+
+@pytest.mark.parametrize(
+    ("feature", "labels", "message"),
+    [
+        (datasets.Value("float64"), [0.0, 1.0], "holds float64, neither class numbers nor text"),
+        (datasets.List(datasets.Value("int64")), [[0], [1]], "holds several values a row"),
+        (datasets.Value("string"), ["cat", None], "row 1 has no label"),
+        (datasets.Value("int64"), [None, 1], "row 0 has no label"),
+        (datasets.Value("string"), ["cat", "Cat "], "'Cat ' and 'cat' differ in writing alone"),
+        (datasets.Value("string"), ["cat", "cat"], "a single class"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(tmp_path, feature, labels, message):
+    features = {"img": datasets.Image(), "label": feature}
+    folder = make(tmp_path / "d", [picture(p) for p in random_images(2)], labels, features)
+    with pytest.raises(InputError, match=message):
         data.load(folder, "test", "img", "label")
+
+
+def test_each_split_keeps_the_classes_of_its_own_file(tmp_path):
+    """`datasets` alone gives the test file's numbers the names of the training file's classes."""
+    folder = tmp_path / "d"
+    for split, names in (("train", ["cat", "dog", "owl"]), ("test", ["owl", "cat"])):
+        features = {"img": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+        make(folder, [picture(p) for p in random_images(len(names))], list(range(len(names))), features, split)
+    assert data.load(str(folder), "train").label_names == ("cat", "dog", "owl")
+    test = data.load(str(folder), "test")
+    assert test.label_names == ("owl", "cat") and test.labels.tolist() == [0, 1]
 
 
 def test_unreachable_and_unknown_names(tmp_path):
@@ -165,10 +198,11 @@ def test_digits_are_scikit_learns():
 
 def test_hold_out_is_disjoint_and_nested():
     train = data.load("digits", "train")
-    marked = data.Split(torch.arange(1397).view(-1, 1, 1, 1), train.labels, train.label_names, "marked")
+    numbers = torch.stack([torch.arange(1397) // 256, torch.arange(1397) % 256], 1).to(torch.uint8)
+    marked = data.Split(numbers[:, :, None, None], train.labels, train.label_names, "marked")
     small, held = data.hold_out(marked, 100, 500)
     large, same = data.hold_out(marked, 100)
-    sets = [set(s.images.flatten().tolist()) for s in (small, held, large)]
+    sets = [set(map(tuple, s.images.flatten(1).tolist())) for s in (small, held, large)]
     assert [len(s) for s in sets] == [500, 100, 1297]
     assert sets[0] < sets[2] and not sets[1] & sets[2]
     assert torch.equal(held.images, same.images)

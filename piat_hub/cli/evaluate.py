@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
-from piat_hub.config import EvalConfig, InputError, duration
+from piat_hub.config import EvalConfig, InputError, duration, shortened
 
 if TYPE_CHECKING:
     from piat_hub.evaluation.request import Evaluation
@@ -68,6 +68,8 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
     config, quiet = done.config, None if done.processes.rank == 0 else True
     bar: tqdm[NoReturn] = tqdm(unit="image", disable=quiet, desc=model)
     attack, at_a_time = "", done.batch_size
+    for note in done.split.notes:
+        print(f"{model}: {note}")
     try:
         for event in done.measure(ends):
             if event.at_a_time < at_a_time:
@@ -114,8 +116,7 @@ def _missing_of_sorted(results: Results) -> str:
     labels = results.labels
     if len(labels) < 10 or (labels[1:] < labels[:-1]).any():
         return ""
-    missing = [name for k, name in enumerate(results.label_names) if k not in labels]
-    return ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    return shortened([name for k, name in enumerate(results.label_names) if k not in labels])
 
 
 def _class_table(results: Results) -> str:
