@@ -127,9 +127,7 @@ def _table(dataset: str, split: str) -> tuple[Any, str, Sequence[str]]:
         elif local and not declared(root):
             splits = datasets.load_dataset_builder(str(root.resolve())).config.data_files
             split = _which(dataset, split, list(map(str, splits)))
-            alone = {
-                split: [glob.escape(file) for file in splits[split]]
-            }  # else it gets the classes of the first split
+            alone = {split: list(map(glob.escape, splits[split]))}  # with others, it would get the classes of the first
             table = datasets.load_dataset(str(root.resolve()), data_files=alone, split=split)
         else:
             hub_id = str(root.resolve()) if local else hub_id
@@ -140,7 +138,11 @@ def _table(dataset: str, split: str) -> tuple[Any, str, Sequence[str]]:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = _line((isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__) or error)
         if local:
-            raise InputError(f"{dataset} is not a directory that datasets.load_dataset reads: {reason}") from error
+            packed = next(root.rglob("*.zip"), None)
+            unpack = f"; unpack {packed}, and put each picture into SPLIT/CLASS" if packed else ""
+            raise InputError(
+                f"{dataset} is not a directory that datasets.load_dataset reads: {reason}{unpack}"
+            ) from error
         raise InputError(
             f"data set {hub_id!r} could not be loaded from the Hub ({reason}); "
             "pass --dataset DIR with a local copy that datasets.load_dataset reads"
