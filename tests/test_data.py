@@ -1,6 +1,9 @@
 """data.py: real directories through `datasets`, decoding, columns, splits, augmentation by its definition."""
 
+import dataclasses
 import io
+import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -9,7 +12,7 @@ import torch
 from PIL import Image
 
 from piat_hub import data
-from piat_hub.config import InputError
+from piat_hub.config import AttackConfig, InputError
 
 
 def picture(pixels, kind="PNG", mode=None):
@@ -209,6 +212,44 @@ def test_hold_out_is_disjoint_and_nested():
     assert len(data.hold_out(marked, 0)[1]) == 0
     with pytest.raises(InputError, match="too few"):
         data.hold_out(marked, 1000, 398)
+
+
+@pytest.mark.parametrize(("images", "train_size", "expected"), [(1397, 64, 139), (19, None, 1), (9, None, 0)])
+def test_a_tenth_is_held_out_by_default_and_recorded(small_digits, monkeypatch, images, train_size, expected):
+    """A tenth of all, whatever --train-size says; at most 1,000. Resuming by the same command finds the same number."""
+    from piat_hub.config import RunOptions
+    from piat_hub.training import run
+
+    whole = data.load("digits", "train")[:images]
+    monkeypatch.setattr(data, "load", lambda *_: whole)
+    config = small_digits(holdout=None, train_size=train_size, epochs=1, clean_epochs=0, attack=AttackConfig(1, 0.01))
+    list(run.train(config, RunOptions(output="r")))
+    facts, metrics = json.loads(Path("r/config.json").read_text()), Path("r/metrics.jsonl").read_text()
+    assert facts["piat"]["holdout"] == expected and Path("r/model_best.safetensors").exists() == bool(expected)
+    assert (json.loads(metrics)["holdout_pgd10_acc"] is None) == (not expected)
+    list(run.train(config, RunOptions(output="r", resume=True)))
+    with pytest.raises(InputError, match=f"has holdout={expected}, this command {expected + 1}"):
+        list(run.train(dataclasses.replace(config, holdout=expected + 1), RunOptions(output="r", resume=True)))
+
+
+def test_at_most_a_thousand_are_held_out_by_default(small_digits, monkeypatch):
+    from piat_hub.config import RunOptions
+    from piat_hub.training.setup import make_setup
+
+    pixels = torch.zeros(50_000, 1, 8, 8, dtype=torch.uint8)
+    monkeypatch.setattr(
+        data, "load", lambda *_: data.Split(pixels, torch.arange(50_000) % 10, tuple("0123456789"), "many")
+    )
+    setup = make_setup(small_digits(holdout=None, train_size=None), RunOptions(), Path("r"))
+    assert len(setup.held) == 1000 == setup.parts.config.holdout and len(setup.parts.split) == 49_000
+
+
+def test_a_held_out_part_that_is_too_large_is_refused_with_the_numbers():
+    train = data.load("digits", "train")
+    with pytest.raises(
+        InputError, match="digits has 1397 training images: too few for holdout=1397 and train-size=all; lower"
+    ):
+        data.hold_out(train, 1397)
 
 
 def test_n_beyond_the_split():

@@ -1,7 +1,5 @@
 """Names of classes, as people write them."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

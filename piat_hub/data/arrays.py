@@ -1,7 +1,5 @@
 """Images and labels that someone else made: taken as what they mean, or refused in one line."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Labels go by the names of their classes: a model's and a data set's need not stand in the same order."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 
