@@ -20,7 +20,7 @@ from pyautoattack import AutoAttack
 from tabulate import tabulate
 
 from piat_hub.attacks import pgd
-from piat_hub.config import EvalConfig, TrainConfig, from_dict, number, pixels
+from piat_hub.config import EvalConfig, number, pixels
 from piat_hub.data import to_unit
 from piat_hub.evaluation import request
 from piat_hub.evaluation.loop import evaluate, trained_against
@@ -83,7 +83,7 @@ def main():
     config = EvalConfig(n=args.n, dataset=args.dataset, output="unused", threads=args.threads)
     set_threads(args.threads)
     model, name, _ = load_model(args.model)
-    split = request.evaluation_data(args.model, config, from_dict(TrainConfig, model.piat))
+    split = request.evaluation_data(args.model, config, model)
     threat = trained_against(model)
     threat = dataclasses.replace(threat, eps=args.eps) if args.eps else threat
     with verdict_mode(model) as exact:

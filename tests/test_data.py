@@ -1,6 +1,9 @@
 """data.py: real directories through `datasets`, decoding, columns, splits, augmentation by its definition."""
 
+import dataclasses
 import io
+import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -9,7 +12,7 @@ import torch
 from PIL import Image
 
 from piat_hub import data
-from piat_hub.config import InputError
+from piat_hub.config import AttackConfig, InputError
 
 
 def picture(pixels, kind="PNG", mode=None):
@@ -60,7 +63,9 @@ def test_grey_stays_one_channel_and_mixed_becomes_three(tmp_path):
     mixed = data.load(make(tmp_path / "mixed", [picture(grey[0]), picture(colour), picture(alpha)], [0, 1, 2]), "test")
     assert mixed.shape == (3, 4, 4)
     assert torch.equal(mixed.images[0], torch.from_numpy(grey[0]).expand(3, 4, 4))
-    assert torch.equal(mixed.images[2], torch.from_numpy(alpha[..., :3]).permute(2, 0, 1))
+    share = alpha[..., 3:].astype(float) / 255  # what is not opaque stands on white
+    shown = np.rint(alpha[..., :3] * share + 255 * (1 - share))
+    assert (mixed.images[2] - torch.from_numpy(shown).permute(2, 0, 1)).abs().max() <= 1
 
 
 def test_image_folder(tmp_path):
@@ -132,11 +137,42 @@ def test_bad_data_sets_are_named(tmp_path, case):
     assert "\n" not in str(caught.value)
 
 
-def test_a_label_column_of_words_is_refused(tmp_path):
+def test_a_label_column_of_text_gives_its_classes_sorted_by_name(tmp_path):
     features = {"img": datasets.Image(), "label": datasets.Value("string")}
-    folder = make(tmp_path / "d", [picture(p) for p in random_images(2)], ["cat", "dog"], features)
-    with pytest.raises(InputError, match="not class numbers"):
+    folder = make(tmp_path / "d", [picture(p) for p in random_images(3)], ["emu", "cat", "emu"], features)
+    for column in (None, "label"):
+        split = data.load(folder, "test", "img", column)
+        assert split.label_names == ("cat", "emu") and split.labels.tolist() == [1, 0, 1] and not split.inferred
+        assert split.notes == ("d: column 'label' holds text; its 2 classes by name are cat, emu",)
+
+
+@pytest.mark.parametrize(
+    ("feature", "labels", "message"),
+    [
+        (datasets.Value("float64"), [0.0, 1.0], "holds float64, neither class numbers nor text"),
+        (datasets.List(datasets.Value("int64")), [[0], [1]], "holds several values a row"),
+        (datasets.Value("string"), ["cat", None], "row 1 has no label"),
+        (datasets.Value("int64"), [None, 1], "row 0 has no label"),
+        (datasets.Value("string"), ["cat", "Cat "], "'Cat ' and 'cat' differ in writing alone"),
+        (datasets.Value("string"), ["cat", "cat"], "a single class"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(tmp_path, feature, labels, message):
+    features = {"img": datasets.Image(), "label": feature}
+    folder = make(tmp_path / "d", [picture(p) for p in random_images(2)], labels, features)
+    with pytest.raises(InputError, match=message):
         data.load(folder, "test", "img", "label")
+
+
+def test_each_split_keeps_the_classes_of_its_own_file(tmp_path):
+    """`datasets` alone gives the test file's numbers the names of the training file's classes."""
+    folder = tmp_path / "d"
+    for split, names in (("train", ["cat", "dog", "owl"]), ("test", ["owl", "cat"])):
+        features = {"img": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+        make(folder, [picture(p) for p in random_images(len(names))], list(range(len(names))), features, split)
+    assert data.load(str(folder), "train").label_names == ("cat", "dog", "owl")
+    test = data.load(str(folder), "test")
+    assert test.label_names == ("owl", "cat") and test.labels.tolist() == [0, 1]
 
 
 def test_unreachable_and_unknown_names(tmp_path):
@@ -165,16 +201,55 @@ def test_digits_are_scikit_learns():
 
 def test_hold_out_is_disjoint_and_nested():
     train = data.load("digits", "train")
-    marked = data.Split(torch.arange(1397).view(-1, 1, 1, 1), train.labels, train.label_names, "marked")
+    numbers = torch.stack([torch.arange(1397) // 256, torch.arange(1397) % 256], 1).to(torch.uint8)
+    marked = data.Split(numbers[:, :, None, None], train.labels, train.label_names, "marked")
     small, held = data.hold_out(marked, 100, 500)
     large, same = data.hold_out(marked, 100)
-    sets = [set(s.images.flatten().tolist()) for s in (small, held, large)]
+    sets = [set(map(tuple, s.images.flatten(1).tolist())) for s in (small, held, large)]
     assert [len(s) for s in sets] == [500, 100, 1297]
     assert sets[0] < sets[2] and not sets[1] & sets[2]
     assert torch.equal(held.images, same.images)
     assert len(data.hold_out(marked, 0)[1]) == 0
     with pytest.raises(InputError, match="too few"):
         data.hold_out(marked, 1000, 398)
+
+
+@pytest.mark.parametrize(("images", "train_size", "expected"), [(1397, 64, 139), (19, None, 1), (9, None, 0)])
+def test_a_tenth_is_held_out_by_default_and_recorded(small_digits, monkeypatch, images, train_size, expected):
+    """A tenth of all, whatever --train-size says; at most 1,000. Resuming by the same command finds the same number."""
+    from piat_hub.config import RunOptions
+    from piat_hub.training import run
+
+    whole = data.load("digits", "train")[:images]
+    monkeypatch.setattr(data, "load", lambda *_: whole)
+    config = small_digits(holdout=None, train_size=train_size, epochs=1, clean_epochs=0, attack=AttackConfig(1, 0.01))
+    list(run.train(config, RunOptions(output="r")))
+    facts, metrics = json.loads(Path("r/config.json").read_text()), Path("r/metrics.jsonl").read_text()
+    assert facts["piat"]["holdout"] == expected and Path("r/model_best.safetensors").exists() == bool(expected)
+    assert (json.loads(metrics)["holdout_pgd10_acc"] is None) == (not expected)
+    list(run.train(config, RunOptions(output="r", resume=True)))
+    with pytest.raises(InputError, match=f"has holdout={expected}, this command {expected + 1}"):
+        list(run.train(dataclasses.replace(config, holdout=expected + 1), RunOptions(output="r", resume=True)))
+
+
+def test_at_most_a_thousand_are_held_out_by_default(small_digits, monkeypatch):
+    from piat_hub.config import RunOptions
+    from piat_hub.training.setup import make_setup
+
+    pixels = torch.zeros(50_000, 1, 8, 8, dtype=torch.uint8)
+    monkeypatch.setattr(
+        data, "load", lambda *_: data.Split(pixels, torch.arange(50_000) % 10, tuple("0123456789"), "many")
+    )
+    setup = make_setup(small_digits(holdout=None, train_size=None), RunOptions(), Path("r"))
+    assert len(setup.held) == 1000 == setup.parts.config.holdout and len(setup.parts.split) == 49_000
+
+
+def test_a_held_out_part_that_is_too_large_is_refused_with_the_numbers():
+    train = data.load("digits", "train")
+    with pytest.raises(
+        InputError, match="digits has 1397 training images: too few for holdout=1397 and train-size=all; lower"
+    ):
+        data.hold_out(train, 1397)
 
 
 def test_n_beyond_the_split():

@@ -23,7 +23,7 @@ from piat_hub.records.files import WEIGHTS
 from piat_hub.records.groups import CURVES, mean_interval, read_run
 from piat_hub.records.labels import command
 from piat_hub.records.published import PAPER_ATTACKS, method_of, paper
-from piat_hub.study import studies
+from piat_hub.study import studies, sweep
 from piat_hub.study.sweep import Busy, Done, Member, members_of, next_command, run_members, start_command
 from piat_hub.study.table import reference, table_rows, table_text, write_table
 
@@ -339,3 +339,13 @@ def test_a_killed_sweep_goes_on_and_ends_in_a_table(capsys):
     before = {p: p.stat().st_mtime_ns for p in home.glob(f"*/{WEIGHTS['last']}")}
     assert cli.main(ARGUMENTS.split()) == 0 and before == {p: p.stat().st_mtime_ns for p in before}
     assert (home / "table5.md").read_text() in capsys.readouterr().out
+
+
+def test_a_members_default_holdout_is_the_one_its_data_gave(tmp_path, monkeypatch):
+    base = dataclasses.replace(DIGITS, holdout=None)
+    (tmp_path / "config.json").touch()
+    trained = made_run(tmp_path, dataclasses.replace(base, holdout=139))
+    monkeypatch.setattr(sweep.RunDirectory, "read", lambda _: trained)
+    sweep._refuse_another(tmp_path, base)
+    with pytest.raises(InputError, match="holds another run"):
+        sweep._refuse_another(tmp_path, dataclasses.replace(base, holdout=150))

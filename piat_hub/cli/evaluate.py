@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
-from piat_hub.config import EvalConfig, InputError, duration
+from piat_hub.config import EvalConfig, InputError, duration, shortened
 from piat_hub.records.labels import HEADERS, attack_name, percent, rows, table
 from piat_hub.records.results import Results, result_files
 
@@ -65,6 +65,8 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
 
     config, quiet = done.config, None if done.processes.rank == 0 else True
     attack, at_a_time = "", done.batch_size
+    for note in done.split.notes:
+        print(f"{model}: {note}")
     with tqdm(unit="image", disable=quiet, desc=model) as bar:
         for event in done.measure(ends):
             if event.at_a_time < at_a_time:
@@ -111,8 +113,7 @@ def _missing_of_sorted(results: Results) -> str:
     labels = results.labels
     if len(labels) < 10 or (labels[1:] < labels[:-1]).any():
         return ""
-    missing = [name for k, name in enumerate(results.label_names) if k not in labels]
-    return ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    return shortened([name for k, name in enumerate(results.label_names) if k not in labels])
 
 
 def _sweep(done: Evaluation) -> None:

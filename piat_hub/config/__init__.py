@@ -4,6 +4,7 @@ A field is a default, a doc and, where it has one, a unit: the command line, `--
 these fields. `to_dict` and `from_dict` are exact inverses, so a configuration survives JSON.
 """
 
+from piat_hub.config.classes import numbers_of as numbers_of, plainly as plainly
 from piat_hub.config.errors import (
     Broken as Broken,
     Diverged as Diverged,
@@ -11,6 +12,7 @@ from piat_hub.config.errors import (
     lookup as lookup,
     nearest as nearest,
     printable as printable,
+    shortened as shortened,
 )
 from piat_hub.config.evaluate import EvalConfig as EvalConfig
 from piat_hub.config.fields import (

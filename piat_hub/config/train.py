@@ -131,8 +131,11 @@ class TrainConfig:
     image_column: str | None = option(None, "the data set's image column (default: found by its feature type)")
     label_column: str | None = option(None, "the data set's label column (default: found by its feature type)")
     train_size: int | None = option(None, "use only this many training images", unit="images", least=1)
-    holdout: int = option(
-        1000, "training images held out to choose the best epoch; 0: last only", unit="images", least=0
+    holdout: int | None = option(
+        None,
+        "training images held out to choose the best epoch (default: a tenth, at most 1000); 0: last only",
+        unit="images",
+        least=0,
     )
     img_size: int | None = option(
         None, "resize images to this many pixels a side (default: as they are)", unit="pixels of the image", least=1

@@ -6,8 +6,9 @@
 What is too large to be held decoded stays encoded, and streams.
 """
 
-from piat_hub.data.pictures import Encoded as Encoded, read_image as read_image
-from piat_hub.data.sources import load as load, named_by as named_by
+from piat_hub.data.classes import numbered_as as numbered_as
+from piat_hub.data.pictures import Encoded as Encoded, open_picture as open_picture, read_image as read_image
+from piat_hub.data.sources import LIMIT as LIMIT, load as load, named_by as named_by
 from piat_hub.data.split import (
     Split as Split,
     augment as augment,

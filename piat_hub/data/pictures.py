@@ -1,8 +1,9 @@
-"""Pictures as tensors: encoded ones that are decoded when asked for, and files."""
+"""Pictures as people see them, and as tensors: encoded ones that are decoded when asked for, and files."""
 
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +11,80 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from piat_hub.config import InputError
 from piat_hub.machine import cores
+
+STILL = ("MPO", "PSD")  # formats whose first frame is the picture, the others its preview or its layers
+
+
+def open_picture(file: bytes | str | Path, name: str) -> Image.Image:
+    """A picture as people see it; whatever reads one, reads it here.
+
+    It is turned upright as its EXIF orientation says, and stands on white where it is transparent. 16-bit levels are
+    divided by 257, floats in [0, 1] multiplied by 255; both are rounded.
+
+    Args:
+        file: its path, or what stands in it.
+        name: what messages call it.
+
+    Returns:
+        A picture of 8 bits a channel, of mode "L" where it is grey, else "RGB".
+
+    Raises:
+        InputError: if it is no picture or a broken one, an animation, larger than Pillow allows (178,956,970 pixels), or
+            its levels have no known range.
+    """
+    try:
+        raw = file if isinstance(file, bytes) else Path(file).read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of large pictures, which are welcome, and of broken EXIF, which turns nothing
+            with Image.open(io.BytesIO(raw)) as picture:
+                if getattr(picture, "is_animated", False) and picture.format not in STILL:
+                    raise InputError(
+                        f"{name} holds several pictures, an animation or pages; save one of them in its place"
+                    )
+                picture.load()
+                if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                    ImageOps.exif_transpose(picture, in_place=True)
+                return _eight_bits(picture)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow passes on whatever its readers meet in a broken file
+        raise InputError(f"{name} is no image ({_reason(error)}); drop it, or save it anew") from error
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """A loaded picture as mode L or RGB. ValueError where its levels have no known range."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+        return Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        levels = np.asarray(picture)
+        if picture.mode == "I" or not (levels.min() >= 0 and levels.max() <= 1):
+            low, high = levels.min(), levels.max()
+            raise ValueError(
+                f"levels of {low:g} to {high:g}, where 8 or 16 bits or floats in [0, 1] would tell their range"
+            )
+        return Image.fromarray(np.rint(levels * 255).astype(np.uint8))
+    grey = picture.mode in ("1", "L", "LA", "La")
+    if picture.has_transparency_data:
+        coloured = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), coloured)
+    return picture.convert("L" if grey else "RGB")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, in a few words that do not name it."""
+    if isinstance(error, UnidentifiedImageError):
+        return "Pillow does not know its format"
+    if isinstance(error, Image.DecompressionBombError):
+        return "it has more pixels than Pillow opens, 178,956,970"
+    return getattr(error, "strerror", None) or _line(error)
 
 
 @dataclass(frozen=True)
@@ -71,7 +140,9 @@ class Encoded:
         for row, cell in zip(rows, self.cells[list(rows)] if rows else (), strict=True):
             image = self.open(row, cell)
             if len(image) > channels:
-                raise InputError(f"{self.name}: row {row} is in colour and the first ones are grey; make them alike")
+                raise InputError(
+                    f"{self.name}: {_where(row, cell)} is in colour and the first ones are grey; make them alike"
+                )
             images.append(image.expand(channels, -1, -1))
         return torch.stack(images) if images else torch.empty(0, *self.each, dtype=torch.uint8)
 
@@ -83,18 +154,22 @@ class Encoded:
             cell: its "bytes", or the "path" of its file.
 
         Raises:
-            InputError: if it is no image, or has another size than the first.
+            InputError: if it is no image (see `open_picture`), or has another size than the first.
         """
-        try:
-            raw = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-            with Image.open(io.BytesIO(raw)) as picture:
-                image = _pixels(picture, self.img_size)
-        except (OSError, TypeError, ValueError) as error:
-            raise InputError(f"{self.name}: row {row} is no image ({_line(error)}); drop it") from error
+        if not cell:
+            raise InputError(f"{self.name}: row {row} is no image (it is empty); drop it")
+        where = _where(row, cell)
+        picture = open_picture(cell["path"] if cell["bytes"] is None else cell["bytes"], f"{self.name}: {where}")
+        image = _tensor(picture, (self.img_size,) * 2 if self.img_size else picture.size)
         if self.each and image.shape[1:] != self.each[1:]:
             sizes = " and ".join(f"{h}x{w}" for h, w in (self.each[1:], image.shape[1:]))
-            raise InputError(f"{self.name} mixes image sizes: {sizes} (row {row}); give them one with --img-size")
+            raise InputError(f"{self.name} mixes image sizes: {sizes} ({where}); give them one with --img-size")
         return image
+
+
+def _where(row: int, cell: Any) -> str:
+    """A cell in messages: its file, or its row where the table holds the image itself."""
+    return str(cell["path"]) if cell["bytes"] is None else f"row {row}"
 
 
 class _Decoder(Dataset[Any]):
@@ -130,32 +205,26 @@ def _decode(encoded: Encoded) -> Tensor:
     return torch.stack([image.expand(channels, -1, -1) for image in images])
 
 
-def read_image(path: str, shape: Sequence[int]) -> Tensor:
+def read_image(path: str | Path, shape: Sequence[int]) -> Tensor:
     """An image file as (C, H, W) uint8 of this shape, grey or RGB, resized (bilinear) where it differs.
 
     Args:
-        path: of a PNG, JPEG or the like.
-        shape: (C, H, W); grey for C = 1, else RGB.
+        path: of a PNG, JPEG or the like, read as `open_picture` says.
+        shape: (C, H, W); grey for C = 1, RGB for C = 3.
 
     Raises:
-        InputError: if it is no image file.
+        InputError: if it is no image file, or C is another number.
     """
     channels, height, width = shape
-    try:
-        with Image.open(path) as file:
-            picture = file.convert("L" if channels == 1 else "RGB")
-            if picture.size != (width, height):
-                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-            return _pixels(picture, None)
-    except OSError as error:
-        raise InputError(f"{path} is not an image file ({_line(error)}); give PNG, JPEG or the like") from error
+    if channels not in (1, 3):
+        raise InputError(f"{path} cannot be shown to a model of {channels} channels; a picture has 1 or 3")
+    picture = open_picture(path, str(path)).convert("L" if channels == 1 else "RGB")
+    return _tensor(picture, (width, height))
 
 
-def _pixels(picture: Image.Image, img_size: int | None) -> Tensor:
-    """A picture as (C, H, W) uint8, C = 1 for 8-bit grey, else 3."""
-    if picture.mode != "L":
-        picture = picture.convert("RGB")
-    if img_size is not None and picture.size != (img_size, img_size):
-        picture = picture.resize((img_size, img_size), Image.Resampling.BILINEAR)
-    pixels = np.array(picture)
-    return torch.from_numpy(pixels)[None] if pixels.ndim == 2 else torch.from_numpy(pixels).permute(2, 0, 1)
+def _tensor(picture: Image.Image, size: tuple[int, int]) -> Tensor:
+    """A picture of mode L or RGB as (1 or 3, H, W) uint8, resized (bilinear) to (width, height) where it differs."""
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(picture))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)

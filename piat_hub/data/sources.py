@@ -1,7 +1,9 @@
 """Data sets by name, through Hugging Face `datasets`: which columns, which labels, which classes."""
 
+import glob
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from piat_hub.config import DATASETS, InputError, local_name, nearest
-from piat_hub.data.pictures import Encoded, _decode, _line, _pixels
+from piat_hub.config import DATASETS, InputError, local_name, nearest, plainly, shortened
+from piat_hub.data.folders import PictureFolder, declared
+from piat_hub.data.pictures import Encoded, _decode, _line, _tensor
 from piat_hub.data.split import SPLIT_SEED, Split
 
 LIMIT = 4.0  # GiB that a decoded split may take
@@ -32,13 +35,14 @@ def load(
         dataset: "digits", "cifar10", "cifar100", "svhn", a Hub id, or a directory that `datasets.load_dataset` reads.
         split: "train" or "test", or another that the data set has; without "test" it gives its "validation".
         image_column: by default the alias's, or the only one of images.
-        label_column: by default the alias's, or the only one of class labels, or else of whole numbers called "label"
-            or "labels".
+        label_column: by default the alias's, or the only one of class labels, or else the one called "label" or
+            "labels", of whole numbers or of text, whose classes are then sorted by name.
         img_size: resize every image to this many pixels a side (bilinear, antialiased).
         limit: a split that would take more than this many GiB decoded stays encoded.
 
     Returns:
-        The split on the CPU, its images (N, C, H, W) uint8 and its labels (N,) int64.
+        The split on the CPU, its images (N, C, H, W) uint8 and its labels (N,) int64; `notes` say what was left out or
+        made of its labels.
 
     Raises:
         InputError: for a data set that cannot be reached, has no such split, no image or label column or several, a
@@ -46,15 +50,19 @@ def load(
     """
     if dataset == "digits":
         return _digits(split, img_size)
-    table, name = _table(dataset, split)
+    table, name, files = _table(dataset, split)
     if dataset in DATASETS:
         image_column, label_column = image_column or DATASETS[dataset][2], label_column or DATASETS[dataset][3]
     image_column = _column(table, name, "image", image_column)
     label_column = _column(table, name, "label", label_column)
-    labels, label_names, inferred = _labels(table, name, label_column)
+    labels, label_names, inferred, notes = _labels(table, name, label_column)
     encoded = _encoded(table, name, image_column, img_size)
+    if rest := sorted(set(files) - {cell["path"] for cell in encoded.cells if cell}):
+        notes += (
+            f"{name}: {len(rest)} files are left out of {split}: {shortened([Path(file).name for file in rest])}",
+        )
     images = encoded if math.prod(encoded.shape) > limit * 2**30 else _decode(encoded)
-    return Split(images, labels, label_names, name, inferred)
+    return Split(images, labels, label_names, name, inferred, notes)
 
 
 def named_by(model: str | Path, dataset: str) -> str:
@@ -87,7 +95,8 @@ def _digits(split: str, img_size: int | None) -> Split:
 
     bunch: Any = load_digits()
     pictures = [Image.fromarray(levels) for levels in np.rint(bunch.images * 255 / 16).astype(np.uint8)]
-    images = torch.stack([_pixels(picture, img_size) for picture in pictures])
+    size = (img_size,) * 2 if img_size else (8, 8)
+    images = torch.stack([_tensor(picture, size) for picture in pictures])
     whole = Split(images, torch.from_numpy(bunch.target).long(), tuple("0123456789"), "digits")
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(SPLIT_SEED))
     parts = {"train": order[400:], "test": order[:400]}
@@ -96,39 +105,61 @@ def _digits(split: str, img_size: int | None) -> Split:
     return whole[parts[split]]
 
 
-def _table(dataset: str, split: str) -> tuple[Any, str]:
-    """The split as a `datasets.Dataset`, and the data set's name for results."""
+def _table(dataset: str, split: str) -> tuple[Any, str, Sequence[str]]:
+    """The split as a `datasets.Dataset`, the data set's name for results, and of a folder of pictures its files."""
     import datasets
 
     hub_id, configuration = DATASETS.get(dataset, (dataset, None))[:2]
-    folder = Path(dataset)
-    if dataset not in DATASETS and not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", dataset):
+    root = Path(dataset)
+    local, files = root.is_dir() and dataset not in DATASETS, list[str]()
+    if dataset not in DATASETS and not local and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", dataset):
         raise InputError(
             f"no data set {dataset!r}{nearest(dataset, [*DATASETS, 'digits'])}; "
             "give digits, cifar10, cifar100, svhn, a Hub id ORG/NAME, or a directory that load_dataset reads"
         )
     try:
-        splits = datasets.get_dataset_split_names(hub_id, configuration)
-        if split == "test" and "test" not in splits:
-            split = next((s for s in splits if s.startswith("val")), split)
-        if split not in splits:
-            has = f"it has {', '.join(splits)}"
-            raise InputError(
-                f"{dataset} has no split {split!r}{nearest(split, splits)}; {has}; choose other data (or --split, to evaluate)"
-            )
-        table = datasets.load_dataset(hub_id, configuration, split=split)
+        folder = PictureFolder.read(root) if local else None
+        if folder:
+            split = _which(dataset, split, list(folder.splits))
+            folder.check(split)
+            files = folder.paths(split)
+            table = datasets.load_dataset("imagefolder", data_files={split: folder.patterns(split)}, split=split)
+        elif local and not declared(root):
+            splits = datasets.load_dataset_builder(str(root.resolve())).config.data_files
+            split = _which(dataset, split, list(map(str, splits)))
+            alone = {split: list(map(glob.escape, splits[split]))}  # with others, it would get the classes of the first
+            table = datasets.load_dataset(str(root.resolve()), data_files=alone, split=split)
+        else:
+            hub_id = str(root.resolve()) if local else hub_id
+            split = _which(dataset, split, datasets.get_dataset_split_names(hub_id, configuration))
+            table = datasets.load_dataset(hub_id, configuration, split=split)
     except InputError:
         raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if folder.is_dir():
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = _line((isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__) or error)
+        if local:
+            packed = next(root.rglob("*.zip"), None)
+            unpack = f"; unpack {packed}, and put each picture into SPLIT/CLASS" if packed else ""
             raise InputError(
-                f"{dataset} is not a directory that datasets.load_dataset reads: {_line(error)}"
+                f"{dataset} is not a directory that datasets.load_dataset reads: {reason}{unpack}"
             ) from error
         raise InputError(
-            f"data set {hub_id!r} could not be loaded from the Hub ({_line(error)}); "
+            f"data set {hub_id!r} could not be loaded from the Hub ({reason}); "
             "pass --dataset DIR with a local copy that datasets.load_dataset reads"
         ) from error
-    return table, local_name(folder) if folder.is_dir() and dataset not in DATASETS else dataset
+    return table, local_name(root) if local else dataset, files
+
+
+def _which(dataset: str, split: str, splits: Sequence[str]) -> str:
+    """The split of this name; without "test" the validation split."""
+    if split == "test" and "test" not in splits:
+        split = next((s for s in splits if s.startswith("val")), split)
+    if split not in splits:
+        raise InputError(
+            f"{dataset} has no split {split!r}{nearest(split, splits)}; it has {', '.join(splits)}; "
+            "choose other data (or --split, to evaluate)"
+        )
+    return split
 
 
 def _column(table: Any, name: str, what: str, given: str | None) -> str:
@@ -143,31 +174,37 @@ def _column(table: Any, name: str, what: str, given: str | None) -> str:
     kind = datasets.Image if what == "image" else datasets.ClassLabel
     found = [column for column, feature in features.items() if isinstance(feature, kind)]
     if not found and what == "label":
-        found = [
-            column
-            for column in ("label", "labels")
-            if getattr(features.get(column), "dtype", "").startswith(("int", "uint"))
-        ]
+        known = ("int", "uint", "string", "large_string", "bool")
+        found = [c for c in ("label", "labels") if getattr(features.get(c), "dtype", "").startswith(known)]
     if len(found) != 1:
         state = f"has {len(found)} {what} columns ({', '.join(found)})" if found else f"has no {what} column"
         raise InputError(f"{name} {state} among {', '.join(features)}; name one with --{what}-column")
     return found[0]
 
 
-def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...], bool]:
-    """(class numbers, class names, whether the names were inferred from the numbers)."""
+def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...], bool, tuple[str, ...]]:
+    """(class numbers, class names, whether the names were inferred from the numbers, notes)."""
     import datasets
 
-    feature = table.features[column]
-    values = np.asarray(table.data.column(column).to_numpy() if table._indices is None else table[column])
-    if values.dtype.kind not in "iu":
-        raise InputError(
-            f"{name}: column {column!r} holds {values.dtype}, not class numbers; name another with --label-column, or make "
-            f"class numbers of it: dataset.class_encode_column({column!r})"
-        )
-    values = values.astype(np.int64)
-    inferred = not isinstance(feature, datasets.ClassLabel)
-    names = tuple(map(str, range(int(values.max(initial=-1)) + 1) if inferred else feature.names))
+    feature, cells = table.features[column], table.data.column(column)
+    notes: tuple[str, ...] = ()
+    if cells.null_count:
+        row = cells.is_null().to_pylist().index(True)
+        raise InputError(f"{name}: row {row} has no label in column {column!r}; give it one, or drop it")
+    if getattr(feature, "dtype", "") in ("string", "large_string", "bool"):
+        words, values = np.unique(np.array(cells.to_pylist()).astype(str), return_inverse=True)
+        names, inferred = tuple(map(str, words)), False
+        _refuse_alike(names, name)
+        notes = (f"{name}: column {column!r} holds text; its {len(names)} classes by name are {shortened(names)}",)
+    else:
+        values, inferred = cells.to_numpy(), not isinstance(feature, datasets.ClassLabel)
+        if values.dtype.kind not in "iu":
+            raise InputError(
+                f"{name}: column {column!r} holds {feature.dtype if hasattr(feature, 'dtype') else 'several values a row'}, "
+                "neither class numbers nor text; name another with --label-column"
+            )
+        values = values.astype(np.int64)
+        names = tuple(map(str, range(int(values.max(initial=-1)) + 1) if inferred else feature.names))
     bad = values[(values < 0) | (values >= len(names))]
     if len(bad):
         raise InputError(
@@ -175,11 +212,19 @@ def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...]
         )
     if len(np.unique(values)) < 2:
         raise InputError(f"{name}: column {column!r} holds a single class; a classifier needs at least two")
-    return torch.from_numpy(values), names, inferred
+    return torch.from_numpy(values), names, inferred, notes
+
+
+def _refuse_alike(names: Sequence[str], name: str) -> None:
+    """InputError for two classes that only someone's typing tells apart."""
+    known: dict[str, str] = {}
+    for word in names:
+        if (other := known.setdefault(plainly(word), word)) != word:
+            raise InputError(f"{name}: classes {other!r} and {word!r} differ in writing alone; make them one")
 
 
 def _encoded(table: Any, name: str, column: str, img_size: int | None) -> Encoded:
-    """The column's images, their shape found on some: C = 1 where all of those are 8-bit grey, else 3 (RGB, alpha dropped)."""
+    """The column's images, their shape found on some: C = 1 where all of those are grey, else 3 (RGB)."""
     import datasets
 
     if not isinstance(table.features[column], datasets.Image):

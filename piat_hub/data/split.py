@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from piat_hub.config import InputError
+from piat_hub.data.arrays import images_of, labels_of
 from piat_hub.data.pictures import Encoded, _as_they_are, _Decoder, workers
 
 SPLIT_SEED = 20230728  # fixes which images are held out (and digits' test split), whatever a run's own seed
@@ -23,19 +24,42 @@ SPLIT_SEED = 20230728  # fixes which images are held out (and digits' test split
 class Split:
     """Images and labels of one split, on one device.
 
+    Arrays of one's own are taken as what they mean, or refused in one line. Images are levels 0..255 of any whole-number
+    type, or floats in [0, 1]: those that are n/255 become uint8, others stay floats, and nothing is rounded. Labels are
+    class numbers from 0 of any whole-number type.
+
     Attributes:
-        images: (N, C, H, W) uint8, or read like that.
+        images: (N, C, H, W) uint8, or read like that; float32 in [0, 1] where they are no multiples of 1/255.
         labels: (N,) int64 in [0, len(label_names)).
-        label_names: one for each class.
+        label_names: one for each class; () where they have none, and the numbers found are the names.
         name: what results call the data set.
         inferred: label_names are only the classes this split happens to hold: there may be more.
+        notes: what was mended or left out when it was made, a line each, for people.
+
+    Raises:
+        InputError: for images or labels of another shape, type or range.
     """
 
     images: Tensor | Encoded
     labels: Tensor
     label_names: tuple[str, ...]
     name: str
-    inferred: bool = False  # label_names are only the classes this split happens to hold: there may be more
+    inferred: bool = False
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = self.label_names or ()
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"label_names must be a text for each class, got {names!r:.80}; write ('cat', 'dog')")
+        images = self.images if isinstance(self.images, Encoded) else images_of(self.images, self.name)
+        labels = labels_of(
+            self.labels, len(images.rows if isinstance(images, Encoded) else images), len(names), self.name
+        )
+        if not names:
+            names = tuple(map(str, range(int(labels.max()) + 1 if len(labels) else 0)))
+            object.__setattr__(self, "inferred", True)
+        for field, value in (("images", images), ("labels", labels), ("label_names", tuple(names))):
+            object.__setattr__(self, field, value)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,8 +82,10 @@ class Split:
         """The first n images, or all for None.
 
         Raises:
-            InputError: if there are fewer.
+            InputError: if there are fewer, or none.
         """
+        if not len(self):
+            raise InputError(f"{self.name} has no images; give a split that has some")
         if n is not None and n > len(self):
             raise InputError(f"n={n} is larger than the split of {self.name}, which has {len(self)} images; lower it")
         return self if n is None else self[:n]
@@ -178,6 +204,14 @@ def to_unit(images: Tensor) -> Tensor:
     """The images as float32 in [0, 1], laid out channels last (convolutions are faster so).
 
     Args:
-        images: (B, C, H, W) uint8.
+        images: (B, C, H, W) uint8, or floats that lie in [0, 1] already, as `Split.images` are.
+
+    Raises:
+        InputError: for another type, whose range would be a guess.
     """
-    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise InputError(
+            f"images must be uint8 or floats in [0, 1], got {images.dtype}; make a piat_hub.data.Split of them"
+        )
+    unit = images.to(torch.float32, memory_format=torch.channels_last)
+    return unit if images.is_floating_point() else unit.div_(255)

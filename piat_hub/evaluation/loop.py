@@ -5,6 +5,7 @@ four. A misclassified clean image counts as broken under every attack: the clean
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from piat_hub import data
 from piat_hub.config import InputError, ThreatModel, TrainConfig, from_dict
 from piat_hub.data import Encoded, Split, derived_seed, to_unit
+from piat_hub.evaluation.model import label_names
 from piat_hub.evaluation.suites import Suite, suite, unharmed
 from piat_hub.evaluation.verdict import class_count, survives, twin_of, verdict_mode
 from piat_hub.machine import device_of, environment
@@ -75,12 +77,13 @@ def evaluate(
 ) -> Results:
     """Measure a classifier's clean and robust accuracy.
 
-    Verdicts are fp32 and the model's own; a misclassified clean image counts as broken under every attack.
+    Verdicts are fp32 and the model's own; a misclassified clean image counts as broken under every attack. Where the
+    model has `label_names`, labels go by them (see `data.numbered_as`); what was done then is warned of once.
 
     Args:
         model: maps images (B, C, H, W) in [0, 1] to logits (B, K); left as it was found, and evaluated where it lies.
         dataset: a name as in `data.load`, or images of your own, `piat_hub.data.Split(images, labels, label_names,
-            name)`, uint8 (N, C, H, W) and int64 (N,).
+            name)`, levels 0..255 or floats in [0, 1], and class numbers from 0.
         attacks: names as in `suite`, run in this order, after "clean".
         threat_model: if None, the one the model was trained against, where `from_pretrained` knows it, else Linf 8/255.
         n: only the first n images; all by default.
@@ -94,8 +97,8 @@ def evaluate(
         Results with per-image verdicts; `.attacks["pgd20"]["accuracy"]` is a fraction.
 
     Raises:
-        InputError: a ValueError, for an unknown attack, a class count that differs from the data's, n beyond the split,
-            or whatever `data.load` refuses.
+        InputError: a ValueError, for an unknown attack, other classes or another count than the data's, n beyond the
+            split, or whatever `data.load` refuses.
     """
     if not isinstance(dataset, str | Split):
         kind = type(dataset).__name__
@@ -104,7 +107,10 @@ def evaluate(
         )
     if isinstance(attacks, str):
         raise InputError(f"attacks must be a list of names, got {attacks!r}; write [{attacks!r}]")
-    images = (data.load(dataset, split) if isinstance(dataset, str) else dataset).first(n)
+    given = data.load(dataset, split) if isinstance(dataset, str) else dataset
+    images = data.numbered_as(given, label_names(model)).first(n)
+    for note in images.notes:
+        warnings.warn(note, stacklevel=2)
     results = Results.of(images, threat_model or trained_against(model) or ThreatModel(), split=split, seed=seed)
     for _ in measure(model, images, attacks, results, step_size=step_size, restarts=restarts, batch_size=batch_size):
         pass

@@ -23,6 +23,17 @@ def weights_digest(model: nn.Module) -> str:
     return str(getattr(model, "weights_sha256", None) or tensors.digest(model.state_dict()))
 
 
+def label_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of a model's classes, in the order of its logits; () where it says none.
+
+    Args:
+        model: with `label_names`, as `from_pretrained` gives it, or without.
+    """
+    names = getattr(model, "label_names", ())
+    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return tuple(names) if named else ()
+
+
 def load_model(
     spec: str, checkpoint: str = "last", mean: Sequence[float] = (), std: Sequence[float] = ()
 ) -> tuple[nn.Module, str, Path | None]:
@@ -113,5 +124,5 @@ def predict(
     for image, picture in zip(images, pictures, strict=True):
         with verdict_mode(model) as exact, torch.no_grad():
             probabilities = exact.eval()(data.to_unit(picture[None])).softmax(1)[0].tolist()
-        names = getattr(model, "label_names", ()) or [str(k) for k in range(len(probabilities))]
+        names = label_names(model) or [str(k) for k in range(len(probabilities))]
         yield image, sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1])

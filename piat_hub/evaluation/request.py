@@ -15,7 +15,7 @@ from piat_hub import data
 from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number, pixels
 from piat_hub.evaluation import checks, loop
 from piat_hub.evaluation.loop import ALONE, Processes, Progress, trained_against
-from piat_hub.evaluation.model import load_model, weights_digest
+from piat_hub.evaluation.model import label_names, load_model, weights_digest
 from piat_hub.evaluation.suites import suite
 from piat_hub.evaluation.verdict import class_count
 from piat_hub.hub import card
@@ -154,9 +154,11 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
     with accelerator.main_process_first():
         model, name, directory = load_model(spec, config.checkpoint, config.mean, config.std)
         surrogate = load_model(config.surrogate)[0] if config.surrogate else None
-        piat = getattr(model, "piat", None)
-        trained = from_dict(TrainConfig, piat) if piat else None
-        split = evaluation_data(spec, config, trained)
+        split = evaluation_data(spec, config, model)
+    if surrogate and len({label_names(model), label_names(surrogate)} - {()}) > 1:
+        raise InputError(
+            f"{config.surrogate} has other classes than {spec}, or in another order; name another --surrogate"
+        )
     classes = class_count(model, split)
     threat = config.threat_model(trained_against(model))
     for attack in config.attacks:
@@ -179,20 +181,26 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
         return accelerator.gather(tensor[None]).amin(0) if world > 1 else tensor.clone()
 
     processes = Processes(rank, world, least)
-    return Evaluation(config, name, placed, split, results, output, own and trained is not None, surrogate, processes)
+    return Evaluation(
+        config, name, placed, split, results, output, own and bool(getattr(model, "piat", None)), surrogate, processes
+    )
 
 
-def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) -> data.Split:
+def evaluation_data(spec: str, config: EvalConfig, model: nn.Module) -> data.Split:
     """The images to evaluate on: those asked for, else the test split of what the model was trained for.
+
+    Their labels are numbered as the model's classes are, where both have names.
 
     Args:
         spec: MODEL, as messages call it, and whose folder is looked into.
         config: names data set, split, columns, size and n.
-        trained: the model's training configuration, None where it has none.
+        model: as `load_model` gives it for `spec`.
 
     Raises:
-        InputError: where neither says what data it is for, or `data.load` refuses.
+        InputError: where neither says what data it is for, it has other classes, or `data.load` refuses.
     """
+    piat = getattr(model, "piat", None)
+    trained = from_dict(TrainConfig, piat) if piat else None
     img_size = config.img_size or (trained.img_size if trained else None)
     if config.dataset:
         columns = (config.image_column, config.label_column)
@@ -202,4 +210,4 @@ def evaluation_data(spec: str, config: EvalConfig, trained: TrainConfig | None) 
         found = data.load(data.named_by(spec, trained.dataset), config.split, *columns, img_size)
     else:
         raise InputError(f"{spec} does not say what data it is for; name it with --dataset")
-    return found.first(config.n)
+    return data.numbered_as(found, label_names(model), spec).first(config.n)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from piat_hub import data
-from piat_hub.config import Broken, EvalConfig, InputError, TrainConfig, from_dict
+from piat_hub.config import Broken, EvalConfig, InputError
 from piat_hub.evaluation import request
 from piat_hub.evaluation.model import load_model, weights_digest
 from piat_hub.evaluation.verdict import class_count, verdict_mode
@@ -118,8 +118,7 @@ def opened(run: RunDirectory, n: int, dataset: str | None) -> tuple[Any, data.Sp
         InputError: for images that the model cannot take, or too few.
     """
     model: Any = load_model(str(run.directory))[0]
-    trained = from_dict(TrainConfig, model.piat)
-    split = request.evaluation_data(str(run.directory), EvalConfig(n=n, dataset=dataset), trained)
+    split = request.evaluation_data(str(run.directory), EvalConfig(n=n, dataset=dataset), model)
     class_count(model, split)  # or InputError: images of another kind
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, split.to(device_of(model))

@@ -299,7 +299,7 @@ def gaps(runs: Sequence[RunDirectory]) -> Figure:
         axis.set(title=name, xlabel=f"{note} (points)", ylim=(-0.7, len(groups) - 0.3))
         axis.axvline(0, color="#444444", linewidth=0.8)
     axes[0].set(yticks=range(len(groups)), yticklabels=list(reversed(groups)))
-    counts = " or ".join(f"{count:,}" for count in sorted({run.config.holdout for run in runs}))
+    counts = " or ".join(f"{count:,}" for count in sorted({run.config.holdout or 0 for run in runs}))
     figure.set_label(
         f"Of PGD-10 accuracy on {counts} held-out images of {data(runs)}; {seeds(runs)}; blue with "
         "interpolation, vermilion without; dots are runs, ticks their mean."

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from piat_hub.backbones.small_image import Normalize
-from piat_hub.config import InputError, nearest
+from piat_hub.config import InputError, nearest, numbers_of
 from piat_hub.hub import card, untrusted
 from piat_hub.hub.save import ORIGIN
 from piat_hub.records.files import WEIGHTS, file_digest, own
@@ -90,12 +90,14 @@ def from_pretrained(
     return model.to(device).eval()
 
 
-def start_from(model: Any, source: str) -> None:
-    """Give `model` the weights of a trained MODEL (see `from_pretrained`), but for a head of another class count.
+def start_from(model: Any, source: str, label_names: Sequence[str] = ()) -> None:
+    """Give `model` the weights of a trained MODEL (see `from_pretrained`), but for a head of other classes.
 
     Args:
         model: built by `create_model`, of the same backbone and channels; changed in place.
         source: MODEL, a directory or a Hub id.
+        label_names: of the model's classes, in order; its head keeps to MODEL's where both have the same names, in
+            whatever order, or one has none and both have as many.
 
     Raises:
         InputError: if there is no such MODEL, or anything but the head differs.
@@ -105,6 +107,10 @@ def start_from(model: Any, source: str) -> None:
     heads = model.pretrained_cfg["classifier"]
     heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
     fits = {name: t for name, t in weights.items() if name in own and t.shape == own[name].shape}
+    if label_names and trained.label_names:
+        rows = numbers_of(label_names, trained.label_names) or []
+        same = len(rows) == len(trained.label_names)
+        fits = {k: t[rows] if k.startswith(heads) else t for k, t in fits.items() if same or not k.startswith(heads)}
     wrong = sorted(name for name in own.keys() | weights.keys() if name not in fits and not name.startswith(heads))
     if wrong:
         built = trained.pretrained_cfg.get("architecture")
@@ -140,7 +146,7 @@ def from_timm(spec: str) -> nn.Module:
         spec: "hf-hub:ORG/NAME".
 
     Returns:
-        A model that maps images (B, C, H, W) to logits (B, K).
+        A model that maps images (B, C, H, W) to logits (B, K), with `label_names` (one a class, or none).
 
     Raises:
         InputError: if it cannot be had.
@@ -150,7 +156,10 @@ def from_timm(spec: str) -> nn.Module:
     except Exception as error:  # timm passes on whatever the network, the Hub or the weights raise
         raise InputError(f"no model {spec!r} for timm: {_first_line(error)}; check the name or the network") from error
     mean, std = (torch.tensor(model.pretrained_cfg[key]) for key in ("mean", "std"))
-    return nn.Sequential(Normalize(mean, std), model).eval()
+    normalised: Any = nn.Sequential(Normalize(mean, std), model).eval()
+    names = model.pretrained_cfg.get("label_names") or ()
+    normalised.label_names = tuple(names.values() if isinstance(names, dict) else names)
+    return normalised
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, JSON that carries a checksum, and folders that are not trusted."""
 
 import hashlib
+import itertools
 import json
 import os
 import zlib
@@ -204,6 +205,12 @@ def damaged(path: Path, line: int, why: object) -> str:
         why: what is wrong with it.
     """
     return f"{path} is damaged in line {line} ({why}); the training's own command with --resume writes it again"
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a damaged file so that nothing of it is lost; returns its new path."""
+    taken = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
+    return path.rename(next(p for p in taken if not p.exists()))
 
 
 def own(directory: str | Path, name: str) -> Path:

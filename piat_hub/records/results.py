@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import zipfile
 import zlib
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from piat_hub.config import InputError, ThreatModel, from_dict, pixels, printable
-from piat_hub.records.files import RESULTS, VERDICTS, own, read_json, sealed, texts, whole_file, write_text
+from piat_hub.records.files import RESULTS, VERDICTS, move_aside, own, read_json, sealed, texts, whole_file, write_text
 from piat_hub.records.statistics import Paired, class_accuracy, paired, proportion
 
 if TYPE_CHECKING:
@@ -186,7 +185,8 @@ class Running:
 class Results(Record):
     """A record that is being made, with its arrays: `verdicts` by attack, (n,) bool, true where still correct.
 
-    labels: (n,) int64. running: the attack under way. stopped: attacks that an earlier call was stopped in, by name.
+    labels: (n,) int64, into label_names. running: the attack under way. stopped: attacks that an earlier call was stopped
+    in, by name.
     """
 
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
@@ -257,6 +257,7 @@ class Results(Record):
             return
         try:
             before, kept = read_results(directory, self.checkpoint)
+            labels = _load_arrays(own(directory, verdicts.name)).get("label", self.labels)
         except InputError as error:
             aside = [move_aside(path).name for path in (results, verdicts) if path.exists()]
             raise InputError(f"{error}: they were moved to {' and '.join(aside)}") from error
@@ -267,6 +268,10 @@ class Results(Record):
                     f"{results} holds results for {key} {words}, this call asks for {now[key]}; "
                     f"name another place with --output, or move {results.name} and {verdicts.name} away"
                 )
+        if not np.array_equal(labels, self.labels):
+            raise InputError(
+                f"{results} was measured with other labels of these images; name another place with --output"
+            )
         for name in ("attacks", "checks", "sweep", "environment", "seconds"):
             setattr(self, name, getattr(before, name))
         self.verdicts = kept
@@ -298,12 +303,6 @@ class Results(Record):
     def _identity(self) -> list[Any]:
         """What a partial state must agree in."""
         return [self.weights, self.images, str(self.threat_model), self.seed, self.checkpoint, self.n]
-
-
-def move_aside(path: Path) -> Path:
-    """Rename a damaged file so that nothing of it is lost; returns its new path."""
-    taken = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
-    return path.rename(next(p for p in taken if not p.exists()))
 
 
 def result_files(directory: Path, checkpoint: str) -> tuple[Path, Path]:

@@ -112,6 +112,8 @@ def _refuse_another(directory: Path, config: TrainConfig) -> None:
     files.check_output(directory)
     if (directory / "config.json").exists():
         trained, asked = RunDirectory.read(directory).config, public(config)
+        if asked.holdout is None:  # the run's data decided
+            asked = dataclasses.replace(asked, holdout=trained.holdout)
         if trained != asked:
             words = " ".join(flags(trained, asked) or flags(asked, trained)) or "its method's fields"
             raise InputError(f"{directory} holds another run ({words}); name another --output")

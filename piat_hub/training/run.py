@@ -81,7 +81,7 @@ def train(
     if not options.resume:
         refuse_overwrite(directory)
     setup = make_setup(config, options, directory)
-    accelerator = setup.parts.accelerator
+    accelerator, config = setup.parts.accelerator, setup.parts.config
     state = State(directory, config, setup.saved())
     done, warning = state.load() if options.resume else (Done(), "")
     engine.align_momentum(setup.parts.optimizer)
@@ -98,7 +98,8 @@ def train(
             "images are divided otherwise, so it will not end with the same bits"
         )
     done.processes = accelerator.num_processes
-    yield Notice(describe(setup, options))
+    for line in (describe(setup, options), *setup.whole.notes):
+        yield Notice(line)
     check = make_check(setup)
     began = time.monotonic() - done.seconds  # of the epoch under way
     resume: dict[str, Any] = {"epochs_done": done.epochs, "steps_done": done.steps, "losses_done": done.losses}

@@ -82,7 +82,9 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path) -> Set
     accelerator = make_accelerator(config, options, directory)
     threads = set_threads(options.threads)
     whole, tracked = load_images(config, options, accelerator)
-    split, held = (s.to(accelerator.device) for s in data.hold_out(whole, config.holdout, config.train_size))
+    if config.holdout is None:
+        config = dataclasses.replace(config, holdout=min(1000, len(whole) // 10))
+    split, held = (s.to(accelerator.device) for s in data.hold_out(whole, config.holdout or 0, config.train_size))
     batch = min(config.batch_size, len(split))
     engine.shards(torch.arange(batch), accelerator.num_processes, config.accumulation)  # or InputError
 
@@ -132,10 +134,12 @@ def load_images(
     where: Any = (config.image_column, config.label_column, config.img_size, options.device_data_limit)
     with accelerator.main_process_first():
         whole = data.load(config.dataset, "train", *where)
-        tracked = data.load(config.dataset, "test", *where)[:TRACKED] if options.track_test else None
+        tracked = data.load(config.dataset, "test", *where) if options.track_test else None
     if bad := [name for name in whole.label_names if not printable(name)]:
         raise InputError(f"{whole.name} has a class {bad[0]!a}, which cannot be printed on one line; rename it")
-    return whole, tracked and tracked.to(accelerator.device)
+    if tracked:
+        tracked = data.numbered_as(tracked, whole.label_names, "the training split")[:TRACKED].to(accelerator.device)
+    return whole, tracked
 
 
 def make_attack(config: TrainConfig) -> methods.Attack:
@@ -199,7 +203,7 @@ def make_backbone(config: TrainConfig, split: data.Split) -> nn.Module:
         return backbones.create_model(config.backbone, **shape, pretrained=True)
     model = backbones.create_model(config.backbone, **shape)
     if config.init_from:
-        start_from(model, config.init_from)
+        start_from(model, config.init_from, () if split.inferred else split.label_names)
     return model
 
 

@@ -1,0 +1,58 @@
+"""Labels go by the names of their classes: a model's and a data set's need not stand in the same order."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from piat_hub.config import InputError, numbers_of, shortened
+from piat_hub.data.split import Split
+
+
+def numbered_as(split: Split, names: Sequence[str], whose: str = "the model") -> Split:
+    """The split with the class numbers of `names`: the same classes in another order, or only some of them.
+
+    Names that differ in case, spaces, dashes or underscores alone are the same. A split whose names are only numbers
+    that were found in it goes by those numbers where its names are none of these.
+
+    Args:
+        split: its labels number its own label_names.
+        names: of all classes, in the order that counts; () leaves the split as it is.
+        whose: has them, for messages: "the model".
+
+    Returns:
+        A split with `names` as label_names, and a note of what was done.
+
+    Raises:
+        InputError: where a class that has images is none of `names`.
+    """
+    own, names = split.label_names, tuple(names)
+    if not names or own == names:
+        return split
+    there = split.labels.unique().tolist()
+    found = numbers_of([own[k] for k in there], names)
+    if found is None and split.inferred and len(own) <= len(names):
+        note = f"{split.name} has no names for its classes: its label k is taken for class k of {whose}, {names[0]!r} for 0"
+        return replace(split, label_names=names, inferred=False, notes=(*split.notes, note))
+    if found is None:
+        raise InputError(
+            f"{split.name} has the classes {shortened([own[k] for k in there])}, {whose} has {shortened(names)}: labels go by "
+            "name, and some are not there; name its classes alike, or give the data it was trained for with --dataset"
+        )
+    numbers = torch.zeros(len(own), dtype=torch.int64)
+    numbers[there] = torch.tensor(found)
+    notes = []
+    if found != sorted(found):
+        notes.append(f"the classes of {split.name} stand in another order than those of {whose}; labels go by name")
+    if renamed := [(own[k], names[n]) for k, n in zip(there, found, strict=True) if own[k] != names[n]]:
+        notes.append(f"class {renamed[0][0]!r} of {split.name} is taken for {renamed[0][1]!r}" + _more(renamed))
+    if len(there) < len(names):
+        notes.append(
+            f"{split.name} has {len(there)} of the {len(names)} classes of {whose}: an answer outside of them counts as wrong"
+        )
+    labels = numbers.to(split.labels.device)[split.labels]
+    return replace(split, labels=labels, label_names=names, inferred=False, notes=(*split.notes, *notes))
+
+
+def _more(pairs: Sequence[object]) -> str:
+    return f", and {len(pairs) - 1} more likewise" if len(pairs) > 1 else ""
