@@ -131,9 +131,12 @@ def _finish(config: TrainConfig, options: RunOptions, directory: Path) -> None:
     from piat_hub.hub import card
     from piat_hub.records.files import read_metrics
     from piat_hub.records.labels import title
+    from piat_hub.records.lock import only_writer
 
-    save(plots.curves(read_metrics(directory), title=title(config)), directory / "curves.png")
-    print(f"weights {directory / WEIGHTS['last']}\ncurves  {directory / 'curves.png'}\ncard    {card.write(directory)}")
+    with only_writer(directory):
+        save(plots.curves(read_metrics(directory), title=title(config)), directory / "curves.png")
+        written = card.write(directory)
+    print(f"weights {directory / WEIGHTS['last']}\ncurves  {directory / 'curves.png'}\ncard    {written}")
     if options.push_to_hub:
         try:
             say_pushed(directory, options.push_to_hub, options.push)

@@ -4,7 +4,7 @@ A field is a default, a doc and, where it has one, a unit: the command line, `--
 these fields. `to_dict` and `from_dict` are exact inverses, so a configuration survives JSON.
 """
 
-from piat_hub.config.errors import Broken, Diverged, InputError, lookup, nearest, printable
+from piat_hub.config.errors import Broken, Diverged, InputError, InUse, lookup, nearest, printable
 from piat_hub.config.evaluate import EvalConfig
 from piat_hub.config.fields import (
     check,
@@ -42,6 +42,7 @@ __all__ = [
     "Broken",
     "Diverged",
     "EvalConfig",
+    "InUse",
     "InputError",
     "InterpolationConfig",
     "PushOptions",

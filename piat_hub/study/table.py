@@ -24,6 +24,7 @@ from piat_hub.records.groups import (
     same_but_law,
 )
 from piat_hub.records.labels import attack_name, command
+from piat_hub.records.lock import only_writer
 from piat_hub.records.published import paper
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.study.sweep import Done, Member
@@ -118,14 +119,14 @@ def write_table(
         attacks: columns.
         failed: members that are in no row.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     lost = {done.member.directory.name: done.failed for done in failed}
     texts = {
         "json": json.dumps({"study": name, "rows": rows, "failed": lost}, indent=1) + "\n",
         "md": table_text(name, rows, attacks, lost),
     }
-    for suffix, text in texts.items():
-        write_text(directory / f"{name}.{suffix}", text)
+    with only_writer(directory):
+        for suffix, text in texts.items():
+            write_text(directory / f"{name}.{suffix}", text)
     return directory / f"{name}.md"
 
 
