@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
 from piat_hub.cli.publish import say_pushed
-from piat_hub.cli.signals import GO_ON, Interrupted, noting_signals
+from piat_hub.cli.signals import Interrupted, noting_signals
 from piat_hub.config import InputError, RunOptions, TrainConfig, recipes
 from piat_hub.records.files import WEIGHTS
 
@@ -76,12 +76,12 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
 
         check_push(options.push_to_hub)
     bar: tqdm[NoReturn] = tqdm(unit="image", unit_scale=True, disable=None if main else True, desc=title(config))
-    latest, worked = "", False
-    with bar, noting_signals() as noted:
+    latest, worked, directory = "", False, run.output_directory(config, options)
+    with bar, noting_signals(lambda: (directory / "config.json").exists()) as noted:
         for event in run.train(config, options, lambda: bool(noted)):
             if isinstance(event, run.Stopped):
                 where = f"after epoch {event.epochs} and {event.steps} steps of the next"
-                raise Interrupted(f"{where}; all of it is saved: {GO_ON}")
+                raise Interrupted(f"{where}; all of it is saved")
             if isinstance(event, run.Notice):
                 line = event.text
             else:
@@ -97,7 +97,7 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     if main:
         if not worked:
             print(f"nothing left to do: all {config.epochs} epochs are done")
-        _finish(config, options, run.output_directory(config, options))
+        _finish(config, options, directory)
 
 
 def _advance(bar: Any, step: Any, epochs: int, latest: str) -> None:

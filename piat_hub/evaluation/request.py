@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from piat_hub import data
@@ -185,6 +186,8 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
     if (output / "config.json").exists() and not own:
         raise InputError(f"{output} holds another model; name another --output")
     weights = weights_digest(model)
+    if len(set(gather_object([weights]))) > 1:
+        raise InputError(f"{spec} is not the same in every process of this launch; evaluate it once it stays as it is")
     if config.mean:  # another question of the same weights
         weights += f" behind mean {config.mean} std {config.std}"
     facts = {"split": config.split, "seed": config.seed, "checkpoint": config.checkpoint, "weights": weights}

@@ -67,31 +67,30 @@ def _first_of_launch() -> bool:
 
 @contextmanager
 def _locked(directory: Path, patience: float) -> Iterator[None]:
-    directory = directory.absolute()
-    made = [place for place in (directory, *directory.parents) if not place.exists()]
+    made = [place for place in (directory.absolute(), *directory.absolute().parents) if not place.exists()]
     if not made and not os.access(directory, os.W_OK):
         yield
         return
     # every spelling of a directory leads to one file; the system lets go of it however its holder ends
     lock = FileLock(directory.resolve() / LOCK, is_singleton=True)
-    with written(directory):
-        try:
-            _enter(directory, lock, patience)
-        except FileNotFoundError:  # who had made the directory has just taken it away again
-            _enter(directory, lock, patience)
     try:
-        yield
+        with written(directory):
+            try:
+                _enter(directory, lock, patience)
+            except FileNotFoundError:  # who had made the directory has just taken it away again
+                _enter(directory, lock, patience)
+        try:
+            yield
+        finally:
+            _leave(lock)
     finally:
-        if lock.lock_counter == 1 and not isinstance(lock, SoftFileLock):
-            Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone
-        lock.release()
         with contextlib.suppress(OSError):
             for place in made:
                 place.rmdir()
 
 
 def _enter(directory: Path, lock: FileLock, patience: float) -> None:
-    """Make the directory, take its lock and write into it whose it is."""
+    """Make the directory, take its lock and write into that whose it is."""
     directory.mkdir(parents=True, exist_ok=True)
     path = Path(lock.lock_file)
     try:
@@ -102,6 +101,14 @@ def _enter(directory: Path, lock: FileLock, patience: float) -> None:
     if not isinstance(lock, SoftFileLock):  # which the library falls back to, and fills, where the system has no locks
         with contextlib.suppress(OSError):
             path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", encoding="utf-8")
+
+
+def _leave(lock: FileLock) -> None:
+    """Let go of a lock as often as it was taken; at the last its file goes too, while it is held: who waits for it sees that."""
+    if lock.lock_counter == 1 and not isinstance(lock, SoftFileLock):
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
+    lock.release()
 
 
 def _holder(path: Path) -> str:

@@ -18,7 +18,7 @@ import torch
 from piat_hub import data
 from piat_hub.config import InputError, StudyOptions, TrainConfig, flags, lookup, recipes, to_dict
 from piat_hub.evaluation.suites import suite
-from piat_hub.machine import cores
+from piat_hub.machine import cores, wished_threads
 from piat_hub.records import files
 from piat_hub.records.labels import public
 from piat_hub.records.lock import IN_USE, in_use
@@ -129,7 +129,8 @@ def next_command(member: Member, attacks: Sequence[str], options: StudyOptions) 
         options: says how many run at a time, and whether test images are tracked.
     """
     python = [sys.executable, "-m", "piat_hub"]
-    threads = [] if torch.cuda.is_available() else ["--threads", str(max(1, cores() // jobs(options)))]
+    share = wished_threads() or max(1, cores() // jobs(options))
+    threads = [] if torch.cuda.is_available() else ["--threads", str(share)]
     if not member.trained:
         resume = ["--resume"] if (member.directory / "config.json").exists() else []
         tracked = ["--track-test"] if options.track_test else []
