@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate.utils import InitProcessGroupKwargs
 from joblib import cpu_count
@@ -23,13 +24,29 @@ def cores() -> int:
 
 
 def wished_threads() -> int | None:
-    """What the user's OMP_NUM_THREADS says; None where it says nothing, or is a launcher's own 1.
+    """What the user's OMP_NUM_THREADS says, else MKL_NUM_THREADS; None where they say nothing, or a launcher's own 1.
 
-    `accelerate launch` and torchrun set 1 where the user has set none; who wants one thread there says so by --threads.
+    `accelerate launch` and torchrun set 1 for their processes where the user has set none for them.
     """
-    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-    return int(text) if text.isdecimal() and int(text) > 0 and not (launched and text == "1") else None
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        text = os.environ.get(name, "").partition(",")[0].strip()  # of nested regions the outermost counts
+        if text.isdecimal() and int(text) > 0 and not (text == "1" and launched_without(name)):
+            return int(text)
+    return None
+
+
+def launched_without(name: str) -> bool:
+    """Whether a launcher started this process and was itself started without this environment variable.
+
+    Args:
+        name: of the variable.
+    """
+    if not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ):
+        return False
+    try:
+        return name not in psutil.Process().parent().environ()
+    except (psutil.Error, AttributeError, OSError):  # it is gone, or another user's
+        return True
 
 
 # how long a process waits for the others: while one decodes the data, or has the harder batch of an evaluation

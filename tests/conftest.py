@@ -1,5 +1,6 @@
 """What every test shares: one seed, one thread, no network, caches in a folder of the test run's own."""
 
+import contextlib
 import copy
 import os
 import runpy
@@ -229,6 +230,26 @@ def _become(words, env, out, err):
     finally:
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)
+
+
+@contextlib.contextmanager
+def another(directory):
+    """Inside the block a process of its own, whose number this gives, writes in the directory; killed at its end."""
+    ready, told = os.pipe()
+    if (child := os.fork()) == 0:
+        from piat_hub.records.lock import only_writer
+
+        with contextlib.suppress(BaseException), only_writer(directory):
+            os.write(told, b"x")
+            signal.pause()
+        os._exit(1)
+    os.close(told)
+    try:
+        assert os.read(ready, 1), "it was refused"
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 @pytest.fixture

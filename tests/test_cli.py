@@ -18,7 +18,9 @@ from PIL import Image
 
 from piat_hub import cli
 from piat_hub.cli import evaluate
-from piat_hub.config import Diverged, EvalConfig, RunOptions, ThreatModel, TrainConfig
+from piat_hub.cli.flags import Parser, add_fields
+from piat_hub.cli.signals import go_on
+from piat_hub.config import Diverged, EvalConfig, RunOptions, ThreatModel, TrainConfig, recipes
 from piat_hub.records import results
 
 ROOT = Path(__file__).parent.parent
@@ -324,11 +326,55 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
         yield
 
     monkeypatch.setattr("piat_hub.training.run.train", interrupted)
-    assert cli.main(["train"]) == 130
-    assert "go on with the same command and --resume" in capsys.readouterr().err
+    assert cli.main(["train"]) == 130  # nothing of it is there yet
+    assert capsys.readouterr().err == "piat train: error: stopped, start it again\n"
+    monkeypatch.setattr("piat_hub.evaluation.request.prepare_evaluation", lambda *_: next(interrupted()))
+    assert cli.main(["evaluate", "my run"]) == 130
+    assert "stopped, what is finished is saved: go on with " in (said := capsys.readouterr().err)
+    assert said.endswith("evaluate 'my run' --resume\n")
     monkeypatch.setattr("piat_hub.cli.draw.figures", lambda *_: next(interrupted()))
     assert cli.main(["figures", "r"]) == 130  # it has no --resume
     assert capsys.readouterr().err == "piat figures: error: stopped, start it again\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "processes", "command", "argv", "line"),
+    [
+        (
+            "train.py",
+            1,
+            "train",
+            ["digits", "--output", "a b"],
+            ".venv/bin/python train.py digits --output 'a b' --resume",
+        ),
+        ("x/piat_hub/__main__.py", 1, "train", ["--resume"], ".venv/bin/python -m piat_hub train --resume"),
+        (".venv/bin/piat", 1, "evaluate", ["r"], ".venv/bin/piat evaluate r --resume"),
+        ("shell/piat", 1, "evaluate", ["r"], "piat evaluate r --resume"),
+        ("shell/piat", 1, "study", ["mu"], "piat study mu"),
+        ("train.py", 2, "train", ["digits"], "the same launcher and train.py digits --resume"),
+    ],
+)
+def test_the_advice_is_a_line_that_the_shell_takes(monkeypatch, tmp_path, program, processes, command, argv, line):
+    for path in (".venv/bin/python", ".venv/bin/piat", "shell/piat"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "shell"))
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv/bin/python"))
+    monkeypatch.setattr(sys, "argv", [program if program.endswith(".py") else str(tmp_path / program)])
+    assert go_on(command, argv) == f"go on with {line}"
+
+
+def test_no_flag_but_n_is_one_that_torchrun_takes_for_an_abbreviation_of_its_own():
+    """The guide on several GPUs says how --n gets past it."""
+    from torch.distributed.run import get_args_parser
+
+    theirs, taken = get_args_parser()._option_string_actions, set()
+    for config in (EvalConfig(), recipes.get("digits"), RunOptions()):
+        parser = Parser(add_help=False)
+        add_fields(parser, config)
+        taken |= {flag for flag in parser._option_string_actions if sum(their.startswith(flag) for their in theirs) > 1}
+    assert taken == {"--n"}
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ import json
 import os
 import random
 import resource
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,20 +92,29 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(small_digits, do_t
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
-    flags = "--epochs 25 --train-size 256 --holdout 32 --steps 2 --threads 1 --output r"
-    command = [sys.executable, "-m", "piat_hub", "train", "digits", *flags.split()]
+    flags = [
+        "--epochs",
+        "25",
+        *["--train-size", "256", "--holdout", "32", "--steps", "2", "--threads", "1", "--output"],
+        "a run",
+    ]
+    command = [sys.executable, "-m", "piat_hub", "train", "digits", *flags]
     environment = os.environ | {"PYTHONPATH": str(Path(piat_hub.__file__).parent.parent)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    while not (tmp_path / "r/state/state.safetensors").exists():
+    while not (tmp_path / "a run/state/state.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
     out, err = process.communicate()
     (line,) = [line for line in err.splitlines() if "error" in line]
-    assert process.returncode == 130 and "saved: go on with the same command and --resume" in line, (out, err)
-    forked("-m", "piat_hub", "train", "digits", *flags.split(), "--resume", check=True)
-    assert torch.isfinite(piat_hub.from_pretrained("r").fc.weight).all()
-    assert len(files.read_metrics(Path("r"))) == 25
+    before, _, advised = line.partition("all of it is saved: go on with ")
+    program, *words = shlex.split(advised)
+    assert process.returncode == 130 and "after epoch " in before, (out, err)
+    assert Path(shutil.which(program)).resolve() == Path(sys.executable).resolve()
+    assert words == [*command[1:], "--resume"]
+    forked(*words, check=True)
+    assert torch.isfinite(piat_hub.from_pretrained("a run").fc.weight).all()
+    assert len(files.read_metrics(Path("a run"))) == 25
 
 
 def spoil(monkeypatch, at, harm):
@@ -313,7 +324,10 @@ def test_one_process_dies_and_the_others_say_so_and_stop(rank):
     _, err = launcher.communicate()
     assert launcher.returncode == 1
     (line,) = [line for line in err.splitlines() if "another process has ended" in line]
-    assert "what is finished is saved: go on with the same command and --resume" in line and len(line) < 300
+    advised = (
+        "-m piat_hub train digits --epochs 25 --train-size 256 --holdout 32 --steps 2 --threads 1 --output r --resume"
+    )
+    assert f"what is finished is saved: go on with the same launcher and {advised}" in line and len(line) < 400
     if rank == 0:
         done = state_of("r")
         out, err = torchrun("--resume").communicate()

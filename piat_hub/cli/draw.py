@@ -25,18 +25,19 @@ def figures(argv: Sequence[str], prog: str) -> None:
 
     from piat_hub.figures.style import save
     from piat_hub.records.groups import benchmarks
+    from piat_hub.records.lock import only_writer
 
     output, several = Path(given.output), len(benchmarks(runs)) > 1
-    output.mkdir(parents=True, exist_ok=True)
-    for place, drawn in _gallery(runs, given):
-        if drawn.figure is None:
-            print(f"{drawn.name}: not drawn: {drawn.why}")
-            continue
-        where = output / re.sub(r"[^\w.-]+", "-", place) if several else output
-        where.mkdir(exist_ok=True)
-        for suffix in ("svg", "png"):
-            save(drawn.figure, where / f"{drawn.name}.{suffix}")
-        print(f"{where / drawn.name}.svg, .png")
+    with only_writer(output):
+        for place, drawn in _gallery(runs, given):
+            if drawn.figure is None:
+                print(f"{drawn.name}: not drawn: {drawn.why}")
+                continue
+            where = output / re.sub(r"[^\w.-]+", "-", place) if several else output
+            where.mkdir(exist_ok=True)
+            for suffix in ("svg", "png"):
+                save(drawn.figure, where / f"{drawn.name}.{suffix}")
+            print(f"{where / drawn.name}.svg, .png")
 
 
 def report(argv: Sequence[str], prog: str) -> None:
@@ -51,12 +52,13 @@ def report(argv: Sequence[str], prog: str) -> None:
     given, runs = _read(parser, argv, "report.html", "the file to write", check)
 
     from piat_hub.figures import report as page
+    from piat_hub.records.lock import only_writer
 
     output, drawn = Path(given.output), dict[str, list[Any]]()
     for place, one in _gallery(runs, given):
         drawn.setdefault(place, []).append(one)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, page.render(runs, drawn))
+    with only_writer(output.parent):
+        write_text(output, page.render(runs, drawn))
     print(f"report   {output}")
 
 

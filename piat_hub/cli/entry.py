@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
-from piat_hub.cli.signals import GO_ON, handling, terminate
+from piat_hub.cli.signals import go_on, handling, terminate
 from piat_hub.config import Broken, Diverged, InputError, lookup
 
 COMMANDS = {  # command: (its function as MODULE:NAME in this folder, what it does)
@@ -56,15 +56,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
         except InputError as error:
             return _fail(prog, error, 2)
         except KeyboardInterrupt as stop:
-            kept = f"what is finished is saved: {GO_ON}" if command in ("train", "evaluate") else "start it again"
-            return _fail(prog, f"stopped, {str(stop) or kept}", 130)
+            kept = str(stop) or ("what is finished is saved" if command == "evaluate" else "")
+            again = f"{kept}: {go_on(str(command), argv)}" if kept else "start it again"
+            return _fail(prog, f"stopped, {again}", 130)
         except BrokenPipeError:  # who reads our lines, as `head` does, has had enough of them
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except (Diverged, Broken, OSError) as error:
             return _fail(prog, error, 1)
         except RuntimeError as error:
-            if not (said := _from_outside(error, command)):
+            if not (said := _from_outside(error, command, argv)):
                 raise
             return _fail(prog, Broken(said), 1)
     return 0
@@ -75,12 +76,12 @@ def _usage(prog: str) -> str:
     return "\n".join([f"usage: {prog} COMMAND …", "", *lines, "", f"{prog} COMMAND --help says more."])
 
 
-def _from_outside(error: RuntimeError, command: str | None) -> str:
+def _from_outside(error: RuntimeError, command: str | None, argv: Sequence[str]) -> str:
     """What torch says of a lost connection between processes, or of memory, in a few words; "" for any other error."""
     line, kind = next((line for line in str(error).splitlines() if line.strip()), ""), type(error).__name__
     said = re.sub(r"^\[\S*\] ", "", line).split(". ")[0]
     if "gloo" in line.lower() or kind.startswith("Dist"):  # NCCL's errors are of such types
-        return f"another process has ended ({said}); what is finished is saved: {GO_ON}"
+        return f"another process has ended ({said}); what is finished is saved: {go_on(str(command), argv)}"
     if kind == "OutOfMemoryError":
         less = "take fewer or smaller images"
         if command == "train":

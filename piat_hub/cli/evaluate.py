@@ -48,7 +48,10 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     ends = time.monotonic() + duration(config.time_budget) if config.time_budget else math.inf
     prepared = [request.prepare_evaluation(model, config) for model in models]
     main = prepared[0].processes.rank == 0
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(sys.stdout if main else nowhere):
+    with contextlib.ExitStack() as held, Path(os.devnull).open("w") as nowhere:
+        for one in prepared:
+            held.enter_context(one.writing())
+        held.enter_context(contextlib.redirect_stdout(sys.stdout if main else nowhere))
         finished = [_evaluate_one(model, one, ends) for model, one in zip(models, prepared, strict=True)]
         if len(finished) > 1:
             print("\n" + _by_attack("model", [(done.name, _accuracies(done.results.attacks)) for done in finished]))

@@ -65,7 +65,7 @@ def _run_sweep(name: str, members: Sequence[Member], attacks: Sequence[str], opt
             for turn, done in enumerate(events):
                 if noted:
                     events.close()
-                    raise Interrupted("every member is saved: go on with the same command")
+                    raise Interrupted("every member is saved")
                 if isinstance(done, Busy):
                     bar.write(
                         f"{done.member.directory}: another process is at work on it; its turn comes when that ends"

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
 from piat_hub.cli.publish import say_pushed
-from piat_hub.cli.signals import GO_ON, Interrupted, noting_signals
+from piat_hub.cli.signals import Interrupted, noting_signals
 from piat_hub.config import InputError, RunOptions, TrainConfig, recipes
 from piat_hub.records.files import WEIGHTS, read_metrics
 from piat_hub.records.labels import percent, title
@@ -74,12 +74,12 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
 
         check_push(options.push_to_hub)
     bar: tqdm[NoReturn] = tqdm(unit="image", unit_scale=True, disable=None if main else True, desc=title(config))
-    latest, worked = "", False
-    with bar, noting_signals() as noted:
+    latest, worked, directory = "", False, run.output_directory(config, options)
+    with bar, noting_signals(lambda: (directory / "config.json").exists()) as noted:
         for event in run.train(config, options, lambda: bool(noted)):
             if isinstance(event, run.Stopped):
                 where = f"after epoch {event.epochs} and {event.steps} steps of the next"
-                raise Interrupted(f"{where}; all of it is saved: {GO_ON}")
+                raise Interrupted(f"{where}; all of it is saved")
             if isinstance(event, run.Notice):
                 line = event.text
             else:
@@ -95,7 +95,7 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
     if main:
         if not worked:
             print(f"nothing left to do: all {config.epochs} epochs are done")
-        _finish(config, options, run.output_directory(config, options))
+        _finish(config, options, directory)
 
 
 def _advance(bar: Any, step: Any, epochs: int, latest: str) -> None:
@@ -125,9 +125,12 @@ def _finish(config: TrainConfig, options: RunOptions, directory: Path) -> None:
     from piat_hub.figures import plots
     from piat_hub.figures.style import save
     from piat_hub.hub import card
+    from piat_hub.records.lock import only_writer
 
-    save(plots.curves(read_metrics(directory), title=title(config)), directory / "curves.png")
-    print(f"weights {directory / WEIGHTS['last']}\ncurves  {directory / 'curves.png'}\ncard    {card.write(directory)}")
+    with only_writer(directory):
+        save(plots.curves(read_metrics(directory), title=title(config)), directory / "curves.png")
+        written = card.write(directory)
+    print(f"weights {directory / WEIGHTS['last']}\ncurves  {directory / 'curves.png'}\ncard    {written}")
     if options.push_to_hub:
         try:
             say_pushed(directory, options.push_to_hub, options.push)

@@ -9,6 +9,7 @@ from piat_hub.config.errors import (
     Broken as Broken,
     Diverged as Diverged,
     InputError as InputError,
+    InUse as InUse,
     lookup as lookup,
     nearest as nearest,
     printable as printable,

@@ -32,6 +32,10 @@ class InputError(ValueError):
         super().__init__("".join(c if printable(c) else "\ufffd" for c in text))
 
 
+class InUse(InputError):
+    """Another process is at work in the directory; only one at a time may write there."""
+
+
 class Diverged(RuntimeError):
     """Training's loss, a gradient or a weight is not finite."""
 

@@ -3,12 +3,14 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from piat_hub import data
@@ -21,6 +23,7 @@ from piat_hub.evaluation.verdict import class_count
 from piat_hub.hub import card
 from piat_hub.machine import PATIENCE, device_of, set_threads
 from piat_hub.records.files import check_output
+from piat_hub.records.lock import only_writer
 from piat_hub.records.results import Results
 
 
@@ -49,6 +52,20 @@ class Evaluation:
     of_run: bool
     surrogate: nn.Module | None = None
     processes: Processes = ALONE
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """No other process writes in the directory inside the block, which goes on from what is measured there by now.
+
+        `measure`, `sweep` and `check` belong inside it, all of them in one, so that nobody comes between them.
+
+        Raises:
+            InUse: while another process writes there.
+            InputError: where other results lie, or damaged ones, which are moved aside.
+        """
+        with only_writer(self.directory, launch=True):
+            self.results.resume(self.directory, stopped=self.config.resume)
+            yield
 
     def measure(self, ends: float = math.inf) -> Iterator[Progress]:
         """Run the attacks; results and verdicts are saved after every batch, a run directory's card at the end.
@@ -147,7 +164,7 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
 
     Raises:
         InputError: for a model, data, an attack or a budget that cannot be had, an output that holds another model or
-            other results, or damaged ones, which are moved aside.
+            other results, or damaged ones, which are moved aside; InUse, while another process writes in the output.
     """
     accelerator = Accelerator(kwargs_handlers=[PATIENCE])
     set_threads(config.threads)
@@ -169,11 +186,12 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
     if (output / "config.json").exists() and not own:
         raise InputError(f"{output} holds another model; name another --output")
     weights = weights_digest(model)
+    if len(set(gather_object([weights]))) > 1:
+        raise InputError(f"{spec} is not the same in every process of this launch; evaluate it once it stays as it is")
     if config.mean:  # another question of the same weights
         weights += f" behind mean {config.mean} std {config.std}"
     facts = {"split": config.split, "seed": config.seed, "checkpoint": config.checkpoint, "weights": weights}
     results = Results.of(split, threat, **facts)
-    results.resume(output, stopped=config.resume)
     placed = model.to(accelerator.device).to(memory_format=torch.channels_last)
     rank, world = accelerator.process_index, accelerator.num_processes
 
@@ -181,9 +199,10 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
         return accelerator.gather(tensor[None]).amin(0) if world > 1 else tensor.clone()
 
     processes = Processes(rank, world, least)
-    return Evaluation(
-        config, name, placed, split, results, output, own and bool(getattr(model, "piat", None)), surrogate, processes
-    )
+    of_run = own and bool(getattr(model, "piat", None))
+    evaluation = Evaluation(config, name, placed, split, results, output, of_run, surrogate, processes)
+    with evaluation.writing():  # takes up what was measured before, or refuses
+        return evaluation
 
 
 def evaluation_data(spec: str, config: EvalConfig, model: nn.Module) -> data.Split:

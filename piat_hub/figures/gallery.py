@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from piat_hub import data
-from piat_hub.config import Broken, EvalConfig, InputError
+from piat_hub.config import Broken, EvalConfig, InputError, InUse
 from piat_hub.evaluation import request
 from piat_hub.evaluation.model import load_model, weights_digest
 from piat_hub.evaluation.verdict import class_count, verdict_mode
@@ -20,6 +20,7 @@ from piat_hub.figures import NAMES, pictures, plots, probes
 from piat_hub.machine import device_of
 from piat_hub.records.files import own, read_json, sealed, write_text
 from piat_hub.records.groups import grouped
+from piat_hub.records.lock import only_writer
 from piat_hub.records.rundir import RunDirectory
 
 FROM_RECORDS: dict[str, Callable[[Sequence[RunDirectory]], Figure]] = {
@@ -154,6 +155,6 @@ def surface(
         threat = run.config.threat_model
         found = probes.surface(exact, *whole(split), threat, filterwise=filterwise, on_point=on_point, **SETTINGS)
     text = json.dumps(sealed({"of": of} | dataclasses.asdict(found))) + "\n"
-    with contextlib.suppress(Broken):  # one that cannot be kept can still be drawn
+    with contextlib.suppress(Broken, InUse), only_writer(run.directory):  # one that cannot be kept can still be drawn
         write_text(path, text)
     return found

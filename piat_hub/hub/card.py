@@ -12,6 +12,7 @@ from piat_hub.config import DATASETS, TrainConfig, pixels, to_dict
 from piat_hub.hub import plain_timm
 from piat_hub.records.files import WEIGHTS, write_text
 from piat_hub.records.labels import HEADERS, attack_name, command, method_name, rows, table, title
+from piat_hub.records.lock import only_writer
 from piat_hub.records.model_config import ModelConfig
 from piat_hub.records.results import Record
 from piat_hub.records.rundir import Measured, RunDirectory
@@ -32,9 +33,11 @@ def write(directory: Path) -> Path:
         directory: of the run.
 
     Raises:
-        InputError: if it is no run directory, or damaged.
+        InputError: if it is no run directory, or damaged; InUse, while another process writes there.
     """
-    write_text(directory / "README.md", render(RunDirectory.read(directory)))
+    run = RunDirectory.read(directory)
+    with only_writer(directory):
+        write_text(directory / "README.md", render(run))
     return directory / "README.md"
 
 

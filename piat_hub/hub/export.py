@@ -11,6 +11,7 @@ from torch.export import Dim
 
 from piat_hub.config import InputError
 from piat_hub.records.files import whole_file
+from piat_hub.records.lock import only_writer
 
 
 def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str = "model") -> list[Path]:
@@ -29,16 +30,17 @@ def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str 
         on.
 
     Raises:
-        InputError: if the model does not say its input size, or for onnx without its packages.
+        InputError: if the model does not say its input size, or for onnx without its packages; InUse, while another
+            process writes there.
     """
     shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if not shape:
         raise InputError("the model does not say what images it takes; export one that piat_hub saved")
     if "onnx" in formats and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise InputError("model.onnx needs two more packages: pip install 'piat-hub[onnx]', or give --formats pt2")
-    directory.mkdir(parents=True, exist_ok=True)
     images = torch.zeros(2, *shape)
-    return [WRITERS[kind](model.cpu().eval(), images, directory / f"{name}.{kind}") for kind in formats]
+    with only_writer(directory):
+        return [WRITERS[kind](model.cpu().eval(), images, directory / f"{name}.{kind}") for kind in formats]
 
 
 def _pt2(model: nn.Module, images: torch.Tensor, path: Path) -> Path:

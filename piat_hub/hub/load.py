@@ -75,8 +75,7 @@ def from_pretrained(
             where["revision"] = commit
         weights_file = _download(name, names[1], where)
     config = ModelConfig.read(config_file)
-    model = untrusted.build(config, weights_file, str(config_file))
-    model.weights_sha256 = file_digest(weights_file)
+    model = _built(config, weights_file, str(config_file))
     if known and where["revision"] == known["revision"] and model.weights_sha256 != known["weights_sha256"][checkpoint]:
         raise InputError(f"{weights_file} is not what we published as {name}: another sha256; delete it and load again")
     if config.piat is None and any(config.pretrained_cfg.get("mean") or ()):
@@ -88,6 +87,17 @@ def from_pretrained(
     model.label_names = config.label_names
     model.piat = dict(config.piat or {})
     return model.to(device).eval()
+
+
+def _built(config: ModelConfig, weights: Path, source: str) -> Any:
+    """The model with the sha256 of its weights file, which a training may put another in the place of meanwhile."""
+    while True:
+        before = weights.stat()
+        model: Any = untrusted.build(config, weights, source)
+        model.weights_sha256 = file_digest(weights)
+        after = weights.stat()
+        if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
+            return model
 
 
 def start_from(model: Any, source: str, label_names: Sequence[str] = ()) -> None:

@@ -14,6 +14,7 @@ from piat_hub.config import InputError, PushOptions
 from piat_hub.hub import card, untrusted
 from piat_hub.hub.load import _first_line, check_id
 from piat_hub.records.files import RECORDS, RESULTS, VERDICTS, WEIGHTS, own, read_lines, sealed
+from piat_hub.records.lock import only_writer
 from piat_hub.records.model_config import ModelConfig
 from piat_hub.records.results import read_results
 from piat_hub.records.rundir import RunDirectory
@@ -67,14 +68,19 @@ def push_to_hub(
 
     Raises:
         InputError: if the run is not whole, revision and create_pr are both given, the repository holds something else,
-            or the Hub refuses.
+            or the Hub refuses; InUse, while another process writes in the run.
     """
     options = PushOptions(private, revision, create_pr)
     check_id(repo_id)
-    files = publication(RunDirectory.read(run), repo_id)
-    api = HfApi(token=token)
+    found = RunDirectory.read(run)
+    with only_writer(found.directory):  # weights, results and card that belong together
+        return _pushed(HfApi(token=token), publication(found, repo_id), repo_id, options)
+
+
+def _pushed(api: HfApi, files: Mapping[str, Any], repo_id: str, options: PushOptions) -> Pushed:
+    """One commit, tried again where the Hub's trouble may pass."""
     # where a reply is lost, a second request would be a second pull request
-    pauses = [] if create_pr else [1.0, 4.0, 16.0]
+    pauses = [] if options.create_pr else [1.0, 4.0, 16.0]
     while True:
         get_session().timeout = SILENCE  # by default the client would wait for ever
         try:

@@ -10,6 +10,7 @@ from torch import nn
 from piat_hub.config import TrainConfig, to_dict
 from piat_hub.records import tensors
 from piat_hub.records.files import WEIGHTS, read_json, sealed, whole_file
+from piat_hub.records.lock import only_writer
 
 ORIGIN = ("license", "origin_url", "paper_name", "paper_ids")  # what pretrained_cfg says of where weights come from
 
@@ -38,11 +39,12 @@ def save_pretrained(
 
     Raises:
         Broken: if the system refuses to write.
+        InUse: while another process writes there.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_config(model, directory, config=config, label_names=label_names, input_size=input_size)
-    save_weights(model, directory / WEIGHTS["last"])
+    with only_writer(directory):
+        save_config(model, directory, config=config, label_names=label_names, input_size=input_size)
+        save_weights(model, directory / WEIGHTS["last"])
     return directory
 
 

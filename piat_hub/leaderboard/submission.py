@@ -22,6 +22,7 @@ from piat_hub.evaluation.verdict import accuracy, verdict_mode
 from piat_hub.hub.load import check_id, from_pretrained
 from piat_hub.records.files import write_text
 from piat_hub.records.labels import percent
+from piat_hub.records.lock import only_writer
 from piat_hub.records.published import PUBLISHED
 from piat_hub.records.results import Record
 from piat_hub.records.rundir import RunDirectory
@@ -156,9 +157,10 @@ def submit(
         ),
         "evaluation.log": _marked("\n".join(log(results)) + "\n", "{}", reasons),
     }
-    for path, text in texts.items():
-        (output / path).parent.mkdir(parents=True, exist_ok=True)
-        write_text(output / path, text)
+    with only_writer(output):
+        for path, text in texts.items():
+            (output / path).parent.mkdir(parents=True, exist_ok=True)
+            write_text(output / path, text)
     return [output / path for path in texts]
 
 

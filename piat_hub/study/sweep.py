@@ -16,9 +16,10 @@ import torch
 from piat_hub import data
 from piat_hub.config import InputError, StudyOptions, TrainConfig, flags, lookup, recipes, to_dict
 from piat_hub.evaluation.suites import suite
-from piat_hub.machine import cores
+from piat_hub.machine import cores, wished_threads
 from piat_hub.records import files
 from piat_hub.records.labels import public
+from piat_hub.records.lock import IN_USE, in_use
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.study.studies import STUDIES
 from piat_hub.training.setup import settled
@@ -128,7 +129,8 @@ def next_command(member: Member, attacks: Sequence[str], options: StudyOptions) 
         options: says how many run at a time, and whether test images are tracked.
     """
     python = [sys.executable, "-m", "piat_hub"]
-    threads = [] if torch.cuda.is_available() else ["--threads", str(max(1, cores() // jobs(options)))]
+    share = wished_threads() or max(1, cores() // jobs(options))
+    threads = [] if torch.cuda.is_available() else ["--threads", str(share)]
     if not member.trained:
         resume = ["--resume"] if (member.directory / "config.json").exists() else []
         tracked = ["--track-test"] if options.track_test else []
@@ -158,8 +160,8 @@ def run_members(
 ) -> Generator[Done | Busy | None]:
     """Train and evaluate every member, several at a time, each command in a process of its own.
 
-    While it runs it holds a lock on the member's log, even when this process is killed, so a sweep begun again waits
-    for it. Closing the iterator stops them where they can go on.
+    A member that another process is at work on, as one may be that a killed sweep started, has its turn when that ends.
+    Closing the iterator stops them where they can go on.
 
     Args:
         members: what has been done of them is not done again.
@@ -172,7 +174,7 @@ def run_members(
     Raises:
         InputError: where a command calls its input unusable, which the other members share.
     """
-    waiting, running = deque(members), dict[int, tuple[Member, subprocess.Popen[bytes]]]()
+    waiting, running = deque(members), dict[int, tuple[Member, subprocess.Popen[bytes], int]]()
     gpus, busy, ran = devices(), set(), dict[Path, list[str]]()
     try:
         while waiting or running:
@@ -180,6 +182,12 @@ def run_members(
                 if not waiting:
                     break
                 member = waiting.popleft()
+                if in_use(member.directory):
+                    waiting.append(member)
+                    if member.directory not in busy:
+                        busy.add(member.directory)
+                        yield Busy(member)
+                    continue
                 command = next_command(member, attacks, options)
                 if command is None:
                     yield Done(member)
@@ -187,34 +195,33 @@ def run_members(
                     yield Done(
                         member, failed=f"its command came to its end and left it undone: {last_line(member.log)}"
                     )
-                elif process := start_command(member, command, gpus[slot % len(gpus)]):
-                    running[slot], ran[member.directory] = (member, process), command
                 else:
-                    waiting.append(member)
-                    if member.directory not in busy:
-                        busy.add(member.directory)
-                        yield Busy(member)
+                    running[slot] = member, *start_command(member, command, gpus[slot % len(gpus)])
+                    ran[member.directory] = command
             yield None
             time.sleep(0.2)
-            for slot, (member, process) in list(running.items()):
+            for slot, (member, process, begun) in list(running.items()):
                 if process.poll() is None:
                     continue
                 del running[slot]
-                if process.returncode == 2:  # unusable input, for the others too
+                if process.returncode == 2 and IN_USE.encode() in member.log.read_bytes()[begun:]:
+                    del ran[member.directory]  # another sweep's command was there first
+                    waiting.append(member)
+                elif process.returncode == 2:  # unusable input, for the others too
                     raise InputError(f"{last_line(member.log)} (all of it: {member.log})")
-                if process.returncode:
+                elif process.returncode:
                     yield Done(member, failed=last_line(member.log) or f"exit code {process.returncode}")
                 else:
                     waiting.appendleft(member)
     finally:
-        for _, process in running.values():
+        for _, process, _ in running.values():
             process.terminate()
-        for _, process in running.values():
+        for _, process, _ in running.values():
             process.wait()
 
 
-def start_command(member: Member, command: Sequence[str], gpu: str) -> subprocess.Popen[bytes] | None:
-    """Start a command that appends to the member's log; None while another process is at work on that member.
+def start_command(member: Member, command: Sequence[str], gpu: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a command that appends to the member's log; returns its process, and how many bytes the log had before.
 
     Args:
         member: that it is for.
@@ -222,17 +229,10 @@ def start_command(member: Member, command: Sequence[str], gpu: str) -> subproces
         gpu: for CUDA_VISIBLE_DEVICES; "" leaves it as it is.
     """
     member.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
     with member.log.open("ab") as log:
-        try:
-            import fcntl
-
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
-        except BlockingIOError:
-            return None
-        environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        before = log.tell()
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment), before
 
 
 def last_line(log: Path) -> str:

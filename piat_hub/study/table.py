@@ -11,6 +11,7 @@ from typing import Any
 from piat_hub.records import groups as recorded
 from piat_hub.records.files import write_text
 from piat_hub.records.labels import attack_name, command, table
+from piat_hub.records.lock import only_writer
 from piat_hub.records.published import paper
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.study.sweep import Done, Member
@@ -99,12 +100,15 @@ def write_table(
         attacks: columns.
         failed: members that are in no row.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     lost = {done.member.directory.name: done.failed for done in failed}
-    path = directory / f"{name}.md"
-    write_text(path.with_suffix(".json"), json.dumps({"study": name, "rows": rows, "failed": lost}, indent=1) + "\n")
-    write_text(path, table_text(name, rows, attacks, lost))
-    return path
+    texts = {
+        "json": json.dumps({"study": name, "rows": rows, "failed": lost}, indent=1) + "\n",
+        "md": table_text(name, rows, attacks, lost),
+    }
+    with only_writer(directory):
+        for suffix, text in texts.items():
+            write_text(directory / f"{name}.{suffix}", text)
+    return directory / f"{name}.md"
 
 
 def table_text(name: str, rows: Sequence[dict[str, Any]], attacks: Sequence[str], lost: Mapping[str, str]) -> str:

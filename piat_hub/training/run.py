@@ -17,9 +17,10 @@ from piat_hub import data, machine
 from piat_hub.config import Diverged, InputError, RunOptions, TrainConfig, flat, to_dict
 from piat_hub.hub.save import save_config, save_weights
 from piat_hub.records.files import RECORDS, WEIGHTS, append, check_output, checksum, read_lines, sealed, write_text
+from piat_hub.records.lock import only_writer
 from piat_hub.training import engine
 from piat_hub.training.guards import advise, collapsed, not_finite, refuse_not_finite, underflowing
-from piat_hub.training.setup import Setup, describe, make_check, make_setup, settled
+from piat_hub.training.setup import Setup, describe, make_accelerator, make_check, make_setup, settled
 from piat_hub.training.state import Done, State
 
 
@@ -71,16 +72,25 @@ def train(
         A Notice for people, a Step once it is launched, an EpochDone once the epoch is saved, or Stopped.
 
     Raises:
-        InputError: before anything is written, for a request that cannot work or a state of another one.
+        InputError: before anything is written, for a request that cannot work or a state of another one; InUse, while
+            another process writes in the run's directory.
         Diverged: naming the last good state, if the loss, a gradient or a weight stops being finite.
         Broken: if a file cannot be written.
     """
     options, config = options or RunOptions(), settled(config)
     directory = output_directory(config, options)
     check_output(directory)
-    if not options.resume:
-        refuse_overwrite(directory)
-    setup = make_setup(config, options, directory)
+    accelerator = make_accelerator(config, options, directory)
+    with only_writer(directory, launch=True):
+        if not options.resume:
+            refuse_overwrite(directory)
+        yield from _train(make_setup(config, options, directory, accelerator), options, directory, stopping)
+
+
+def _train(
+    setup: Setup, options: RunOptions, directory: Path, stopping: Callable[[], bool]
+) -> Iterator[Notice | engine.Step | EpochDone | Stopped]:
+    """`train`, once the run is this launch's alone and its parts are built."""
     accelerator, config = setup.parts.accelerator, setup.parts.config
     state = State(directory, config, setup.saved())
     done, warning = state.load() if options.resume else (Done(), "")

@@ -67,19 +67,19 @@ class Setup:
         return {name: part for name, part in known.items() if hasattr(part, "state_dict")}
 
 
-def make_setup(config: TrainConfig, options: RunOptions, directory: Path) -> Setup:
+def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accelerator: Accelerator) -> Setup:
     """Build everything that a run needs; nothing is written.
 
     Args:
         config: settled.
         options: where and how the run happens.
         directory: the run's own, where a run that goes on keeps its weights.
+        accelerator: as `make_accelerator` gives it.
 
     Raises:
         InputError: for whatever cannot work in the request.
     """
     method = make_method(config)
-    accelerator = make_accelerator(config, options, directory)
     threads = set_threads(options.threads)
     whole, tracked = load_images(config, options, accelerator)
     if config.holdout is None:
