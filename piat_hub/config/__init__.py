@@ -22,6 +22,7 @@ from piat_hub.config.fields import (
 )
 from piat_hub.config.train import (
     DATASETS,
+    SIDE,
     TRACKED,
     AttackConfig,
     InterpolationConfig,
@@ -37,6 +38,7 @@ from piat_hub.config.train import (
 
 __all__ = [
     "DATASETS",
+    "SIDE",
     "TRACKED",
     "AttackConfig",
     "Broken",

@@ -17,6 +17,27 @@ from torch.utils.data import Dataset
 from piat_hub.config import InputError
 from piat_hub.machine import cores
 
+# read by Pillow alone, unlike EPS, which it hands to Ghostscript
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+LARGEST = 2**30  # bytes of a picture's file
+
+
+def content(path: str | Path) -> bytes:
+    """What stands in a picture's file.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: for a pipe or a device, which may never end, and beyond `LARGEST`.
+        OSError: if it cannot be read.
+    """
+    if (file := Path(path)).exists() and not file.is_file():
+        raise ValueError("it is no regular file")
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"it is larger than {LARGEST // 2**30} GiB")
+    return file.read_bytes()
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -86,8 +107,8 @@ class Encoded:
             InputError: if it is no image, or has another size than the first.
         """
         try:
-            raw = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-            with Image.open(io.BytesIO(raw)) as picture:
+            raw = cell["bytes"] if cell["bytes"] is not None else content(cell["path"])
+            with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
                 image = _pixels(picture, self.img_size)
         except (OSError, TypeError, ValueError) as error:
             raise InputError(f"{self.name}: row {row} is no image ({_line(error)}); drop it") from error
@@ -142,12 +163,12 @@ def read_image(path: str, shape: Sequence[int]) -> Tensor:
     """
     channels, height, width = shape
     try:
-        with Image.open(path) as file:
+        with Image.open(io.BytesIO(content(path)), formats=FORMATS) as file:
             picture = file.convert("L" if channels == 1 else "RGB")
             if picture.size != (width, height):
                 picture = picture.resize((width, height), Image.Resampling.BILINEAR)
             return _pixels(picture, None)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not an image file ({_line(error)}); give PNG, JPEG or the like") from error
 
 

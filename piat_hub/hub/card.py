@@ -69,14 +69,14 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         input_size=model.pretrained_cfg["input_size"],
         shape=tuple(model.pretrained_cfg["input_size"]),
         measured=[_shown(found) for found in run.measured],
-        notes=[f["changed"] for m in run.measured for f in m.record.attacks.values() if "changed" in f],
+        notes=[escaped(f["changed"]) for m in run.measured for f in m.record.attacks.values() if "changed" in f],
         curves=(directory / "curves.png").exists(),
         name=literal(name),
         timm_name=literal(f"hf-hub:{name}" if repo_id else f"local-dir:{name}"),
         plain=plain_timm.lines(model, weights) if ours else None,
         files={checkpoint: (WEIGHTS[checkpoint], digest) for checkpoint, digest in run.digests.items()},
         training=run.training and escaped(vars(run.training)),
-        command=command(config).replace("`", "'"),
+        command=command(config),
     )
     return str(card)
 
@@ -143,8 +143,10 @@ def _shared(record: Record) -> tuple[Any, ...]:
 
 
 def licence(model: ModelConfig) -> dict[str, Any]:
-    """The licence of the weights that training began with, in the Hub's words; MIT where it began with none."""
-    source = model.pretrained_cfg.get("license") or "mit"
+    """The licence that config.json names, in the Hub's words: that of the weights training began with; {} for none."""
+    source = model.pretrained_cfg.get("license")
+    if not source:  # it is the owner's to choose
+        return {}
     if source in LICENCES:
         return {"license": source}
     named = isinstance(source, str) and re.fullmatch(r"[\w.-]+", source, re.ASCII)

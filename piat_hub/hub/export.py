@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,10 @@ def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str 
 def _pt2(model: nn.Module, images: torch.Tensor, path: Path) -> Path:
     program: Any = torch.export.export(model, (images,), dynamic_shapes=({0: Dim.DYNAMIC},))
     program._example_inputs = None  # they would be pickled into the file
-    with whole_file(path) as scratch:
-        torch.export.save(program, scratch)
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    with whole_file(path) as scratch:  # not by torch, which a full disk would end
+        scratch.write_bytes(content.getbuffer())
     return path
 
 

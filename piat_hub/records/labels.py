@@ -57,5 +57,5 @@ HEADERS = ("attack", "accuracy", "95 % interval (Wilson)", "correct")
 
 
 def command(config: TrainConfig) -> str:
-    """The command that trains this: its recipe and what differs from it; local paths by their last part."""
-    return shlex.join(["accelerate", "launch", "train.py", *recipes.words(public(config))])
+    """A command that trains this, for a shell: its recipe and what differs from it; local paths by their last part."""
+    return shlex.join(["accelerate", "launch", "-m", "piat_hub", "train", *recipes.words(public(config))])
