@@ -63,7 +63,7 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
     from tqdm import tqdm
 
     from piat_hub.evaluation.loop import trained_against
-    from piat_hub.records.labels import HEADERS, percent, rows
+    from piat_hub.records.labels import HEADERS, ONE_CLASS, percent, rows
 
     config, quiet = done.config, None if done.processes.rank == 0 else True
     bar: tqdm[NoReturn] = tqdm(unit="image", disable=quiet, desc=model)
@@ -89,6 +89,8 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
     for name, figures in results.attacks.items():
         if "changed" in figures:
             print(f"{name} differs from AutoAttack's standard version: {figures['changed']}")
+    if results.one_class:
+        print(f"warning: every image of class {results.one_class} is right and none of any other: {ONE_CLASS}")
     if config.n and (missing := _missing_of_sorted(results)):
         print(
             f"warning: these images are sorted by class and hold none of {missing}; leave out --n, or shuffle the data"

@@ -11,10 +11,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
-from piat_hub.config import DATASETS, TrainConfig, pixels, to_dict
+from piat_hub.config import DATASETS, InputError, TrainConfig, pixels, to_dict
 from piat_hub.hub import plain_timm
-from piat_hub.records.files import WEIGHTS, write_text
-from piat_hub.records.labels import HEADERS, attack_name, command, method_name, rows, title
+from piat_hub.records.files import WEIGHTS, own, read_json, sealed, write_text
+from piat_hub.records.labels import HEADERS, ONE_CLASS, attack_name, command, method_name, rows, title
 from piat_hub.records.model_config import ModelConfig
 from piat_hub.records.results import Record
 from piat_hub.records.rundir import Measured, RunDirectory
@@ -39,6 +39,28 @@ def write(directory: Path) -> Path:
     """
     write_text(directory / "README.md", render(RunDirectory.read(directory)))
     return directory / "README.md"
+
+
+def license_as(directory: Path, licence: str) -> None:
+    """Write into a run's config.json under which licence its weights are published; cards and pushes then say it.
+
+    Args:
+        directory: of the run.
+        licence: in the Hub's words, "mit".
+
+    Raises:
+        InputError: for no name of a licence, or where training began with weights under another.
+    """
+    model = RunDirectory.read(directory).model
+    known = model.pretrained_cfg.get("license")
+    if not re.fullmatch(r"[\w.-]+", licence, re.ASCII):
+        raise InputError(f"licence {licence!r} must be a name in the Hub's words, such as mit or apache-2.0; give one")
+    if known not in (None, "unknown", licence):
+        raise InputError(f"{directory} began with weights under {known}, which stays its licence; leave out --license")
+    path = own(directory, "config.json")
+    content = read_json(path)
+    content["pretrained_cfg"]["license"] = licence
+    write_text(path, json.dumps(sealed(content), indent=2) + "\n")
 
 
 def render(run: RunDirectory, repo_id: str | None = None) -> str:
@@ -69,6 +91,7 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         input_size=model.pretrained_cfg["input_size"],
         shape=tuple(model.pretrained_cfg["input_size"]),
         measured=[_shown(found) for found in run.measured],
+        one_class=ONE_CLASS,
         notes=[escaped(f["changed"]) for m in run.measured for f in m.record.attacks.values() if "changed" in f],
         curves=(directory / "curves.png").exists(),
         name=literal(name),

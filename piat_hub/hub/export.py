@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,26 +41,33 @@ def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str 
         raise InputError("model.onnx needs two more packages: pip install 'piat-hub[onnx]', or give --formats pt2")
     directory.mkdir(parents=True, exist_ok=True)
     images = torch.zeros(2, *shape)
-    return [WRITERS[kind](model.cpu().eval(), images, directory / f"{name}.{kind}") for kind in formats]
+    paths = {kind: directory / f"{name}.{kind}" for kind in formats}
+    for kind, path in paths.items():
+        try:
+            write = WRITERS[kind](model.cpu().eval(), images)
+        except Exception as error:  # torch passes on whatever the model, or its own exporters, raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"the model cannot be exported as {kind}: {reason}; try another of --formats") from error
+        with whole_file(path) as scratch:
+            write(scratch)
+    return list(paths.values())
 
 
-def _pt2(model: nn.Module, images: torch.Tensor, path: Path) -> Path:
+def _pt2(model: nn.Module, images: torch.Tensor) -> Callable[[Path], Any]:
+    """What writes model.pt2."""
     program: Any = torch.export.export(model, (images,), dynamic_shapes=({0: Dim.DYNAMIC},))
     program._example_inputs = None  # they would be pickled into the file
     content = io.BytesIO()
-    torch.export.save(program, content)
-    with whole_file(path) as scratch:  # not by torch, which a full disk would end
-        scratch.write_bytes(content.getbuffer())
-    return path
+    torch.export.save(program, content)  # in memory: a full disk ends the process that torch writes from
+    return lambda path: path.write_bytes(content.getbuffer())
 
 
-def _onnx(model: nn.Module, images: torch.Tensor, path: Path) -> Path:
+def _onnx(model: nn.Module, images: torch.Tensor) -> Callable[[Path], Any]:
+    """What writes model.onnx."""
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
     batch: Any = ({0: "batch"},)
     program: Any = torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=batch, verbose=False, **names)
-    with whole_file(path) as scratch:
-        program.save(scratch)
-    return path
+    return program.save
 
 
 WRITERS = {"pt2": _pt2, "onnx": _onnx}

@@ -22,7 +22,8 @@ from piat_hub.config import InputError, nearest
 from piat_hub.records import tensors
 from piat_hub.records.model_config import ModelConfig
 
-LARGEST = 100_000  # what the numbers in model_args may be together
+LARGEST = 100_000  # what a number in model_args may be
+TOGETHER = 3 * LARGEST  # what their sum may be
 ENTRIES = 1_000  # values in model_args
 STEPS = 2_000_000  # of Python that building a model may take: thrice what the largest of timm's does
 TORCH = str(Path(torch.__file__).parent)
@@ -113,8 +114,8 @@ def _arguments(config: ModelConfig, source: str) -> dict[str, Any]:
         raise InputError(f"{source}: model_args may not hold {reserved[0]!r}, which is no part of an architecture")
     values = list(_values(arguments))
     numbers = [value for value in values if isinstance(value, int | float)]
-    if len(values) > ENTRIES or not all(number >= 0 for number in numbers) or not sum(numbers) <= LARGEST:
-        rule = f"at most {ENTRIES} values, their numbers none below 0 and together at most {LARGEST:,}"
+    if len(values) > ENTRIES or not all(0 <= n <= LARGEST for n in numbers) or sum(numbers) > TOGETHER:
+        rule = f"at most {ENTRIES} values, none above {LARGEST:,} or below 0, {TOGETHER:,} together"
         raise InputError(f"{source}: model_args describe no architecture that is known to us; they may have {rule}")
     if _lists_pixels(config) and (other := sorted(set(arguments) - FEW)):
         base = _base(config)

@@ -53,9 +53,10 @@ def rows(results: Record) -> list[list[str]]:
     ]
 
 
+ONE_CLASS = "so does a model that answers this class to everything, and no attack changes its answer"
 HEADERS = ("attack", "accuracy", "95 % interval (Wilson)", "correct")
 
 
 def command(config: TrainConfig) -> str:
     """A command that trains this, for a shell: its recipe and what differs from it; local paths by their last part."""
-    return shlex.join(["accelerate", "launch", "-m", "piat_hub", "train", *recipes.words(public(config))])
+    return shlex.join(["piat", "train", *recipes.words(public(config))])

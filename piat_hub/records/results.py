@@ -120,6 +120,14 @@ class Record:
         hold(found)
         return found
 
+    @property
+    def one_class(self) -> str:
+        """The class of which every clean image is right where none of any other is: said of all images; else ""."""
+        shares = zip(self.label_names, self.per_class.get("clean", ()), strict=False)
+        known = {name: share for name, share in shares if share is not None}
+        right = [name for name, share in known.items() if share]
+        return right[0] if len(known) > 1 and len(right) == 1 and known[right[0]] == 1 else ""
+
     def question(self) -> dict[str, str]:
         """What two results must share for one to add to the other, in words."""
         threat, images = self.threat_model, f"{self.dataset} ({self.split}, the first {self.n} images)"

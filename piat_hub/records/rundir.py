@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from piat_hub.config import InputError, TrainConfig, from_dict, printable, public, to_dict
+from piat_hub.records.claims import Figures
 from piat_hub.records.files import RESULTS, VERDICTS, WEIGHTS, file_digest, own, read_lines, read_metrics
 from piat_hub.records.model_config import ModelConfig
-from piat_hub.records.claims import Figures
 from piat_hub.records.results import Record, read_record
 
 
