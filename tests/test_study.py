@@ -23,7 +23,7 @@ from piat_hub.records.files import WEIGHTS
 from piat_hub.records.groups import CURVES, mean_interval, read_run
 from piat_hub.records.labels import command
 from piat_hub.records.published import PAPER_ATTACKS, method_of, paper
-from piat_hub.study import studies
+from piat_hub.study import studies, sweep
 from piat_hub.study.sweep import Busy, Done, Member, members_of, next_command, run_members
 from piat_hub.study.table import reference, table_rows, table_text, write_table
 

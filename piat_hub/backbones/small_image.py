@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import constants
 from timm.models import generate_default_cfgs, is_model_in_modules, load_pretrained, register_model
 from timm.models._builder import pretrained_cfg_for_features, resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
@@ -238,8 +239,12 @@ def made(base: str, size: int, /, **kwargs: Any) -> nn.Module:
         model: Any = timm.create_model(base, **kwargs)
     except Exception as error:  # timm passes on whatever its models, the network or the Hub raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        want = "and its weights loaded" if kwargs.get("pretrained") else "for such images"
-        raise InputError(f"{base} cannot be built for {size}x{size} images {want}: {reason}") from error
+        if kwargs.get("pretrained"):
+            cause = "HF_HUB_OFFLINE is set, and they are not in the cache" if constants.HF_HUB_OFFLINE else reason
+            raise InputError(
+                f"{cause}: the pretrained weights of {base} cannot be had; fetch them where there is a network"
+            ) from error
+        raise InputError(f"{base} cannot be built for {size}x{size} images: {reason}") from error
     side = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
     if not kwargs.get("pretrained") and size % side:
         raise InputError(f"{size} pixels do not divide into patches of {side} for {base}; choose another --img-size")

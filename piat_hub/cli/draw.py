@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,14 +89,24 @@ def _read(
 
 
 def _gallery(runs: Sequence[RunDirectory], given: argparse.Namespace) -> Iterator[tuple[str, Drawn]]:
-    """(benchmark, figure) as they are drawn, with a bar while a landscape is measured."""
+    """(benchmark, figure) as they are drawn, with a bar while a landscape is measured, and how long that will take."""
     from tqdm import tqdm
 
     from piat_hub.figures import gallery
     from piat_hub.records.groups import benchmarks
 
+    points = list[float]()
+
+    def on_point() -> None:
+        points.append(time.monotonic())
+        bar.update()
+        if len(points) == 2:
+            each = f"PGD-{gallery.SETTINGS['steps']} on {gallery.IMAGES['landscape']} images"
+            minutes = math.ceil((points[1] - points[0]) * bar.total / 60)
+            bar.write(f"landscape: {bar.total} points, each of them {each}: about {minutes} min; --only leaves it out")
+
     with tqdm(unit="point", desc="landscape", disable=None) as bar:
-        options = {"filterwise": given.filterwise, "dataset": given.dataset, "on_point": bar.update}
+        options = {"filterwise": given.filterwise, "dataset": given.dataset, "on_point": on_point}
         for name, group in benchmarks(runs).items():
             bar.total = gallery.SETTINGS["points"] ** 2 * len(group)
             for drawn in gallery.draw(group, given.only, **options):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
 from piat_hub.config import EvalConfig, InputError, duration, shortened
-from piat_hub.records.labels import HEADERS, attack_name, percent, rows, table
+from piat_hub.records.labels import HEADERS, ONE_CLASS, attack_name, percent, rows, table
 from piat_hub.records.results import Results, result_files
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
     for name, figures in results.attacks.items():
         if "changed" in figures:
             print(f"{name} differs from AutoAttack's standard version: {figures['changed']}")
+    if results.one_class:
+        print(f"warning: every image of class {results.one_class} is right and none of any other: {ONE_CLASS}")
     if config.n and (missing := _missing_of_sorted(results)):
         print(
             f"warning: these images are sorted by class and hold none of {missing}; leave out --n, or shuffle the data"

@@ -14,11 +14,14 @@ def card(argv: Sequence[str], prog: str) -> None:
     """`piat card RUN`: write the card anew from what is measured."""
     parser = Parser(prog=prog, description="Write RUN/README.md from config.json and results.json.")
     parser.add_argument("run", metavar="RUN", help="a run directory")
-
+    chosen = "of your weights, such as mit; kept in config.json (default: that of weights they began with, else none)"
+    parser.add_argument("--license", help=chosen)
     given = parser.parse_all(argv)
 
     from piat_hub.hub import card as cards
 
+    if given.license is not None:
+        cards.license_as(Path(given.run), given.license)
     print(cards.write(Path(given.run)))
 
 

@@ -32,6 +32,7 @@ from piat_hub.config.fields import (
 )
 from piat_hub.config.train import (
     DATASETS as DATASETS,
+    SIDE as SIDE,
     TRACKED as TRACKED,
     AttackConfig as AttackConfig,
     InterpolationConfig as InterpolationConfig,

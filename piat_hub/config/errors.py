@@ -61,14 +61,17 @@ def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' for the known name closest to `name`, or nothing.
+    """' (did you mean X?)' for the known name closest to `name`, or nothing where none is near.
 
     Args:
         name: the one asked for.
         known: all names there are.
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    bare = {one.lstrip("-"): one for one in known}  # what all flags share makes none of them alike
+    asked = name.lstrip("-")
+    begins = [one for one in bare if len(one) > 2 and asked.startswith(one)]  # --optimizer, of --opt
+    close = difflib.get_close_matches(asked, bare, n=1, cutoff=0.7) or sorted(begins, key=len)[-1:]
+    return f" (did you mean {bare[close[0]]!r}?)" if close else ""
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:

@@ -7,7 +7,6 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import field
-from fractions import Fraction
 from typing import Any, Literal, TypeVar
 
 from piat_hub.config.errors import TOKEN, InputError, lookup, nearest, printable
@@ -28,11 +27,17 @@ def number(text: str | float) -> float:
         InputError: for anything else.
     """
     try:
-        value = float(Fraction(text) if isinstance(text, str) else text)
+        if isinstance(text, str) and "/" in text:
+            above, _, below = text.partition("/")
+            value = int(above) / int(below)
+        elif isinstance(text, bool):
+            raise TypeError
+        else:
+            value = float(text)  # not by way of a Fraction, which takes for ever over 1e-999999999
     except (ValueError, ZeroDivisionError, OverflowError, TypeError):
-        raise InputError(f"{text!r} is not a number; write a fraction like 8/255 or a decimal like 0.03") from None
+        raise InputError(f"{text!r:.80} is not a number; write a fraction like 8/255 or a decimal like 0.03") from None
     if not math.isfinite(value):
-        raise InputError(f"{text!r} is not finite; write a fraction like 8/255 or a decimal like 0.03")
+        raise InputError(f"{text!r:.80} is not finite; write a fraction like 8/255 or a decimal like 0.03")
     return value
 
 
@@ -77,10 +82,13 @@ def check(config: Any) -> None:
         known, kind = choices(hint), scalar_type(hint)
         if known and value not in known:
             raise InputError(f"{name} {value!r} is unknown{nearest(str(value), known)}; choose {', '.join(known)}")
-        if kind in (int, float, bool, str) and not isinstance(value, (int, float) if kind is float else kind):
-            raise InputError(f"{name} must be {kind.__name__}, got {value!r}; see --help for its meaning")
+        fits = isinstance(value, (int, float) if kind is float else kind) if kind in (int, float, bool, str) else True
+        if not fits or (isinstance(value, bool) and kind is not bool):  # Python's truth is a number, JSON's is none
+            raise InputError(f"{name} must be {kind.__name__}, got {value!r:.80}; see --help for its meaning")
         if isinstance(value, str) and (not printable(value) or TOKEN.search(value)):
             raise InputError(f"{name} {value!r} must be printable text without a Hub token; write it anew")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name} must be finite, got {value}; see --help for its meaning")
         if isinstance(value, int) and abs(value) > MOST:
             raise InputError(
                 f"{name} must be at most {MOST}, got a number of {len(hex(value))} hexadecimal digits; lower it"
@@ -170,8 +178,18 @@ def flags(config: Any, base: Any, prefix: str = "") -> list[str]:
             name = f.metadata["flag"] or prefix + f.name.replace("_", "-")
             several = value if isinstance(value, tuple) else (value,)
             shown = [show(f, one) for one in several]
-            words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", *shown]
+            words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else flag(name, *shown)
     return words
+
+
+def flag(name: str, *values: str) -> list[str]:
+    """The words of a flag; a single value that begins as flags do is tied to its name, so that it is none.
+
+    Args:
+        name: without dashes.
+        *values: what follows it.
+    """
+    return [f"--{name}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [f"--{name}", *values]
 
 
 def show(f: dataclasses.Field[Any], value: Any) -> str:

@@ -6,7 +6,7 @@ The paper's rows: He et al. 2023 (PIAT), Tables 1-2 for the accuracies and Appen
 from collections.abc import Callable
 
 from piat_hub.config.errors import lookup
-from piat_hub.config.fields import flags
+from piat_hub.config.fields import flag, flags
 from piat_hub.config.train import AttackConfig, ThreatModel, TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {}
@@ -19,10 +19,10 @@ def recipe(make: Callable[[], TrainConfig]) -> Callable[[], TrainConfig]:
 
 
 def words(config: TrainConfig) -> list[str]:
-    """What follows `train.py` for this configuration: its recipe, and the flags of what differs from that."""
-    base = get(config.recipe) if config.recipe in RECIPES else TrainConfig()
-    fields = [word for name, value in config.method_args.items() for word in (f"--method.{name}", str(value))]
-    return [*([config.recipe] if config.recipe else []), *flags(config, base), *fields]
+    """What follows `train` for this configuration: its recipe, and the flags of what differs from that."""
+    recipe = config.recipe if config.recipe in RECIPES else "resnet18-cifar10"  # whose fields have all their defaults
+    fields = [word for name, value in config.method_args.items() for word in flag(f"method.{name}", str(value))]
+    return [recipe, *flags(config, get(recipe)), *fields]
 
 
 def get(name: str) -> TrainConfig:

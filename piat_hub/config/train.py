@@ -13,6 +13,9 @@ from piat_hub.config.fields import check, option, pixels
 TRACKED = 1000  # test images that `track_test` measures at the end of each epoch
 
 
+SIDE = {"least": 1, "most": 2048}  # pixels a side of what may be called an image
+
+
 DATASETS = {  # alias -> (Hub id, configuration, image column, label column)
     "cifar10": ("uoft-cs/cifar10", None, "img", "label"),
     "cifar100": ("uoft-cs/cifar100", None, "img", "fine_label"),
@@ -138,7 +141,7 @@ class TrainConfig:
         least=0,
     )
     img_size: int | None = option(
-        None, "resize images to this many pixels a side (default: as they are)", unit="pixels of the image", least=1
+        None, "resize images to this many pixels a side (default: as they are)", unit="pixels of the image", **SIDE
     )
     crop_pad: int = option(4, "random crop after padding each side by this much", unit="pixels of the image", least=0)
     flip: bool = option(True, "random horizontal flip")

@@ -18,7 +18,10 @@ from torch.utils.data import Dataset
 from piat_hub.config import InputError
 from piat_hub.machine import cores
 
-STILL = ("MPO", "PSD")  # formats whose first frame is the picture, the others its preview or its layers
+# read by Pillow alone, unlike EPS, which it hands to Ghostscript
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+STILL = ("MPO",)  # formats whose first frame is the picture, the others its previews
+LARGEST = 2**30  # bytes of a picture's file
 
 
 def open_picture(file: bytes | str | Path, name: str) -> Image.Image:
@@ -39,12 +42,10 @@ def open_picture(file: bytes | str | Path, name: str) -> Image.Image:
             its levels have no known range.
     """
     try:
-        raw = file if isinstance(file, bytes) else Path(file).read_bytes()
+        raw = file if isinstance(file, bytes) else _content(Path(file))
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of large pictures, which are welcome, and of broken EXIF, which turns nothing
-            with Image.open(io.BytesIO(raw)) as picture:
+            warnings.simplefilter("ignore")  # large pictures are welcome, and broken EXIF turns nothing
+            with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
                 if getattr(picture, "is_animated", False) and picture.format not in STILL:
                     raise InputError(
                         f"{name} holds several pictures, an animation or pages; save one of them in its place"
@@ -57,6 +58,15 @@ def open_picture(file: bytes | str | Path, name: str) -> Image.Image:
         raise
     except Exception as error:  # Pillow passes on whatever its readers meet in a broken file
         raise InputError(f"{name} is no image ({_reason(error)}); drop it, or save it anew") from error
+
+
+def _content(file: Path) -> bytes:
+    """What stands in a picture's file. ValueError for a pipe or a device, which may never end, and beyond LARGEST."""
+    if file.exists() and not file.is_file():
+        raise ValueError("it is no regular file")
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"it is larger than {LARGEST // 2**30} GiB")
+    return file.read_bytes()
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -81,7 +91,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 def _reason(error: Exception) -> str:
     """What is wrong with a file, in a few words that do not name it."""
     if isinstance(error, UnidentifiedImageError):
-        return "Pillow does not know its format"
+        return f"it is none of {', '.join(FORMATS)}"
     if isinstance(error, Image.DecompressionBombError):
         return "it has more pixels than Pillow opens, 178,956,970"
     return getattr(error, "strerror", None) or _line(error)

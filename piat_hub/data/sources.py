@@ -19,6 +19,7 @@ from piat_hub.data.pictures import Encoded, _decode, _line, _tensor
 from piat_hub.data.split import SPLIT_SEED, Split
 
 LIMIT = 4.0  # GiB that a decoded split may take
+WIDEST_DIGITS = 256  # pixels a side that digits are resized to: beyond it they only take memory
 
 
 def load(
@@ -66,9 +67,9 @@ def load(
 
 
 def named_by(model: str | Path, dataset: str) -> str:
-    """The data set that a model's config names; a folder only where the model lies beside a run's state.
+    """The data set that a model's config names: one of our aliases, else only where the model lies beside a run's state.
 
-    A model that was downloaded has none, so what a stranger writes chooses no folder here.
+    A model that was downloaded has none, so what a stranger writes neither chooses a folder here nor is asked of the Hub.
 
     Args:
         model: its directory or name.
@@ -78,12 +79,12 @@ def named_by(model: str | Path, dataset: str) -> str:
         The same `dataset`.
 
     Raises:
-        InputError: for a folder, unless the model lies beside a run's state.
+        InputError: for any but an alias, unless the model lies beside a run's state.
     """
-    known = dataset in (*DATASETS, "digits")
-    if not known and Path(dataset).exists() and not (Path(model) / "state" / "state.safetensors").is_file():
+    if dataset not in (*DATASETS, "digits") and not (Path(model) / "state" / "state.safetensors").is_file():
+        what = "the folder" if Path(dataset).exists() else "the data set"
         raise InputError(
-            f"{model} names the folder {dataset} as its data, which a model from elsewhere may not choose; "
+            f"{model} names {what} {dataset} as its data, which a model from elsewhere may not choose; "
             "name the data with --dataset"
         )
     return dataset
@@ -93,6 +94,8 @@ def _digits(split: str, img_size: int | None) -> Split:
     """scikit-learn's 1,797 digits of 8x8 grey levels, 0..16 scaled to 0..255: 1,397 train, 400 test."""
     from sklearn.datasets import load_digits
 
+    if img_size and img_size > WIDEST_DIGITS:
+        raise InputError(f"digits are 8x8 pixels: img-size must be at most {WIDEST_DIGITS}, got {img_size}; lower it")
     bunch: Any = load_digits()
     pictures = [Image.fromarray(levels) for levels in np.rint(bunch.images * 255 / 16).astype(np.uint8)]
     size = (img_size,) * 2 if img_size else (8, 8)

@@ -13,7 +13,7 @@ from torch import nn
 from piat_hub import data
 from piat_hub.backbones.small_image import Normalize
 from piat_hub.config import InputError
-from piat_hub.evaluation.verdict import verdict_mode
+from piat_hub.evaluation.verdict import logits_of, verdict_mode
 from piat_hub.hub.load import from_pretrained, from_timm
 from piat_hub.records import tensors
 
@@ -120,9 +120,15 @@ def predict(
     shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if not shape:
         raise InputError(f"{spec} does not say what images it takes; give a model that piat_hub saved")
+    if shape[0] not in (1, 3):
+        raise InputError(f"{spec} takes images of {shape[0]} channels; pictures are grey or RGB, so it must be 1 or 3")
     pictures = [data.read_image(image, shape) for image in images]
     for image, picture in zip(images, pictures, strict=True):
-        with verdict_mode(model) as exact, torch.no_grad():
-            probabilities = exact.eval()(data.to_unit(picture[None])).softmax(1)[0].tolist()
+        with verdict_mode(model) as exact:
+            again = "its config.json and its weights may not belong together"
+            logits = logits_of(exact, data.to_unit(picture[None]), f"images of {'x'.join(map(str, shape))}", again)
+        if not logits.isfinite().all():
+            raise InputError(f"{spec} gives NaN or Inf for {image}, which is no answer; its weights may be damaged")
+        probabilities = logits.softmax(1)[0].tolist()
         names = label_names(model) or [str(k) for k in range(len(probabilities))]
         yield image, sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1])

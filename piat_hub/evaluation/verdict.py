@@ -94,6 +94,26 @@ def as_memory_allows(
         torch.cuda.empty_cache()
 
 
+def logits_of(model: nn.Module, x: Tensor, what: str, again: str) -> Any:
+    """What the model gives for images, whatever that is; anyone's model may not take them.
+
+    Args:
+        model: any.
+        x: images, (B, C, H, W) in [0, 1], moved to its device.
+        what: the images are, in words.
+        again: what to do where it cannot take them.
+
+    Raises:
+        InputError: where it raises.
+    """
+    try:
+        with attack_mode(model), torch.no_grad():
+            return model(x.to(device_of(model)))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"the model cannot take {what}: {reason}; {again}") from error
+
+
 def class_count(model: nn.Module, split: Split) -> int:
     """The number of classes the model tells apart.
 
@@ -104,14 +124,9 @@ def class_count(model: nn.Module, split: Split) -> int:
     Raises:
         InputError: if the model cannot take the images, does not return logits (B, K), or the data has another count.
     """
-    try:
-        with attack_mode(model), torch.no_grad():
-            logits = model(to_unit(split.images[:1]).to(device_of(model)))
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        size = "x".join(map(str, split.shape))
-        again = "name the data it is for with --dataset, or their size with --img-size"
-        raise InputError(f"the model cannot take the {size} images of {split.name}: {reason}; {again}") from error
+    what = f"the {'x'.join(map(str, split.shape))} images of {split.name}"
+    again = "name the data it is for with --dataset, or their size with --img-size"
+    logits = logits_of(model, to_unit(split.images[:1]), what, again)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         kind = (
             f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"

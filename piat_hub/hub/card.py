@@ -8,10 +8,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from piat_hub.config import DATASETS, TrainConfig, pixels, to_dict
+from piat_hub.config import DATASETS, InputError, TrainConfig, pixels, to_dict
 from piat_hub.hub import plain_timm
-from piat_hub.records.files import WEIGHTS, write_text
-from piat_hub.records.labels import HEADERS, attack_name, command, method_name, rows, table, title
+from piat_hub.records.files import WEIGHTS, own, read_json, sealed, write_text
+from piat_hub.records.labels import HEADERS, ONE_CLASS, attack_name, command, method_name, rows, table, title
 from piat_hub.records.lock import only_writer
 from piat_hub.records.model_config import ModelConfig
 from piat_hub.records.results import Record
@@ -39,6 +39,28 @@ def write(directory: Path) -> Path:
     with only_writer(directory):
         write_text(directory / "README.md", render(run))
     return directory / "README.md"
+
+
+def license_as(directory: Path, licence: str) -> None:
+    """Write into a run's config.json under which licence its weights are published; cards and pushes then say it.
+
+    Args:
+        directory: of the run.
+        licence: in the Hub's words, "mit".
+
+    Raises:
+        InputError: for no name of a licence, or where training began with weights under another.
+    """
+    model = RunDirectory.read(directory).model
+    known = model.pretrained_cfg.get("license")
+    if not re.fullmatch(r"[\w.-]+", licence, re.ASCII):
+        raise InputError(f"licence {licence!r} must be a name in the Hub's words, such as mit or apache-2.0; give one")
+    if known not in (None, "unknown", licence):
+        raise InputError(f"{directory} began with weights under {known}, which stays its licence; leave out --license")
+    path = own(directory, "config.json")
+    content = read_json(path)
+    content["pretrained_cfg"]["license"] = licence
+    write_text(path, json.dumps(sealed(content), indent=2) + "\n")
 
 
 def render(run: RunDirectory, repo_id: str | None = None) -> str:
@@ -69,14 +91,15 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         input_size=model.pretrained_cfg["input_size"],
         shape=tuple(model.pretrained_cfg["input_size"]),
         measured=[_shown(found) for found in run.measured],
-        notes=[f["changed"] for m in run.measured for f in m.record.attacks.values() if "changed" in f],
+        one_class=ONE_CLASS,
+        notes=[escaped(f["changed"]) for m in run.measured for f in m.record.attacks.values() if "changed" in f],
         curves=(directory / "curves.png").exists(),
         name=literal(name),
         timm_name=literal(f"hf-hub:{name}" if repo_id else f"local-dir:{name}"),
         plain=plain_timm.lines(model, weights) if ours else None,
         files={checkpoint: (WEIGHTS[checkpoint], digest) for checkpoint, digest in run.digests.items()},
         training=escaped(run.training),
-        command=command(config).replace("`", "'"),
+        command=command(config),
     )
     return str(card)
 
@@ -143,8 +166,10 @@ def _shared(record: Record) -> tuple[Any, ...]:
 
 
 def licence(model: ModelConfig) -> dict[str, Any]:
-    """The licence of the weights that training began with, in the Hub's words; MIT where it began with none."""
-    source = model.pretrained_cfg.get("license") or "mit"
+    """The licence that config.json names, in the Hub's words: that of the weights training began with; {} for none."""
+    source = model.pretrained_cfg.get("license")
+    if not source:  # it is the owner's to choose
+        return {}
     if source in LICENCES:
         return {"license": source}
     named = isinstance(source, str) and re.fullmatch(r"[\w.-]+", source, re.ASCII)

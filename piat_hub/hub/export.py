@@ -1,7 +1,8 @@
 """Models for where there is no piat_hub: model.pt2 for torch alone, model.onnx for ONNX runtimes."""
 
 import importlib.util
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +40,36 @@ def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str 
     if "onnx" in formats and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise InputError("model.onnx needs two more packages: pip install 'piat-hub[onnx]', or give --formats pt2")
     images = torch.zeros(2, *shape)
+    paths = {kind: directory / f"{name}.{kind}" for kind in formats}
     with only_writer(directory):
-        return [WRITERS[kind](model.cpu().eval(), images, directory / f"{name}.{kind}") for kind in formats]
+        for kind, path in paths.items():
+            try:
+                write = WRITERS[kind](model.cpu().eval(), images)
+            except Exception as error:  # torch passes on whatever the model, or its own exporters, raise
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise InputError(
+                    f"the model cannot be exported as {kind}: {reason}; try another of --formats"
+                ) from error
+            with whole_file(path) as scratch:
+                write(scratch)
+    return list(paths.values())
 
 
-def _pt2(model: nn.Module, images: torch.Tensor, path: Path) -> Path:
+def _pt2(model: nn.Module, images: torch.Tensor) -> Callable[[Path], Any]:
+    """What writes model.pt2."""
     program: Any = torch.export.export(model, (images,), dynamic_shapes=({0: Dim.DYNAMIC},))
     program._example_inputs = None  # they would be pickled into the file
-    with whole_file(path) as scratch:
-        torch.export.save(program, scratch)
-    return path
+    content = io.BytesIO()
+    torch.export.save(program, content)  # in memory: a full disk ends the process that torch writes from
+    return lambda path: path.write_bytes(content.getbuffer())
 
 
-def _onnx(model: nn.Module, images: torch.Tensor, path: Path) -> Path:
+def _onnx(model: nn.Module, images: torch.Tensor) -> Callable[[Path], Any]:
+    """What writes model.onnx."""
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
     batch: Any = ({0: "batch"},)
     program: Any = torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=batch, verbose=False, **names)
-    with whole_file(path) as scratch:
-        program.save(scratch)
-    return path
+    return program.save
 
 
 WRITERS = {"pt2": _pt2, "onnx": _onnx}

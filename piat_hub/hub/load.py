@@ -78,7 +78,8 @@ def from_pretrained(
     model = _built(config, weights_file, str(config_file))
     if known and where["revision"] == known["revision"] and model.weights_sha256 != known["weights_sha256"][checkpoint]:
         raise InputError(f"{weights_file} is not what we published as {name}: another sha256; delete it and load again")
-    if config.piat is None and any(config.pretrained_cfg.get("mean") or ()):
+    mean, std = (config.pretrained_cfg.get(key) or () for key in ("mean", "std"))
+    if any(mean) or any(number != 1 for number in std):
         raise InputError(
             f"{model_id} wants normalised images, as timm's own models do; evaluate takes it as hf-hub:ORG/NAME"
         )
@@ -129,8 +130,7 @@ def start_from(model: Any, source: str, label_names: Sequence[str] = ()) -> None
             "choose its --backbone and images of its channels and size"
         )
     model.load_state_dict(fits, strict=False)
-    ours = {"license": "mit"} if trained.piat else {}  # unless it says otherwise
-    model.pretrained_cfg |= {key: trained.pretrained_cfg.get(key) or ours.get(key) for key in ORIGIN}
+    model.pretrained_cfg |= {key: trained.pretrained_cfg.get(key) for key in ORIGIN}
 
 
 def keep_origin(model: Any, directory: Path) -> None:

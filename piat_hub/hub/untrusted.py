@@ -1,27 +1,30 @@
 """A model from anyone's config.json: nothing that it names is imported, opened or fetched, and its size is known first.
 
-The architecture is built without memory before anything else. A safetensors file cannot promise tensors that it does not
-hold, so only where the architecture's are the file's, name by name and shape by shape, is it built in earnest.
+The architecture is built without memory before anything else, in a bounded number of steps. A safetensors file cannot
+promise tensors that it does not hold, so only where the architecture's are the file's, name by name and shape by shape,
+is it built in earnest.
 """
 
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.models import is_model_in_modules
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from piat_hub.config import InputError, nearest
 from piat_hub.records import tensors
 from piat_hub.records.model_config import ModelConfig
 
 LARGEST = 100_000  # what a number in model_args may be
+TOGETHER = 3 * LARGEST  # what their sum may be
 ENTRIES = 1_000  # values in model_args
-MODULES = 50_000  # that a model may have
+STEPS = 2_000_000  # of Python that building a model may take: thrice what the largest of timm's does
+TORCH = str(Path(torch.__file__).parent)
 SPARE = 2**28  # bytes that a model may compute when built, beside what its file holds
 RESERVED = {*inspect.signature(timm.create_model).parameters, "features_only", "out_indices"}
 # these list all pairs of an image's pixels in Python
@@ -58,7 +61,7 @@ def build(config: ModelConfig, weights: Path, source: str) -> Any:
             shown = f"{arguments}" if len(f"{arguments}") < 200 else "its model_args"
             raise InputError(f"{source}: {architecture} cannot be built with {shown}: {reason}") from error
 
-    with torch.device("meta"), _few_modules():
+    with torch.device("meta"), nullcontext() if _lists_pixels(config) else _few_steps():
         sketch = create()
     names = config.label_names
     if names and len(names) != sketch.num_classes:
@@ -108,13 +111,24 @@ def _arguments(config: ModelConfig, source: str) -> dict[str, Any]:
     if reserved := sorted(RESERVED & set(arguments)):
         raise InputError(f"{source}: model_args may not hold {reserved[0]!r}, which is no part of an architecture")
     values = list(_values(arguments))
-    if len(values) > ENTRIES or not all(abs(v) <= LARGEST for v in values if isinstance(v, int | float)):
-        rule = f"at most {ENTRIES} values, none above {LARGEST:,}"
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if len(values) > ENTRIES or not all(0 <= n <= LARGEST for n in numbers) or sum(numbers) > TOGETHER:
+        rule = f"at most {ENTRIES} values, none above {LARGEST:,} or below 0, {TOGETHER:,} together"
         raise InputError(f"{source}: model_args describe no architecture that is known to us; they may have {rule}")
-    base = str(arguments.get("base", config.architecture))
-    if is_model_in_modules(base.partition(".")[0], LISTING) and (other := sorted(set(arguments) - FEW)):
+    if _lists_pixels(config) and (other := sorted(set(arguments) - FEW)):
+        base = _base(config)
         raise InputError(f"{source}: {base} is taken with {', '.join(sorted(FEW))} alone, not {other[0]!r}")
     return arguments | ({} if config.num_classes is None else {"num_classes": config.num_classes})
+
+
+def _base(config: ModelConfig) -> str:
+    """The name of timm's model that is built in the end."""
+    return str(config.model_args.get("base", config.architecture))
+
+
+def _lists_pixels(config: ModelConfig) -> bool:
+    """Whether its family lists all pairs of pixels: timm's own sizes of it take many steps, others without end."""
+    return is_model_in_modules(_base(config).partition(".")[0], LISTING)
 
 
 def _values(nested: Any) -> Iterator[Any]:
@@ -126,17 +140,24 @@ def _values(nested: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _few_modules() -> Iterator[None]:
-    """ValueError as soon as more than `MODULES` are put into one another."""
-    count = 0
+def _few_steps() -> Iterator[None]:
+    """ValueError as soon as what is called takes more than `STEPS` lines of Python, a function of torch's being one."""
+    left = STEPS
 
-    def note(*_: Any) -> None:
-        nonlocal count
-        if (count := count + 1) > MODULES:
-            raise ValueError(f"it has more than {MODULES:,} modules")
+    def line(*_: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it takes more than {STEPS:,} steps of Python")
+        return line
 
-    hook = register_module_module_registration_hook(note)
+    def call(frame: Any, *_: Any) -> Any:
+        line()
+        return None if frame.f_code.co_filename.startswith(TORCH) else line
+
+    before = sys.gettrace()
+    sys.settrace(call)
     try:
         yield
     finally:
-        hook.remove()
+        sys.settrace(before)

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -125,7 +126,7 @@ def unsealed(text: str) -> dict[str, Any]:
         ValueError: if it holds none, or not what its checksum says.
     """
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_named_once)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(values, dict):
@@ -140,18 +141,33 @@ def unsealed(text: str) -> dict[str, Any]:
     return values
 
 
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError where a name stands twice, of which every reader takes another value."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("it names a value twice")
+    return values
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's object, held against its checksum.
 
     Raises:
-        ValueError: if it holds none, is damaged, or is longer than LONGEST.
+        ValueError: if it holds none, is damaged, is longer than LONGEST, or is no regular file.
         OSError: if it cannot be read.
     """
+    return unsealed(_content(path).decode("utf-8"))
+
+
+def _content(path: Path) -> bytes:
+    """All of a file; ValueError for a pipe or a device, which may never end, and beyond LONGEST."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
     with path.open("rb") as file:
         content = file.read(LONGEST + 1)
     if len(content) > LONGEST:
         raise ValueError(f"it is longer than {LONGEST // 2**20} MiB")
-    return unsealed(content.decode("utf-8"))
+    return content
 
 
 def read_lines(path: Path, *, strict: bool = True) -> list[dict[str, Any]]:
@@ -162,9 +178,12 @@ def read_lines(path: Path, *, strict: bool = True) -> list[dict[str, Any]]:
         strict: refuse damaged lines; else they are left out.
 
     Raises:
-        InputError: naming the first damaged line.
+        InputError: naming the first damaged line, or for what is no regular file.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    try:
+        lines = _content(path).decode("utf-8", errors="replace").splitlines() if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); move it away") from error
     found = []
     for number, line in enumerate(lines, 1):
         try:
@@ -187,21 +206,26 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """
     path = own(directory, "metrics.jsonl")
     lines, timing = read_lines(path), read_lines(own(directory, "timing.jsonl"), strict=False)
-    for epoch, known in ((line["epoch"], line["metrics"]) for line in timing if "metrics" in line):
-        if epoch > len(lines) or checksum(lines[epoch - 1]) != known:
+    for epoch, known in ((line.get("epoch"), line["metrics"]) for line in timing if "metrics" in line):
+        if type(epoch) is not int or not 0 < epoch <= len(lines) or checksum(lines[epoch - 1]) != known:
             raise InputError(damaged(path, epoch, "its content is not what its checksum says"))
     for number, line in enumerate(lines, 1):
-        if not line.keys() >= METRICS or not all(v is None or type(v) in (int, float) for v in line.values()):
+        if not line.keys() >= METRICS or not all(v is None or is_number(v) for v in line.values()):
             raise InputError(damaged(path, number, f"it must have {', '.join(sorted(METRICS))}, all of them numbers"))
     return lines
 
 
-def damaged(path: Path, line: int, why: object) -> str:
+def is_number(value: object) -> bool:
+    """Whether a value of JSON is a number that a float holds: no truth value, not NaN, not infinite."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+
+
+def damaged(path: Path, line: object, why: object) -> str:
     """What a message says of a damaged line of a run's records.
 
     Args:
         path: of the file.
-        line: its number, from 1.
+        line: its number, from 1, or what it gives as that.
         why: what is wrong with it.
     """
     return f"{path} is damaged in line {line} ({why}); the training's own command with --resume writes it again"

@@ -53,6 +53,7 @@ def rows(results: Record) -> list[list[str]]:
     ]
 
 
+ONE_CLASS = "so does a model that answers this class to everything, and no attack changes its answer"
 HEADERS = ("attack", "accuracy", "95 % interval (Wilson)", "correct")
 
 
@@ -68,5 +69,5 @@ def table(rows: Iterable[Sequence[object]], headers: Sequence[str], form: str = 
 
 
 def command(config: TrainConfig) -> str:
-    """The command that trains this: its recipe and what differs from it; local paths by their last part."""
-    return shlex.join(["accelerate", "launch", "train.py", *recipes.words(public(config))])
+    """A command that trains this, for a shell: its recipe and what differs from it; local paths by their last part."""
+    return shlex.join(["piat", "train", *recipes.words(public(config))])

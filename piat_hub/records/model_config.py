@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from piat_hub.config import InputError, TrainConfig, printable, to_dict
-from piat_hub.records.files import read_json, texts
-
-WIDEST = 2048  # pixels a side of what a config may call an image
+from piat_hub.config import SIDE, InputError, TrainConfig, printable, to_dict
+from piat_hub.records.files import is_number, read_json, texts
 
 
 @dataclass(frozen=True)
@@ -93,15 +91,23 @@ class ModelConfig:
 
 
 def _hold_preprocessing(preprocessing: Mapping[str, Any], source: str) -> None:
-    """InputError unless mean, std and input_size are numbers."""
+    """InputError unless mean, std, crop_pct and input_size are numbers, and the rest of it that is taken over is text."""
     for key in ("mean", "std"):
         numbers = preprocessing.get(key) or []
-        if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+        if not isinstance(numbers, list) or not all(map(is_number, numbers)):
             raise InputError(f"{source}: {key} must be a list of numbers; it is no model of timm's format")
+    crop = preprocessing.get("crop_pct")
+    if crop is not None and not (is_number(crop) and crop > 0):
+        raise InputError(f"{source}: crop_pct must be a number above 0, not {crop!r:.40}; write the model again")
+    for key in ("crop_mode", "interpolation", "tag"):
+        if not isinstance(preprocessing.get(key) or "", str):
+            raise InputError(f"{source}: {key} must be text; it is no model of timm's format")
     image = preprocessing.get("input_size")
     if image is not None and not (
-        isinstance(image, list) and len(image) == 3 and all(type(side) is int and 0 < side <= WIDEST for side in image)
+        isinstance(image, list)
+        and len(image) == 3
+        and all(type(side) is int and 0 < side <= SIDE["most"] for side in image)
     ):
         raise InputError(
-            f"{source}: input_size must be [channels, height, width], each of 1 to {WIDEST}, not {image!r:.80}"
+            f"{source}: input_size must be [channels, height, width], each of 1 to {SIDE['most']}, not {image!r:.80}"
         )

@@ -8,41 +8,31 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from piat_hub.config import InputError, ThreatModel, from_dict, pixels, printable
-from piat_hub.records.files import RESULTS, VERDICTS, move_aside, own, read_json, sealed, texts, whole_file, write_text
+from piat_hub.records.claims import Figures, hold
+from piat_hub.records.files import (
+    RESULTS,
+    VERDICTS,
+    WEIGHTS,
+    file_digest,
+    move_aside,
+    own,
+    read_json,
+    sealed,
+    texts,
+    whole_file,
+    write_text,
+)
 from piat_hub.records.statistics import Paired, class_accuracy, paired, proportion
 
 if TYPE_CHECKING:
     from piat_hub.data import Split
 
 LARGEST = 2**28  # bytes of verdicts; those of a million images under a hundred attacks take less
-ROUNDING = 1e-9
-
-
-class Figures(TypedDict, total=False):
-    """What results.json says of one attack: a count of n images with its interval, and how the attack was run.
-
-    accuracy: correct / n. ci95: the Wilson interval. step_size: in pixel units, as text, "2/255". version:
-    AutoAttack's; changed: how this differs from it, in words. per_attack: by stage, images attacked and broken, and
-    seconds.
-    """
-
-    accuracy: float
-    correct: int
-    n: int
-    ci95: list[float]
-    steps: int
-    step_size: str
-    restarts: int
-    version: str
-    changed: str
-    per_attack: dict[str, dict[str, Any]]
-    seconds: float
-    attacks: list[str]  # of the worst case: over which attacks
 
 
 @dataclass
@@ -127,27 +117,16 @@ class Record:
             environment={key: values[key] for key in ("versions", "git", "device") if key in values},
             seconds=values.get("seconds", 0.0),
         )
-        found._hold()
+        hold(found)
         return found
 
-    def _hold(self) -> None:
-        """ValueError unless the figures can be what they say."""
-        figures = [*self.attacks.values(), *([self.worst_case] if self.worst_case else [])]
-        counts = [self.seed, self.n, *(f[key] for f in figures for key in ("correct", "n"))]
-        if not all(type(count) is int for count in counts) or any(
-            f["accuracy"] != f["correct"] / f["n"] for f in figures
-        ):
-            raise ValueError("its counts and accuracies do not fit")
-        if any(not low - ROUNDING <= f["accuracy"] <= high + ROUNDING for f in figures for low, high in [f["ci95"]]):
-            raise ValueError("its intervals do not fit")
-        if self.worst_case and self.worst_case["correct"] > min(f["correct"] for f in self.attacks.values()):
-            raise ValueError("its worst case is above one of its attacks")
-        if not all({"check", "found", "passed", "n"} <= check.keys() for check in self.checks):
-            raise ValueError("its checks lack something")
-        names = [self.dataset, self.split, self.checkpoint, self.weights, self.images]
-        if not all(isinstance(name, str) for name in names) or not isinstance(self.seconds, int | float):
-            raise ValueError("its data set, split, checkpoint, digests or seconds are none")
-        _ = dict(self.environment.get("versions") or {})
+    @property
+    def one_class(self) -> str:
+        """The class of which every clean image is right where none of any other is: said of all images; else ""."""
+        shares = zip(self.label_names, self.per_class.get("clean", ()), strict=False)
+        known = {name: share for name, share in shares if share is not None}
+        right = [name for name, share in known.items() if share]
+        return right[0] if len(known) > 1 and len(right) == 1 and known[right[0]] == 1 else ""
 
     def question(self) -> dict[str, str]:
         """What two results must share for one to add to the other, in words."""
@@ -363,6 +342,11 @@ def read_results(directory: Path, checkpoint: str = "last") -> tuple[Record, dic
             raise ValueError("verdicts of another shape or type")
         if any(record.attacks[name]["correct"] != int(k.sum()) for name, k in kept.items()):
             raise ValueError("they do not tell the same accuracies")
+        worst = record.worst_case
+        if worst and worst["correct"] != int(
+            np.logical_and.reduce([kept[a] for a in worst.get("attacks", kept)]).sum()
+        ):
+            raise ValueError("they do not tell the same worst case")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{results} and {verdicts.name} cannot be read together ({error}); evaluate again") from error
     return record, kept
@@ -377,9 +361,12 @@ def compare(a: Path, b: Path, checkpoint: str = "last") -> list[Paired]:
         checkpoint: "last" or "best", of both.
 
     Raises:
-        InputError: unless they measured the same images, threat model and steps, and have an attack in common.
+        InputError: unless they measured the same images, threat model and steps, have an attack in common, and their
+            weights, where a model lies there too, are those that were measured.
     """
     (record_a, kept_a), (record_b, kept_b) = (read_results(path, checkpoint) for path in (a, b))
+    for path, record in ((a, record_a), (b, record_b)):
+        _hold_weights(path, record)
     words_a, words_b = record_a.question(), record_b.question()
     for key in ("threat_model", "dataset", "images_sha256"):
         if words_a[key] != words_b[key]:
@@ -395,3 +382,14 @@ def compare(a: Path, b: Path, checkpoint: str = "last") -> list[Paired]:
     if not common:
         raise InputError(f"{a} and {b} have no attack in common; evaluate both with the same --attacks")
     return [paired(name, kept_a[name], kept_b[name]) for name in common]
+
+
+def _hold_weights(directory: Path, record: Record) -> None:
+    """InputError for results beside a model whose weights are no longer those that were measured."""
+    weights = own(directory, WEIGHTS[record.checkpoint])
+    if not record.weights or not (directory / "config.json").exists():
+        return
+    if not weights.is_file() or file_digest(weights) != record.weights.partition(" ")[0]:  # " behind mean …" may follow
+        raise InputError(
+            f"{directory} was measured with other weights than {weights.name} holds now; evaluate it again"
+        )

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from piat_hub.config import InputError, TrainConfig, from_dict, printable, public, to_dict
+from piat_hub.records.claims import Figures
 from piat_hub.records.files import RESULTS, VERDICTS, WEIGHTS, file_digest, own, read_lines, read_metrics
 from piat_hub.records.model_config import ModelConfig
-from piat_hub.records.results import Figures, Record, read_record
+from piat_hub.records.results import Record, read_record
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,10 @@ class RunDirectory:
         """
         found = []
         folders = sorted({path.parent.name for path in self.directory.glob("*/results*.json")})
+        if unprintable := [folder for folder in folders if not printable(folder)]:
+            raise InputError(
+                f"{self.directory} holds the folder {unprintable[0]!a}, which is no printable name; rename it"
+            )
         for folder, checkpoint in itertools.product(["", *folders], RESULTS):
             path = own(self.directory, f"{folder}/{RESULTS[checkpoint]}".lstrip("/"))
             if not path.is_file() or checkpoint not in self.digests:

@@ -60,7 +60,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], str]:
         known = json.loads(header)
         if known["sha256"] != digest(tensors, known["facts"]):
             raise ValueError("its content is not what its checksum says")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); fetch or write it again") from error
     return tensors, known["facts"]
 
