@@ -63,7 +63,7 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
     from tqdm import tqdm
 
     from piat_hub.evaluation.loop import trained_against
-    from piat_hub.records.labels import HEADERS, percent, rows
+    from piat_hub.records.labels import HEADERS, percent, rows, said
 
     config, quiet = done.config, None if done.processes.rank == 0 else True
     bar: tqdm[NoReturn] = tqdm(unit="image", disable=quiet, desc=model)
@@ -86,9 +86,8 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
     images = f"{results.n} images of {results.dataset} ({results.split}), {results.checkpoint}"
     print(f"\n{model}: {results.threat_model}{assumed}, {images}")
     print(tabulate(rows(results), HEADERS, disable_numparse=True))
-    for name, figures in results.attacks.items():
-        if "changed" in figures:
-            print(f"{name} differs from AutoAttack's standard version: {figures['changed']}")
+    for sentence in said(results):
+        print(f"note: {sentence}")
     if config.n and (missing := _missing_of_sorted(results)):
         print(
             f"warning: these images are sorted by class and hold none of {missing}; leave out --n, or shuffle the data"

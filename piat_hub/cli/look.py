@@ -38,8 +38,8 @@ def list_known(argv: Sequence[str], prog: str) -> None:
         else "no model is published yet, and none lies in model_cards/"
     )
     for m in models:
-        if "problem" in m:
-            print(f"{m['model']}: {m['problem']}")
+        for sentence in (*m.get("notes", ()), *([m["problem"]] if "problem" in m else ())):
+            print(f"{m['model']}: {sentence}")
     print(f"\n{recipes.described()}")
     print(
         f"\nmethods: {', '.join(methods.names())}\nbackbones: {', '.join(timm.list_models('cifar_*'))}, and timm's own"
@@ -57,7 +57,7 @@ def compare(argv: Sequence[str], prog: str) -> None:
     from tabulate import tabulate
 
     from piat_hub.records import results
-    from piat_hub.records.labels import attack_name, percent
+    from piat_hub.records.labels import attack_name, percent, said
 
     table = [
         [
@@ -73,6 +73,9 @@ def compare(argv: Sequence[str], prog: str) -> None:
     ]
     headers = ["attack", "A", "B", "B - A, points", "95 % interval", "only A / only B stands", "McNemar's p"]
     print(f"A {given.a}\nB {given.b}\n\n{tabulate(table, headers, disable_numparse=True)}")
+    for letter, path in (("A", given.a), ("B", given.b)):
+        for sentence in said(results.read_results(Path(path), given.checkpoint)[0]):
+            print(f"note on {letter}: {sentence}")
 
 
 def predict(argv: Sequence[str], prog: str) -> None:

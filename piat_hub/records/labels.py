@@ -53,6 +53,12 @@ def rows(results: Record) -> list[list[str]]:
     ]
 
 
+def said(results: Record) -> list[str]:
+    """What must stand beside the figures: the results' notes, and how AutoAttack was another than its standard."""
+    changed = {attack_name(name): f["changed"] for name, f in results.attacks.items() if "changed" in f}
+    return [*results.notes, *(f"{name} differs from its standard version: {how}" for name, how in changed.items())]
+
+
 HEADERS = ("attack", "accuracy", "95 % interval (Wilson)", "correct")
 
 
