@@ -15,6 +15,7 @@ from piat_hub.attacks.twin import Twin
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
+globals().update(ATTACKS)  # a file and its attack share a name: `from piat_hub.attacks import NAME` gives the function
 
 __all__ = [
     "ATTACKS",

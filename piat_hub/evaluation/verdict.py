@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub.attacks import Twin, attack_mode
+from piat_hub.attacks.core import usable
 from piat_hub.config import InputError
 from piat_hub.data import Split, derived_seed, to_unit
 from piat_hub.evaluation.suites import Stage
@@ -100,25 +101,28 @@ def class_count(model: nn.Module, split: Split) -> int:
     """The number of classes the model tells apart.
 
     Args:
-        model: maps images in [0, 1] to logits (B, K); tried on the split's first image.
+        model: maps images in [0, 1] to logits (B, K); tried on the split's first two images.
         split: its data.
 
     Raises:
-        InputError: if the model cannot take the images, does not return logits (B, K), or the data has another count.
+        InputError: if the model cannot take the images, changes them, does not return logits (B, K), or the data has
+            another count.
     """
+    x = to_unit(split.images[:2]).to(device_of(model))
     try:
         with attack_mode(model), torch.no_grad():
-            logits = model(to_unit(split.images[:1]).to(device_of(model)))
+            logits = model(given := x.clone())
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         size = "x".join(map(str, split.shape))
         again = "name the data it is for with --dataset, or their size with --img-size"
         raise InputError(f"the model cannot take the {size} images of {split.name}: {reason}; {again}") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        kind = (
-            f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    usable(logits, x)
+    if not torch.equal(given, x):
+        raise InputError(
+            "the model changes the images it is given, so what was attacked is not what it judged; "
+            "let its forward work on a copy: x = x.clone()"
         )
-        raise InputError(f"the model returns {kind}; a classifier returns logits of shape (B, classes)")
     classes, known = logits.shape[1], len(split.label_names)
     if classes < known or (classes > known and not split.inferred):
         raise InputError(
@@ -138,7 +142,11 @@ def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         y: class numbers, (B,).
     """
     with attack_mode(model):
-        logits = model(x)
+        return right(model(x), y)
+
+
+def right(logits: Tensor, y: Tensor) -> Tensor:
+    """(B,) bool: the class is y. Logits (B, K) that are not finite are never right."""
     return (logits.argmax(1) == y) & logits.isfinite().all(1)
 
 
