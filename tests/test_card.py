@@ -24,7 +24,7 @@ import piat_hub
 from piat_hub import cli
 from piat_hub.config import InputError, InterpolationConfig, TrainConfig, from_dict, recipes
 from piat_hub.evaluation.model import predict
-from piat_hub.figures import plots
+from piat_hub.figures import plots, report
 from piat_hub.figures.style import SERIES, save
 from piat_hub.hub import card, plain_timm
 from piat_hub.hub.push import publication
@@ -32,7 +32,7 @@ from piat_hub.hub.save import save_pretrained, save_weights
 from piat_hub.records.files import read_json
 from piat_hub.records.labels import attack_name, command, method_name, title
 from piat_hub.records.model_config import ModelConfig
-from piat_hub.records.results import read_record
+from piat_hub.records.results import Results, read_record, read_results
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.training import setup
 
@@ -315,3 +315,19 @@ def test_what_was_measured_on_other_images_lies_in_a_folder_below(evaluated, do_
     (evaluated / "few").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="leads out of its folder"):
         card.render(RunDirectory.read(evaluated))
+
+
+def test_notes_stand_beside_the_figures_everywhere(evaluated, capsys):
+    """What is said of results is said on the card, in a comparison, in the report and in a list of models."""
+    sentence = "the model's answers are *dice* [1]"
+    results = Results(**vars(read_record(evaluated / "results.json")), verdicts=read_results(evaluated)[1])
+    results.labels = np.zeros(results.n, np.int64)
+    results.note(sentence), results.note(sentence)
+    results.save(evaluated)
+    assert read_record(evaluated / "results.json").notes == [sentence]
+    run = RunDirectory.read(evaluated)
+    page = MarkdownIt("commonmark").render(card.render(run).split("---\n", 2)[2])
+    assert f"<strong>Note:</strong> {sentence.replace(chr(39), '&#x27;')}." in page.replace("'", "&#x27;")
+    assert card.summary(evaluated)["notes"][0] == sentence == report.about(run)["notes"][0]
+    assert cli.main(["compare", str(evaluated), str(evaluated)]) == 0
+    assert f"note on B: {sentence}\n" in capsys.readouterr().out

@@ -10,7 +10,6 @@ import piat_hub
 ROOT = Path(piat_hub.__file__).parent
 ROOMS = ("attacks", "methods", "data", "backbones", "evaluation", "training")
 FILES = ("hub/load.py", "hub/save.py", "hub/push.py", "records/results.py", "records/statistics.py")
-PLAIN = {"unharmed"}  # gives x back, whatever else it is called with
 
 
 def parameters(function):
@@ -44,7 +43,7 @@ def lacking(source):
     found = {
         name: [one for one in names if one not in entries(text)]
         for name, names, text in functions(ast.parse(source).body)
-        if len(names) >= 3 and name not in PLAIN
+        if len(names) >= 3
     }
     return {name: missing for name, missing in found.items() if missing}
 

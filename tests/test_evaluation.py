@@ -16,7 +16,7 @@ from piat_hub.attacks import ATTACKS
 from piat_hub.config import InputError, ThreatModel
 from piat_hub.data import Split, derived_seed, to_unit
 from piat_hub.evaluation.loop import Progress, evaluate, measure
-from piat_hub.evaluation.suites import suite, unharmed
+from piat_hub.evaluation.suites import suite
 from piat_hub.evaluation.verdict import accuracy, class_count, correct, stands, survives, twin_of
 from piat_hub.records.results import Results
 from piat_hub.records.statistics import wilson
@@ -392,7 +392,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said():
     split = Split(split.images, split.labels, ("a", "b"), "noisy")
     Cramped.seen.clear()
     events = list(measure(Cramped(), split, ["pgd3"], results, batch_size=32))
-    assert [e.at_a_time for e in events] == [4, 5] and Cramped.seen[1:5] == [32, 16, 8, 4]
+    assert [e.at_a_time for e in events] == [4, 5] and Cramped.seen[4:8] == [32, 16, 8, 4]  # 2, and 8 in halves, before
     roomy = evaluate(Threshold(), split, ["pgd3"], batch_size=32)
     assert (results.verdicts["clean"] == roomy.verdicts["clean"]).all()
     assert results.attacks["pgd3"]["n"] == len(split)
@@ -406,7 +406,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said():
             raise torch.OutOfMemoryError("out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        survives(Never(), Never(), unharmed, torch.rand(3, 3, 2, 2), torch.zeros(3), 3, 0)
+        survives(Never(), Never(), lambda model, x, y: x, torch.rand(3, 3, 2, 2), torch.zeros(3), 3, 0)
 
 
 NEWER = """

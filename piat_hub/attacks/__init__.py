@@ -21,3 +21,18 @@ from piat_hub.attacks.twin import Twin as Twin
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
+globals().update(ATTACKS)  # a file and its attack share a name: `from piat_hub.attacks import NAME` gives the function
+
+__all__ = [
+    "ATTACKS",
+    "Twin",
+    "attack_mode",
+    "autoattack",
+    "climb",
+    "cross_entropy",
+    "cw",
+    "margin",
+    "mim",
+    "pgd",
+    "register",
+]

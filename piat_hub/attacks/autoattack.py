@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks.core import attack_mode
-from piat_hub.config import InputError
+from piat_hub.attacks.core import attack_mode, look, usable
+from piat_hub.config import InputError, ThreatModel
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 Component = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -76,10 +76,17 @@ def autoattack(
         x_adv, (B, C, H, W), within eps of x and in [0, 1].
 
     Raises:
-        InputError: for another norm.
+        InputError: as `pgd` does, without anything broken; for few classes `changes` says what is left out.
     """
+    ThreatModel(norm, float(eps))  # type: ignore[arg-type]
+    largest = look(model, x, y)
+    if not len(x):
+        return x.clone()
     with attack_mode(model) as frozen, torch.no_grad():
         logits = frozen(x)
+        with torch.enable_grad():
+            few = x[:2].clone().requires_grad_()
+            usable(frozen(few), few, largest)
     x_adv, standing = x.clone(), logits.argmax(1) == y
     for run in components(eps, norm, logits.shape[1], seed).values():
         index = standing.nonzero().squeeze(1)
@@ -108,7 +115,7 @@ def _run(
     from pyautoattack import AutoAttack
 
     def logits(images: Tensor) -> Tensor:  # half-precision logits break its index arithmetic
-        return frozen(images).float()
+        return frozen(images).float().clone()  # Square writes into them, and they may be the model's own
 
     with attack_mode(model) as frozen, _fresh_rng():
         suite = AutoAttack(logits, eps=eps, norm=norm, seed=seed, version="standard", device=x.device)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piat_hub.config import InputError, ThreatModel
+from piat_hub.machine import device_of
 
 Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), y (B,)) -> a sum over the batch
 OnStep: TypeAlias = Callable[[int, Tensor], Tensor | None]  # (k, logits) -> (B,) bool, true where still moving
@@ -17,6 +18,12 @@ Budget: TypeAlias = float | Tensor  # one number, or (B, 1, 1, 1)
 Ball: TypeAlias = tuple[Callable[..., Tensor], Callable[[Tensor], Tensor], Callable[..., Tensor]]
 
 A = TypeVar("A", bound=Callable[..., Tensor])
+ROUNDING = 1e-6  # what resizing adds to the range of images
+INFERENCE = "attacks follow gradients, which torch.inference_mode() forbids; torch.no_grad() around the call is fine"
+NO_GRADIENT = (
+    "the model gives no gradient of its logits for the image (no_grad, detach, argmax or numpy in its forward?); "
+    "take that out, or ask for an attack without gradients: square"
+)
 ATTACKS: dict[str, Callable[..., Tensor]] = {}  # what an evaluation may ask for by name, with a step count as suffix
 
 
@@ -30,6 +37,79 @@ def register(attack: A) -> A:
     """
     ATTACKS[attack.__name__] = attack
     return attack
+
+
+def look(model: nn.Module, x: Tensor, y: Tensor) -> int:
+    """Refuse what no attack can be asked, in one line; what a public attack does first.
+
+    It waits for the device once. Training and evaluation, whose images are in [0, 1] as they are made, call `ascend`.
+
+    Args:
+        model: an nn.Module.
+        x: images, (B, C, H, W), floats in [0, 1].
+        y: class numbers, (B,) int64, on the device of x and of the model.
+
+    Returns:
+        The largest class number in y, -1 where there is none.
+
+    Raises:
+        InputError: a ValueError, for anything else, and under torch.inference_mode().
+    """
+    if torch.is_inference_mode_enabled():
+        raise InputError(INFERENCE)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}, not an nn.Module; wrap it in one")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = str(x.dtype) if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise InputError(f"x is {kind}; attacks take floats in [0, 1]: piat_hub.data.to_unit(images)")
+    if x.dim() != 4:
+        raise InputError(f"x has shape {tuple(x.shape)}, not (B, C, H, W); give a batch, of one image x[None]")
+    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]:
+        kind = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise InputError(f"y is {kind}; give the class number of each image, int64 of shape ({len(x)},)")
+    places = {t.device for t in (x, y, *model.parameters())}
+    if x.device != y.device or (len(places) == 2 and x.device not in {p.device for p in model.parameters()}):
+        raise InputError(f"the model is on {device_of(model)}, x on {x.device}, y on {y.device}; put all on one device")
+    if not len(x):
+        return -1
+    low, high, least, largest = torch.stack([t.float() for t in (*x.aminmax(), *y.aminmax())]).tolist()
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        found = "holds NaN" if low != low else f"lies in [{low:.4g}, {high:.4g}]"
+        raise InputError(
+            f"x {found}; attacks take images in [0, 1] and eps in the same units: "
+            "scale the images, and put the normalisation inside the model"
+        )
+    if least < 0:
+        raise InputError(f"y holds {int(least)}; class numbers begin at 0")
+    return int(largest)
+
+
+def usable(logits: Any, x: Tensor, largest: int = -1) -> Tensor:
+    """The logits that a model gave for x, refused in one line if no attack can do with them.
+
+    Args:
+        logits: what the model returned for x.
+        x: images, (B, C, H, W); where they require a gradient the logits must have one.
+        largest: the largest class number asked about, as far as it is known.
+
+    Raises:
+        InputError: unless they are a tensor (B, K), K is above `largest`, and a gradient leads back to x.
+    """
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+        shape = (
+            f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        )
+        own = "return its .logits" if hasattr(logits, "logits") else "return that"
+        raise InputError(
+            f"the model returns {shape} for {len(x)} images, not logits of shape (B, classes); let it {own}"
+        )
+    if largest >= logits.shape[1]:
+        raise InputError(
+            f"y holds {largest}, the model has {logits.shape[1]} classes, from 0; give the model's own numbers"
+        )
+    if x.requires_grad and not logits.requires_grad:
+        raise InputError(NO_GRADIENT)
+    return logits
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -83,6 +163,7 @@ def ascend(
     momentum: float | None = None,
     noise: float = 0.0,
     leave: bool = False,
+    largest: int = -1,
 ) -> Tensor:
     """The one attack loop: `steps` steepest-ascent steps on `objective` inside the ball and the box [0, 1].
 
@@ -102,13 +183,14 @@ def ascend(
         momentum: None for PGD; a number accumulates gradients of unit mean size, as MIM does.
         noise: scale of the Gaussian noise added at every step, in pixel units.
         leave: images stop at the first step at which they are misclassified.
+        largest: the largest number in y, if it is known; it is held against the logits.
 
     Returns:
         x_adv, (B, C, H, W), within eps of x and in [0, 1].
 
     Raises:
-        InputError: for an unknown norm, an eps (as one number) that is none for it, or `leave` together with on_step
-            or a budget per image.
+        InputError: for an unknown norm, an eps (as one number) that is none for it, `leave` together with on_step or a
+            budget per image, or a model without a gradient.
     """
     if leave and (on_step or isinstance(eps, Tensor) or isinstance(step_size, Tensor)):
         raise InputError("images cannot leave an attack that has on_step or a budget per image; leave out one of them")
@@ -123,9 +205,11 @@ def ascend(
     with attack_mode(model) as frozen, torch.enable_grad():
         for k in range(steps):
             x_adv.requires_grad_()
-            logits = frozen(x_adv)
+            logits = usable(frozen(x_adv), x_adv, largest)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            (gradient,) = torch.autograd.grad(objective(logits, y), x_adv)
+            (gradient,) = torch.autograd.grad(objective(logits, y), x_adv, allow_unused=True)
+            if gradient is None:
+                raise InputError(NO_GRADIENT)
             moving = on_step(k, logits.detach()) if on_step else None
             if leave:
                 x_adv = x_adv.detach()

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks.core import Budget, Objective, OnStep, Start, ascend, attack_mode, cross_entropy, register
+from piat_hub.attacks.core import Budget, Objective, OnStep, Start, ascend, attack_mode, cross_entropy, look, register
 from piat_hub.config import InputError
 
 
@@ -50,13 +50,17 @@ def pgd(
         x_adv, (B, C, H, W), within eps of x and in [0, 1].
 
     Raises:
-        InputError: a ValueError, for an unknown norm, an eps that is none for it (Linf: 0 < eps <= 1; a budget per
-            image is not looked at), restarts < 1, or `leave` together with on_step or a budget per image.
+        InputError: a ValueError, for images outside [0, 1] and whatever else `core.look` refuses, an unknown norm, an
+            eps that is none for it (Linf: 0 < eps <= 1; a budget per image is not looked at), steps < 0, restarts < 1,
+            `leave` together with on_step or a budget per image, or a model without a gradient.
     """
-    if restarts < 1:
-        raise InputError(f"restarts must be at least 1, got {restarts}")
+    if restarts < 1 or steps < 0:
+        raise InputError(f"restarts must be at least 1 and steps at least 0, got {restarts} and {steps}")
+    largest = look(model, x, y)
+    if not len(x):
+        return x.clone()
     inner: dict[str, Any] = {"norm": norm, "objective": objective, "start": start, "noise": noise}
-    inner |= {"on_step": on_step, "momentum": momentum, "leave": leave}
+    inner |= {"on_step": on_step, "momentum": momentum, "leave": leave, "largest": largest}
     x_adv = ascend(model, x, y, eps, step_size, steps, **inner)
     for _ in range(restarts - 1):
         with attack_mode(model) as frozen, torch.no_grad():

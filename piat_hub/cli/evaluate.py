@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
 from piat_hub.config import EvalConfig, InputError, duration, shortened
-from piat_hub.records.labels import HEADERS, ONE_CLASS, attack_name, percent, rows, table
+from piat_hub.records.labels import HEADERS, attack_name, percent, rows, said, table
 from piat_hub.records.results import Results, result_files
 
 if TYPE_CHECKING:
@@ -68,8 +68,6 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
 
     config, quiet = done.config, None if done.processes.rank == 0 else True
     attack, at_a_time = "", done.batch_size
-    for note in done.split.notes:
-        print(f"{model}: {note}")
     with tqdm(unit="image", disable=quiet, desc=model) as bar:
         for event in done.measure(ends):
             if event.at_a_time < at_a_time:
@@ -86,11 +84,8 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
     images = f"{results.n} images of {results.dataset} ({results.split}), {results.checkpoint}"
     print(f"\n{model}: {results.threat_model}{assumed}, {images}")
     print(table(rows(results), HEADERS))
-    for name, figures in results.attacks.items():
-        if "changed" in figures:
-            print(f"{name} differs from AutoAttack's standard version: {figures['changed']}")
-    if results.one_class:
-        print(f"warning: every image of class {results.one_class} is right and none of any other: {ONE_CLASS}")
+    for sentence in said(results):
+        print(f"note: {sentence}")
     if config.n and (missing := _missing_of_sorted(results)):
         print(
             f"warning: these images are sorted by class and hold none of {missing}; leave out --n, or shuffle the data"

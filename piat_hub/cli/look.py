@@ -6,7 +6,7 @@ from pathlib import Path
 from piat_hub.cli.flags import Parser
 from piat_hub.config import InputError, recipes
 from piat_hub.records.files import WEIGHTS
-from piat_hub.records.labels import attack_name, percent, table
+from piat_hub.records.labels import attack_name, percent, said, table
 
 
 def list_known(argv: Sequence[str], prog: str) -> None:
@@ -31,8 +31,8 @@ def list_known(argv: Sequence[str], prog: str) -> None:
     headers = ("model", "architecture", "data", "method", "threat model", "clean", "PGD-20", "AutoAttack")
     print(table(known, headers) if known else "no model is published yet, and none lies in model_cards/")
     for m in models:
-        if "problem" in m:
-            print(f"{m['model']}: {m['problem']}")
+        for sentence in (*m.get("notes", ()), *([m["problem"]] if "problem" in m else ())):
+            print(f"{m['model']}: {sentence}")
     print(f"\n{recipes.described()}")
     print(
         f"\nmethods: {', '.join(methods.names())}\nbackbones: {', '.join(timm.list_models('cifar_*'))}, and timm's own"
@@ -63,6 +63,9 @@ def compare(argv: Sequence[str], prog: str) -> None:
     ]
     headers = ["attack", "A", "B", "B - A, points", "95 % interval", "only A / only B stands", "McNemar's p"]
     print(f"A {given.a}\nB {given.b}\n\n{table(pairs, headers)}")
+    for letter, path in (("A", given.a), ("B", given.b)):
+        for sentence in said(results.read_results(Path(path), given.checkpoint)[0]):
+            print(f"note on {letter}: {sentence}")
 
 
 def predict(argv: Sequence[str], prog: str) -> None:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub import data
+from piat_hub.attacks.core import INFERENCE
 from piat_hub.config import InputError, ThreatModel, TrainConfig, from_dict
 from piat_hub.data import Encoded, Split, derived_seed, to_unit
+from piat_hub.evaluation import premises
 from piat_hub.evaluation.model import label_names
-from piat_hub.evaluation.suites import Suite, suite, unharmed
+from piat_hub.evaluation.suites import Suite, suite
 from piat_hub.evaluation.verdict import class_count, survives, twin_of, verdict_mode
 from piat_hub.machine import device_of, environment
 from piat_hub.records.results import Results, Running
@@ -78,7 +80,8 @@ def evaluate(
     """Measure a classifier's clean and robust accuracy.
 
     Verdicts are fp32 and the model's own; a misclassified clean image counts as broken under every attack. Where the
-    model has `label_names`, labels go by them (see `data.numbered_as`); what was done then is warned of once.
+    model has `label_names`, labels go by them (see `data.numbered_as`). What the figures cannot be read without, such
+    as that the model's answers are random, is in `.notes`, and a warning.
 
     Args:
         model: maps images (B, C, H, W) in [0, 1] to logits (B, K); left as it was found, and evaluated where it lies.
@@ -109,11 +112,11 @@ def evaluate(
         raise InputError(f"attacks must be a list of names, got {attacks!r}; write [{attacks!r}]")
     given = data.load(dataset, split) if isinstance(dataset, str) else dataset
     images = data.numbered_as(given, label_names(model)).first(n)
-    for note in images.notes:
-        warnings.warn(note, stacklevel=2)
     results = Results.of(images, threat_model or trained_against(model) or ThreatModel(), split=split, seed=seed)
     for _ in measure(model, images, attacks, results, step_size=step_size, restarts=restarts, batch_size=batch_size):
         pass
+    for sentence in results.notes:
+        warnings.warn(sentence, stacklevel=2)
     return results
 
 
@@ -141,7 +144,9 @@ def measure(
 ) -> Iterator[Progress]:
     """Run the attacks that `results` lacks and fill it in; calls `save` and yields after every batch of every process.
 
-    Verdicts are fp32 with TF32 off and the model's own; the attacks run on its twin. A batch's randomness is derived
+    Verdicts are fp32 with TF32 off and the model's own; the attacks run on its twin. Before the first of them `premises`
+    tries what they take for granted, and `results.notes` says what does not hold: with a model that is no function of
+    one image every attack runs all its steps on every image, and its last examples are judged once. A batch's randomness is derived
     from (seed, attack, stage, batch), so an evaluation that goes on from a saved state, or runs in any number of
     processes, ends with the same verdicts, as long as the device's memory takes whole batches (halves start elsewhere).
 
@@ -161,45 +166,70 @@ def measure(
         How far the attack under way is, after each of its batches, and after "clean".
 
     Raises:
-        InputError: for an unknown attack, another class count than the split's, or a request that differs from the one
-            by which an attack was measured or stopped.
+        InputError: for an unknown attack, another class count than the split's, a model without the gradient that an
+            attack follows, under torch.inference_mode(), for a request that differs from the one by which an attack was
+            measured or stopped, or an attack that leaves its budget.
     """
+    if torch.is_inference_mode_enabled():
+        raise InputError(INFERENCE)
     device = device_of(model)
     images, labels = split.images.to(device), split.labels.to(device)
     with verdict_mode(model) as exact:
-        classes = class_count(exact, split)
-        request = (results.threat_model, classes, step_size, results.seed, restarts)
+        request = (results.threat_model, class_count(exact, split), step_size, results.seed, restarts)
         todo = {a: suite(a, *request) for a in ("clean", *attacks)}
-        attacked: nn.Module | None = None
+        stand, most = torch.empty(0), batch_size
+        if pending := [a for a in todo if a not in results.verdicts]:
+            follows = any(todo[a].follows for a in pending)
+            said = premises.gradient(exact, to_unit(images[:8]), labels[:8], follows) if pending != ["clean"] else []
+            first = len(split) if "clean" in pending else min(len(split), premises.TRIED)
+            stand, logits, most = premises.first_pass(exact, images, labels, batch_size, first)
+            model_is = premises.examine(exact, images, labels, batch_size, logits, processes.least)
+            for sentence in (*model_is.notes(batch_size), *said):
+                results.note(sentence)
+            todo = {a: suite(a, *request, whole=not model_is.function) for a in todo}
+            for attack in todo.values():
+                attack.facts |= model_is.facts(batch_size)
+        twin: nn.Module | None = None
         for name, attack in todo.items():
             if name in results.verdicts:
-                differs = [k for k, v in attack.facts.items() if results.attacks[name].get(k) != v]
-                if differs:
-                    was, now = results.attacks[name].get(differs[0]), attack.facts[differs[0]]
-                    raise InputError(
-                        f"{name} was measured with {differs[0]} {was}, this call asks for {now}; name another place with --output"
-                    )
+                _same(name, attack, results)
                 continue
             if name == "clean":
-                verdicts, most = [], batch_size
-                for i in torch.arange(len(split)).split(batch_size):
-                    right, most = survives(exact, exact, unharmed, to_unit(images[i]), labels[i], most, 0)
-                    verdicts.append(right)
-                stand = processes.least(torch.cat(verdicts).to(torch.uint8))  # from here on all go by the same
-                results.record(name, stand.cpu().numpy().astype(bool), {})
+                _whole_batches(most, attack, batch_size, len(split))
+                stand = processes.least(stand.to(torch.uint8))  # from here on all go by the same
+                results.record(name, stand.cpu().numpy().astype(bool), attack.facts)
                 yield Progress(name, len(split), len(split), results.attacks[name]["correct"], len(split), most)
             else:
                 results.running = _take_up(name, attack, batch_size, results)
                 now = results.running
-                attacked = attacked or twin_of(exact, to_unit(images[:2]))
+                if not (attack.foreign or "whole" in attack.facts):
+                    twin = twin or twin_of(exact, to_unit(images[:2]))
                 asked = (images, labels, attack, now, results.seed, lambda: save(results), processes)
-                yield from _attack(exact, attacked, *asked)
+                yield from _attack(exact, exact if attack.foreign or twin is None else twin, *asked)
                 now, results.running = results.running, None
                 extra = {"per_attack": now.stages} if len(now.stages) > 1 else {}
                 results.seconds += now.seconds
                 results.record(name, now.standing, attack.facts | extra | {"seconds": round(now.seconds, 1)})
             results.environment = environment(device)
             save(results)
+
+
+def _same(name: str, attack: Suite, results: Results) -> None:
+    """InputError unless an attack that was measured before was run as it is asked for now."""
+    for fact, now in attack.facts.items():
+        if (was := results.attacks[name].get(fact)) != now:
+            raise InputError(
+                f"{name} was measured with {fact} {was}, this call asks for {now}; name another place with --output"
+            )
+
+
+def _whole_batches(most: int, attack: Suite, batch_size: int, n: int) -> None:
+    """InputError where memory took fewer images at a time than the batch on which a model's answers depend."""
+    if "batch_size" in attack.facts and most < min(batch_size, n):
+        raise InputError(
+            f"the device's memory takes {most} images at a time, and this model's answers depend on their batch; "
+            f"ask for --batch-size {most}"
+        )
 
 
 def _take_up(name: str, attack: Suite, batch_size: int, results: Results) -> Running:
@@ -225,14 +255,15 @@ def _attack(
     save: Callable[[], None],
     processes: Processes,
 ) -> Iterator[Progress]:
-    """Run an attack's stages from where `now` stands, each on the images that stood when it began.
+    """Run an attack's stages from where `now` stands, each on the images that stood when it began, or whole on all.
 
     The processes take a batch each, then agree on what still stands.
     """
     most = now.batch_size
     for number, (stage, run) in list(enumerate(attack.stages.items()))[now.stage :]:
         tally = now.stages.setdefault(stage, {"attacked": int(now.entry.sum()), "broken": 0, "seconds": 0.0})
-        batches = torch.from_numpy(now.entry.nonzero()[0]).to(images.device).split(now.batch_size)
+        attacks = np.ones_like(now.entry) if "whole" in attack.facts else now.entry
+        batches = torch.from_numpy(attacks.nonzero()[0]).to(images.device).split(now.batch_size)
         while now.batches < len(batches) and tally["attacked"]:
             clock, standing = time.monotonic(), torch.from_numpy(now.standing.astype(np.uint8)).to(images.device)
             if (mine := now.batches + processes.rank) < len(batches):
@@ -240,7 +271,8 @@ def _attack(
                 batch = to_unit(images[index]), labels[index]
                 drawn = derived_seed(seed, *now.attack.encode(), number, mine)
                 verdict, most = survives(model, attacked, run, *batch, most, drawn)
-                standing[index] = verdict.to(torch.uint8)
+                _whole_batches(most, attack, now.batch_size, len(index))
+                standing[index] = torch.minimum(standing[index], verdict.to(torch.uint8))
             verdicts = processes.least(standing).cpu().numpy().astype(bool)
             spent = time.monotonic() - clock
             tally["broken"] += int(now.standing.sum() - verdicts.sum())

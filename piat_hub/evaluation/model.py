@@ -1,11 +1,8 @@
 """MODEL as the commands take it."""
 
-import importlib
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +10,7 @@ from torch import nn
 from piat_hub import data
 from piat_hub.backbones.small_image import Normalize
 from piat_hub.config import InputError
+from piat_hub.evaluation.own_code import imported
 from piat_hub.evaluation.verdict import logits_of, verdict_mode
 from piat_hub.hub.load import from_pretrained, from_timm
 from piat_hub.records import tensors
@@ -80,16 +78,8 @@ def _one_checkpoint(spec: str, checkpoint: str) -> None:
 
 
 def _from_code(spec: str) -> nn.Module:
-    """The nn.Module, or what the factory returns, at module:callable; the current directory is importable."""
-    module_name, _, attribute = spec.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"no model {spec!r}: {error}; give module:callable, importable from here") from error
+    """The nn.Module, or what the factory returns, at module:callable."""
+    found = imported(spec, "model")
     try:
         model = found if isinstance(found, nn.Module) else found()
     except TypeError as error:

@@ -2,18 +2,26 @@
 
 import inspect
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks import ATTACKS
+from piat_hub.attacks import ATTACKS, attack_mode
 from piat_hub.attacks.autoattack import STANDARD, changes, components
+from piat_hub.attacks.core import ROUNDING
 from piat_hub.config import InputError, ThreatModel, nearest, pixels
+from piat_hub.evaluation.own_code import imported
 
 Stage = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
+SLACK = 1e-4  # by which an image's distance may exceed eps, as rounding makes it; relative
+OWN = ("pgd", "mim", "cw")
+WHOLE = "every part attacks every image, also those that another misled, and the one example left of it is judged once"
 
 
 @dataclass
@@ -23,15 +31,14 @@ class Suite:
     Attributes:
         stages: name to (model, x, y) -> x_adv, run one after the other, each on the images that still stand.
         facts: what results.json says about the attack beside the counts.
+        follows: it is known to follow the model's gradient.
+        foreign: it is code from elsewhere, which gets the model itself and not a twin of it.
     """
 
-    stages: dict[str, Stage]
-    facts: dict[str, Any]
-
-
-def unharmed(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The stage of "clean", which gives x back."""
-    return x
+    stages: dict[str, Stage] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    follows: bool = False
+    foreign: bool = False
 
 
 def suite(
@@ -41,51 +48,142 @@ def suite(
     step_size: float | None = None,
     seed: int = 0,
     restarts: int = 1,
+    whole: bool = False,
 ) -> Suite:
-    """The attack called "clean", "pgd20", "mim", "cw100", "aa", "square" and so on.
+    """The attack called "clean", "pgd20", "mim", "cw100", "aa", "square", "mymodule:my_attack" and so on.
 
     "aa" is AutoAttack's standard version after ten steps of PGD, which find most of what it finds at a small part of
     the cost; an image it breaks is broken, so the whole is at least as strong.
 
     Args:
-        name: "clean", "aa", one of AutoAttack's components, or a registered attack, with any step count as suffix (20).
+        name: "clean", "aa", one of AutoAttack's components, or with any step count as suffix (20) a registered attack or
+            "module:callable", a function (model, x, y, eps, …) -> x_adv that can be imported from the current directory.
         threat_model: norm and eps.
         num_classes: classes that the model tells apart.
         step_size: of a registered attack, in pixel units, 0 < step_size <= 2 eps; eps/4 if None.
         seed: of AutoAttack's components.
         restarts: of a registered attack.
+        whole: for a model that is no function of one image: no image leaves early, each is judged once, at the end.
 
     Raises:
-        InputError: for an unknown name, with the nearest one; a component that these classes leave undefined; or a
-            step_size out of its range.
+        InputError: for an unknown name, with the nearest one; a component that these classes leave undefined; a
+            step_size out of its range; or an attack that does not take the steps or restarts asked of it.
     """
     if name == "clean":
-        return Suite({}, {})
+        return Suite()
     if name == "aa" or name in STANDARD:
-        parts = components(threat_model.eps, threat_model.norm, num_classes, seed)
-        facts: dict[str, Any] = {"version": "standard"}
-        if changed := changes(num_classes):
-            facts["changed"] = changed
-        if name == "aa":
-            budget: dict[str, Any] = {"eps": threat_model.eps, "step_size": threat_model.eps / 4}
-            first = partial(ATTACKS["pgd"], **budget, steps=10, norm=threat_model.norm, leave=True)
-            return Suite({"pgd10": first, **parts}, facts)
-        if name not in parts:
-            raise InputError(f"{name} is undefined for {num_classes} classes: {changes(num_classes)}; leave it out")
-        return Suite({name: parts[name]}, facts)
+        return _autoattack(name, threat_model, num_classes, seed, whole)
+    attack, steps = _by_name(name)
+    step_size = step_size or threat_model.eps / 4
+    threat_model.check_step(step_size)
+    parameters = inspect.signature(attack).parameters.values()
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def takes(option: str) -> bool:
+        return anything or any(p.name == option for p in parameters)
+
+    if steps and not takes("steps"):
+        raise InputError(f"{name} takes no steps; leave out the number at its end")
+    if restarts > 1 and not takes("restarts"):
+        raise InputError(f"{name} takes no restarts, this call asks for {restarts}; leave out --restarts")
+    facts: dict[str, Any] = {"steps": steps or 20, "step_size": pixels(step_size), "restarts": restarts}
+    facts = {option: fact for option, fact in facts.items() if takes(option)}
+    offered = {"eps": threat_model.eps, "step_size": step_size, "steps": steps or 20, "norm": threat_model.norm}
+    offered |= {"restarts": restarts} if restarts > 1 else {}
+    offered |= {} if whole else {"leave": True}  # one misclassification is enough
+    given = {option: value for option, value in offered.items() if takes(option)}
+    try:
+        inspect.signature(attack).bind(None, None, None, **given)
+    except TypeError as error:
+        raise InputError(f"{name} cannot be called as (model, x, y, {', '.join(given)}): {error}; mend it") from error
+    stage = partial(_held, name, partial(attack, **given), threat_model)
+    return Suite({name: stage}, facts, follows=attack in map(ATTACKS.get, OWN), foreign=":" in name)
+
+
+def _by_name(name: str) -> tuple[Callable[..., Tensor], int | None]:
+    """The attack of that name, registered or at module:callable, and the step count behind it."""
+    if ":" in name:
+        bare = name.rstrip("0123456789")
+        try:
+            attack, steps = imported(name, "attack"), ""
+        except InputError:
+            if bare == name:
+                raise
+            attack, steps = imported(bare, "attack"), name[len(bare) :]
+        if not callable(attack):
+            raise InputError(
+                f"{name} is a {type(attack).__name__}; an attack is a function (model, x, y, eps, …) -> x_adv"
+            )
+        return attack, int(steps) if steps else None
     match = re.fullmatch(r"([a-z_]+?)([1-9][0-9]{0,4})?", name)
     if not match or match[1] not in ATTACKS:
         known = ["clean", "aa", *STANDARD, *ATTACKS, *(f"{attack}20" for attack in ATTACKS)]
         raise InputError(
-            f"unknown attack {name!r}{nearest(name, known)}; known: clean, aa, {', '.join(STANDARD)}, and with any step "
-            f"count {', '.join(ATTACKS)}"
+            f"unknown attack {name!r}{nearest(name, known)}; known: clean, aa, {', '.join(STANDARD)}, with any step "
+            f"count {', '.join(ATTACKS)}, and module:callable"
         )
-    steps, step_size = int(match[2] or 20), step_size or threat_model.eps / 4
-    threat_model.check_step(step_size)
-    attack = partial(ATTACKS[match[1]], eps=threat_model.eps, step_size=step_size, steps=steps, norm=threat_model.norm)
-    facts = {"steps": steps, "step_size": pixels(step_size), "restarts": restarts}
-    options: dict[str, Any] = {"restarts": restarts} if restarts > 1 else {}
-    parameters = inspect.signature(attack).parameters.values()
-    if any(p.name == "leave" or p.kind is p.VAR_KEYWORD for p in parameters):
-        options["leave"] = True  # one misclassification is enough
-    return Suite({name: partial(attack, **options)}, facts)
+    return ATTACKS[match[1]], int(match[2]) if match[2] else None
+
+
+def _autoattack(name: str, threat_model: ThreatModel, num_classes: int, seed: int, whole: bool) -> Suite:
+    """AutoAttack, or one of its components; `whole` as one stage."""
+    parts: dict[str, Stage] = dict(components(threat_model.eps, threat_model.norm, num_classes, seed))
+    if name != "aa" and name not in parts:
+        raise InputError(f"{name} is undefined for {num_classes} classes: {changes(num_classes)}; leave it out")
+    stages = {name: parts[name]} if name in parts else parts
+    if name == "aa":
+        budget: dict[str, Any] = {"eps": threat_model.eps, "step_size": threat_model.eps / 4, "norm": threat_model.norm}
+        stages = {"pgd10": partial(ATTACKS["pgd"], **budget, steps=10, leave=not whole), **parts}
+    differs = [words for words in (changes(num_classes), WHOLE if whole else None) if words]
+    facts: dict[str, Any] = {"version": "not standard" if whole else "standard"}
+    facts |= {"changed": "; ".join(differs)} if differs else {}
+    if whole:
+        stages = {name: partial(_one_after_the_other, stages.values())}
+    return Suite(stages, facts, follows=name != "square")
+
+
+def _one_after_the_other(stages: Iterable[Stage], model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Every stage on every image; an image keeps the first example that misled the model, else that of the first stage."""
+    x_adv, standing = x, torch.ones_like(y, dtype=torch.bool)
+    for number, stage in enumerate(stages):
+        candidate = stage(model, x, y)
+        with attack_mode(model) as frozen, torch.no_grad():
+            misled = standing & (frozen(candidate).argmax(1) != y)
+        taken = misled if number else torch.ones_like(misled)
+        x_adv = torch.where(taken.view(-1, *[1] * (x.dim() - 1)), candidate, x_adv)
+        standing = standing & ~misled
+    return x_adv
+
+
+def _held(
+    name: str, attack: Callable[..., Any], threat_model: ThreatModel, model: nn.Module, x: Tensor, y: Tensor
+) -> Tensor:
+    """What an attack gives, if it is images within the budget and the box; InputError with what was measured if not."""
+    try:
+        with attack_mode(model) as frozen, torch.enable_grad():
+            x_adv = attack(frozen, x.clone(), y.clone())
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # anyone's code
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{name} raised {said} ({Path(where.filename).name}, line {where.lineno}); mend it") from error
+    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or not x_adv.is_floating_point():
+        kind = (
+            f"{x_adv.dtype} of shape {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else f"a {type(x_adv).__name__}"
+        )
+        raise InputError(f"{name} gave {kind}; an attack gives images like x, floats of shape {tuple(x.shape)}")
+    x_adv = x_adv.detach().to(x)
+    delta = (x_adv - x).flatten(1)
+    moved = delta.abs().amax(1) if threat_model.norm == "Linf" else delta.norm(dim=1)
+    farthest, low, high = torch.stack([moved.amax(), x_adv.amin(), x_adv.amax()]).tolist()
+    if not farthest <= threat_model.eps * (1 + SLACK) + ROUNDING:
+        raise InputError(
+            f"{name} left its budget: it moved an image by {farthest:.4g}, the threat model is {threat_model}; "
+            "an attack gives images within eps of x, so project them"
+        )
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise InputError(
+            f"{name} gave pixels in [{low:.4g}, {high:.4g}]; an attack gives images in [0, 1], so clamp them"
+        )
+    return x_adv

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub.attacks import Twin, attack_mode
+from piat_hub.attacks.core import usable
 from piat_hub.config import InputError
 from piat_hub.data import Split, derived_seed, to_unit
 from piat_hub.evaluation.suites import Stage
@@ -118,20 +119,23 @@ def class_count(model: nn.Module, split: Split) -> int:
     """The number of classes the model tells apart.
 
     Args:
-        model: maps images in [0, 1] to logits (B, K); tried on the split's first image.
+        model: maps images in [0, 1] to logits (B, K); tried on the split's first two images.
         split: its data.
 
     Raises:
-        InputError: if the model cannot take the images, does not return logits (B, K), or the data has another count.
+        InputError: if the model cannot take the images, changes them, does not return logits (B, K), or the data has
+            another count.
     """
+    x = to_unit(split.images[:2]).to(device_of(model))
     what = f"the {'x'.join(map(str, split.shape))} images of {split.name}"
     again = "name the data it is for with --dataset, or their size with --img-size"
-    logits = logits_of(model, to_unit(split.images[:1]), what, again)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        kind = (
-            f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    logits = logits_of(model, given := x.clone(), what, again)
+    usable(logits, x)
+    if not torch.equal(given, x):
+        raise InputError(
+            "the model changes the images it is given, so what was attacked is not what it judged; "
+            "let its forward work on a copy: x = x.clone()"
         )
-        raise InputError(f"the model returns {kind}; a classifier returns logits of shape (B, classes)")
     classes, known = logits.shape[1], len(split.label_names)
     if classes < known or (classes > known and not split.inferred):
         raise InputError(
@@ -151,7 +155,11 @@ def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         y: class numbers, (B,).
     """
     with attack_mode(model):
-        logits = model(x)
+        return right(model(x), y)
+
+
+def right(logits: Tensor, y: Tensor) -> Tensor:
+    """(B,) bool: the class is y. Logits (B, K) that are not finite are never right."""
     return (logits.argmax(1) == y) & logits.isfinite().all(1)
 
 

@@ -18,7 +18,7 @@ from piat_hub.figures.gallery import Drawn
 from piat_hub.figures.style import COLOURS, styled
 from piat_hub.records import results
 from piat_hub.records.groups import CURVES, benchmarks, beside, common_attacks, grouped, mean_accuracy
-from piat_hub.records.labels import attack_name, command, method_name, percent, title
+from piat_hub.records.labels import attack_name, command, method_name, percent, said, title
 from piat_hub.records.published import PAPER_ATTACKS
 from piat_hub.records.rundir import RunDirectory
 
@@ -188,7 +188,7 @@ def about(run: RunDirectory) -> dict[str, Any]:
         "training": run.training,
         "epochs": len(run.metrics),
         "checks": [(found.name, found.record.checks) for found in run.results if found.record.checks],
-        "notes": [f["changed"] for m in run.results for f in m.record.attacks.values() if "changed" in f],
+        "notes": [note for found in run.results for note in said(found.record)],
         "environment": {"device": latest.get("device"), "git": latest.get("git")} | (latest.get("versions") or {}),
     }
 

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from piat_hub.config import DATASETS, InputError, TrainConfig, pixels, to_dict
 from piat_hub.hub import plain_timm
 from piat_hub.records.files import WEIGHTS, own, read_json, sealed, write_text
-from piat_hub.records.labels import HEADERS, ONE_CLASS, attack_name, command, method_name, rows, table, title
+from piat_hub.records.labels import HEADERS, attack_name, command, method_name, rows, said, table, title
 from piat_hub.records.lock import only_writer
 from piat_hub.records.model_config import ModelConfig
 from piat_hub.records.results import Record
@@ -91,8 +91,6 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         input_size=model.pretrained_cfg["input_size"],
         shape=tuple(model.pretrained_cfg["input_size"]),
         measured=[_shown(found) for found in run.measured],
-        one_class=ONE_CLASS,
-        notes=[escaped(f["changed"]) for m in run.measured for f in m.record.attacks.values() if "changed" in f],
         curves=(directory / "curves.png").exists(),
         name=literal(name),
         timm_name=literal(f"hf-hub:{name}" if repo_id else f"local-dir:{name}"),
@@ -110,6 +108,7 @@ def _shown(found: Measured) -> dict[str, Any]:
     return {
         "record": shown,
         "table": table(rows(shown), HEADERS, "github"),
+        "notes": said(shown),
         "verdicts": found.verdicts.replace("`", "'"),
     }
 
@@ -136,8 +135,8 @@ def summary(directory: str | Path) -> dict[str, Any]:
 
     Returns:
         "model", "architecture", "input_size", "num_classes", "dataset", "method", "threat_model" (None where nothing
-        was measured), an accuracy as a fraction by "ATTACK_acc", "n" (images, by attack) and "weights_sha256" (by
-        checkpoint).
+        was measured), an accuracy as a fraction by "ATTACK_acc", "n" (images, by attack), "notes" (what must be said
+        beside them) and "weights_sha256" (by checkpoint).
 
     Raises:
         InputError: if it is no run directory, or damaged.
@@ -156,6 +155,7 @@ def summary(directory: str | Path) -> dict[str, Any]:
         "threat_model": to_dict(alike[0].threat_model) if alike else None,
         **{f"{attack}_acc": figures["accuracy"] for attack, figures in attacks.items()},
         "n": {attack: figures["n"] for attack, figures in attacks.items()},
+        "notes": list(dict.fromkeys(sentence for record in alike for sentence in said(record))),
         "weights_sha256": run.digests,
     }
 

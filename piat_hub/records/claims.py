@@ -64,9 +64,17 @@ def hold(record: Record) -> None:
             raise ValueError("its accuracies by class are none")
     if not all({"check", "found", "passed", "n"} <= check.keys() for check in record.checks):
         raise ValueError("its checks lack something")
-    names = [record.dataset, record.split, record.checkpoint, record.weights, record.images, *record.label_names]
+    names = [
+        record.dataset,
+        record.split,
+        record.checkpoint,
+        record.weights,
+        record.images,
+        *record.label_names,
+        *record.notes,
+    ]
     if not all(isinstance(name, str) for name in names) or not is_number(record.seconds):
-        raise ValueError("its data set, split, checkpoint, digests, classes or seconds are none")
+        raise ValueError("its data set, split, checkpoint, digests, classes, notes or seconds are none")
     _ = dict(record.environment.get("versions") or {})
 
 

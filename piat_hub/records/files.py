@@ -5,15 +5,20 @@ import itertools
 import json
 import os
 import sys
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from piat_hub.config import Broken, InputError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 METRICS = {"epoch", "lam", "lr", "train_loss", "train_pgd10_acc", "holdout_clean_acc", "holdout_pgd10_acc"}
+LARGEST = 2**28  # bytes of arrays; the verdicts of a million images under a hundred attacks take less
 LONGEST = 16 * 2**20  # bytes; none of our JSON files comes near it
 WEIGHTS = {"last": "model.safetensors", "best": "model_best.safetensors"}  # a run's weights, by checkpoint
 RESULTS = {"last": "results.json", "best": "results_best.json"}
@@ -281,3 +286,33 @@ def check_output(directory: Path) -> None:
         raise InputError(f"{directory} cannot be made: {place} is a file; name another --output")
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"{directory} cannot be written to: no permission in {place}; name another --output")
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write an npz file that appears whole; see `whole_file`."""
+    import numpy as np
+
+    with whole_file(path) as scratch:
+        np.savez_compressed(scratch, **arrays)  # type: ignore[arg-type]
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz file; no pickle is read. ValueError if it is damaged or unpacks to an absurd size."""
+    import numpy as np
+
+    try:
+        with zipfile.ZipFile(path) as packed:
+            if sum(member.file_size for member in packed.infolist()) > LARGEST:
+                raise ValueError(f"it unpacks to more than {LARGEST // 2**20} MiB")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        MemoryError,
+        SyntaxError,
+    ) as error:
+        raise ValueError(str(error) or type(error).__name__) from error

@@ -53,7 +53,18 @@ def rows(results: Record) -> list[list[str]]:
     ]
 
 
-ONE_CLASS = "so does a model that answers this class to everything, and no attack changes its answer"
+def said(results: Record) -> list[str]:
+    """What must stand beside the figures: notes, an answer that never changes, an AutoAttack other than its standard."""
+    found = list(results.notes)
+    if one := results.one_class:
+        found.append(
+            f"every image of class {one} is right and none of any other: so does a model that answers this class to everything, "
+            "and no attack changes its answer"
+        )
+    changed = {attack_name(name): f["changed"] for name, f in results.attacks.items() if "changed" in f}
+    return [*found, *(f"{name} differs from its standard version: {how}" for name, how in changed.items())]
+
+
 HEADERS = ("attack", "accuracy", "95 % interval (Wilson)", "correct")
 
 

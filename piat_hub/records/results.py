@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,20 +17,19 @@ from piat_hub.records.files import (
     VERDICTS,
     WEIGHTS,
     file_digest,
+    load_arrays,
     move_aside,
     own,
     read_json,
+    save_arrays,
     sealed,
     texts,
-    whole_file,
     write_text,
 )
 from piat_hub.records.statistics import Paired, class_accuracy, paired, proportion
 
 if TYPE_CHECKING:
     from piat_hub.data import Split
-
-LARGEST = 2**28  # bytes of verdicts; those of a million images under a hundred attacks take less
 
 
 @dataclass
@@ -41,6 +38,7 @@ class Record:
 
     n: the first so many of the split. weights, images: sha256, of the file and of all pixels. attacks: by name.
     worst_case: of images that withstood all of them. per_class: accuracies by attack, in the order of label_names.
+    notes: sentences that belong beside every figure, since without them it would mislead.
     environment: versions, git and device. A field that a file of before it existed lacks is empty.
     """
 
@@ -56,6 +54,7 @@ class Record:
     worst_case: Figures | None = None
     label_names: tuple[str, ...] = ()
     per_class: dict[str, list[float | None]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     sweep: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -74,6 +73,7 @@ class Record:
             "attacks": self.attacks,
             "worst_case": self.worst_case,
             "per_class": {"label_names": list(self.label_names)} | self.per_class,
+            "notes": self.notes,
             "checks": self.checks,
             "sweep": self.sweep,
             **self.environment,
@@ -112,6 +112,7 @@ class Record:
             worst_case=values.get("worst_case"),
             label_names=tuple(classes.pop("label_names", ())),
             per_class=classes,
+            notes=list(values.get("notes") or ()),
             checks=list(values.get("checks") or ()),
             sweep=list(values.get("sweep") or ()),
             environment={key: values[key] for key in ("versions", "git", "device") if key in values},
@@ -188,6 +189,7 @@ class Results(Record):
             "labels": images.labels.cpu().numpy(),
             "label_names": images.label_names,
             "images": images.digest(),
+            "notes": list(images.notes),
         }
         return cls(threat_model, images.name, **(known | facts))
 
@@ -211,6 +213,11 @@ class Results(Record):
         classes = len(self.label_names)
         self.per_class = {a: class_accuracy(v, self.labels, classes) for a, v in self.verdicts.items()}
 
+    def note(self, sentence: str) -> None:
+        """Say once what must stand beside every figure: printed, on the card, in comparisons and reports."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
     def save(self, directory: Path) -> None:
         """Write results.json and verdicts.npz (or those of best), each whole; of an attack under way only its state."""
         directory.mkdir(parents=True, exist_ok=True)
@@ -218,8 +225,8 @@ class Results(Record):
         if self.running:
             arrays = {"entry": self.running.entry, "standing": self.running.standing}
             facts = {k: v for k, v in vars(self.running).items() if k not in arrays} | {"of": self._identity()}
-            return _save_arrays(_partial(verdicts, self.running.attack), facts=np.array(json.dumps(facts)), **arrays)
-        _save_arrays(verdicts, index=np.arange(self.n), label=self.labels, **self.verdicts)
+            return save_arrays(_partial(verdicts, self.running.attack), facts=np.array(json.dumps(facts)), **arrays)
+        save_arrays(verdicts, index=np.arange(self.n), label=self.labels, **self.verdicts)
         write_text(results, json.dumps(sealed(self.to_dict()), indent=2) + "\n")
         for attack in self.attacks:
             _partial(verdicts, attack).unlink(missing_ok=True)
@@ -236,7 +243,7 @@ class Results(Record):
             return
         try:
             before, kept = read_results(directory, self.checkpoint)
-            labels = _load_arrays(own(directory, verdicts.name)).get("label", self.labels)
+            labels = load_arrays(own(directory, verdicts.name)).get("label", self.labels)
         except InputError as error:
             aside = [move_aside(path).name for path in (results, verdicts) if path.exists()]
             raise InputError(f"{error}: they were moved to {' and '.join(aside)}") from error
@@ -251,7 +258,7 @@ class Results(Record):
             raise InputError(
                 f"{results} was measured with other labels of these images; name another place with --output"
             )
-        for name in ("attacks", "checks", "sweep", "environment", "seconds"):
+        for name in ("attacks", "notes", "checks", "sweep", "environment", "seconds"):
             setattr(self, name, getattr(before, name))
         self.verdicts = kept
         self._draw_together()
@@ -265,7 +272,7 @@ class Results(Record):
     def _read_running(self, path: Path) -> Running:
         """An attack that was stopped. InputError, with the file moved aside, if it is damaged or another evaluation's."""
         try:
-            arrays = _load_arrays(path)
+            arrays = load_arrays(path)
             facts = json.loads(str(arrays["facts"]))
             if facts.pop("of") != self._identity():
                 raise ValueError("it is of another model, images or threat model")
@@ -293,31 +300,6 @@ def _partial(verdicts: Path, attack: str) -> Path:
     return verdicts.with_name(f"{verdicts.stem}.{attack}.partial.npz")
 
 
-def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    with whole_file(path) as scratch:
-        np.savez_compressed(scratch, **arrays)  # type: ignore[arg-type]
-
-
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file; no pickle is read. ValueError if it is damaged or unpacks to an absurd size."""
-    try:
-        with zipfile.ZipFile(path) as packed:
-            if sum(member.file_size for member in packed.infolist()) > LARGEST:
-                raise ValueError(f"it unpacks to more than {LARGEST // 2**20} MiB")
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        MemoryError,
-        SyntaxError,
-    ) as error:
-        raise ValueError(str(error) or type(error).__name__) from error
-
-
 def read_record(path: Path) -> Record:
     """A results.json, which may be anyone's. ValueError, or OSError, unless it is whole and says what results say."""
     return Record.from_dict(read_json(path))
@@ -336,7 +318,7 @@ def read_results(directory: Path, checkpoint: str = "last") -> tuple[Record, dic
     if not results.exists():
         raise InputError(f"{directory} has no {results.name}; evaluate it first: python evaluate.py {directory}")
     try:
-        record, arrays = read_record(own(directory, results.name)), _load_arrays(own(directory, verdicts.name))
+        record, arrays = read_record(own(directory, results.name)), load_arrays(own(directory, verdicts.name))
         kept = {name: arrays[name] for name in record.attacks}
         if any(k.shape != (record.n,) or k.dtype != bool for k in kept.values()):
             raise ValueError("verdicts of another shape or type")

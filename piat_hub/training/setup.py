@@ -18,6 +18,7 @@ from torch import nn
 
 from piat_hub import backbones, data, methods
 from piat_hub.attacks import Twin, pgd
+from piat_hub.attacks.core import ascend
 from piat_hub.config import DATASETS, TRACKED, InputError, RunOptions, TrainConfig, nearest, printable
 from piat_hub.evaluation.suites import Stage
 from piat_hub.evaluation.verdict import accuracy, class_count, verdict_mode
@@ -146,7 +147,7 @@ def make_attack(config: TrainConfig) -> methods.Attack:
     """The attack that training crafts its examples with, its budget bound."""
     threat, crafting = config.threat_model, config.attack
     budget: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm}
-    return partial(pgd, **budget, step_size=crafting.step_size, steps=crafting.steps)
+    return partial(ascend, **budget, step_size=crafting.step_size, steps=crafting.steps)
 
 
 def settled(config: TrainConfig) -> TrainConfig:
