@@ -20,6 +20,7 @@ from piat_hub.config.fields import (
     show,
     to_dict,
 )
+from piat_hub.config.optimizer import OptimizerConfig, ScheduleConfig
 from piat_hub.config.train import (
     DATASETS,
     TRACKED,
@@ -44,8 +45,10 @@ __all__ = [
     "EvalConfig",
     "InputError",
     "InterpolationConfig",
+    "OptimizerConfig",
     "PushOptions",
     "RunOptions",
+    "ScheduleConfig",
     "StudyOptions",
     "ThreatModel",
     "TrainConfig",

@@ -21,6 +21,7 @@ from piat_hub.hub.save import save_config, save_weights
 from piat_hub.records.files import RECORDS, WEIGHTS, append, check_output, checksum, read_lines, sealed, write_text
 from piat_hub.training import engine
 from piat_hub.training.guards import advise, collapsed, not_finite, refuse_not_finite, underflowing
+from piat_hub.training.optimizers import align_state
 from piat_hub.training.setup import Setup, describe, make_check, make_setup, settled
 from piat_hub.training.state import Done, State
 
@@ -86,7 +87,7 @@ def train(
     accelerator = setup.parts.accelerator
     state = State(directory, config, setup.saved())
     done, warning = state.load() if options.resume else (Done(), "")
-    engine.align_momentum(setup.parts.optimizer)
+    align_state(setup.parts.optimizer)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         begin_directory(directory, setup, done)
