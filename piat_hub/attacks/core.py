@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from piat_hub.config import InputError, ThreatModel
 
-Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), y (B,)) -> a sum over the batch
+Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), y (B,) or (B, K)) -> a sum over the batch
 OnStep: TypeAlias = Callable[[int, Tensor], Tensor | None]  # (k, logits) -> (B,) bool, true where still moving
 Start: TypeAlias = Literal["uniform"] | float
 Budget: TypeAlias = float | Tensor  # one number, or (B, 1, 1, 1)
@@ -39,7 +39,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
     Args:
         logits: (B, K).
-        y: class numbers, (B,).
+        y: class numbers (B,), or probabilities (B, K).
     """
     return F.cross_entropy(logits, y, reduction="sum")
 

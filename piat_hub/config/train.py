@@ -71,6 +71,25 @@ class AttackConfig:
 
 
 @dataclass(frozen=True)
+class MixingConfig:
+    """Soft targets: smoothed labels, and batches whose images and labels are blended (timm's Mixup)."""
+
+    smoothing: float = option(0.0, "label smoothing: the share of a label that all classes get alike", least=0, below=1)
+    mixup: float = option(
+        0.0, "blend pairs of images, labels too, by a share from Beta(a, a) of this a; 0: off", least=0
+    )
+    cutmix: float = option(0.0, "paste a rectangle of one image into another, likewise; with --mixup in turn", least=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def blends(self) -> bool:
+        """Whether an image may hold parts of two."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True)
 class InterpolationConfig:
     """Epoch-end parameter interpolation, lam = g(n) = (a n + b) / (c n + d) (He et al. 2023, Eqs. 3-4)."""
 
@@ -151,6 +170,7 @@ class TrainConfig:
     )
     crop_pad: int = option(4, "random crop after padding each side by this much", unit="pixels of the image", least=0)
     flip: bool = option(True, "random horizontal flip")
+    mixing: MixingConfig = field(default_factory=MixingConfig, metadata={"prefix": ""})
     method: str = option("nmse", "outer loss; its own fields are flags --method.FIELD")
     method_args: Mapping[str, Any] = field(default_factory=dict, metadata={"doc": "method fields", "flag": None})
     interpolation: InterpolationConfig = field(

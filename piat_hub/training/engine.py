@@ -22,6 +22,7 @@ from piat_hub.data import Split, augment, batches, derived_seed, steps_per_epoch
 from piat_hub.training import awp, schedules
 from piat_hub.training.averages import EMA, SWA
 from piat_hub.training.interpolation import ParameterInterpolation
+from piat_hub.training.mixing import mixed
 from piat_hub.training.optimizers import set_lr
 
 
@@ -140,6 +141,7 @@ def train(
             for _ in range(config.accumulation):
                 images, y = next(feed)
                 x = to_unit(augment(images, config.crop_pad, config.flip))
+                x, y = mixed(x, y, config.mixing, len(split.label_names))
                 for _ in range(replays):
                     with accelerator.accumulate(parts.model):
                         loss_of = partial(objective, x=x, y=y, progress=progress)

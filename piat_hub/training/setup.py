@@ -88,7 +88,11 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path) -> Set
     whole, tracked = load_images(config, options, accelerator)
     split, held = (s.to(accelerator.device) for s in data.hold_out(whole, config.holdout, config.train_size))
     batch = min(config.batch_size, len(split))
-    engine.shards(torch.arange(batch), accelerator.num_processes, config.accumulation)  # or InputError
+    *_, micro = engine.shards(
+        torch.arange(batch), accelerator.num_processes, config.accumulation
+    ).shape  # or InputError
+    if config.mixing.blends and micro % 2:
+        raise InputError(f"mixup and cutmix blend pairs, {micro} images at a time are odd; choose another --batch-size")
 
     torch.manual_seed(config.seed)
     begun = options.resume and written_states(directory)  # its weights come from there
@@ -224,6 +228,11 @@ def make_method(config: TrainConfig) -> methods.Method:
     method = cls(**config.method_args)
     if getattr(method, "replays", 1) > 1 and config.accumulation > 1:
         raise InputError(f"{config.method} replays each batch whole; leave out --accumulation {config.accumulation}")
+    if config.mixing.blends and getattr(method, "needs_class", False):
+        raise InputError(
+            f"{config.method} needs the class of each image, and mixup and cutmix give it two; "
+            "leave out --mixup and --cutmix, or choose another --method"
+        )
     if hasattr(method, "begin") and config.schedule.eps_rise(config.epochs):
         raise InputError(f"{config.method} keeps a budget of its own, which cannot rise; leave out --eps-warmup-epochs")
     return method.begin(config.threat_model) if hasattr(method, "begin") else method
