@@ -203,7 +203,7 @@ ALL = ("model.safetensors", "metrics.jsonl", "config.json", "state/state.safeten
 def test_a_run_on_soft_targets_resumes_to_the_same_bytes(small_digits, tmp_path, name, changes):
     base = dict(train_size=32, holdout=4, epochs=3, clean_epochs=1, batch_size=16, method=name) | changes
     mixing = MixingConfig(smoothing=0.1, mixup=0.8, cutmix=1.0)
-    config = small_digits(**base, mixing=mixing, attack=AttackConfig(2, 0.1))
+    config = small_digits(**base, mixing=mixing, attack=AttackConfig(steps=2, step_size=0.1))
     options = RunOptions(output=str(tmp_path / "whole"))
     for event in run.train(config, options):
         if isinstance(event, run.EpochDone) and event.metrics["epoch"] == 2:

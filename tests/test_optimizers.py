@@ -176,7 +176,7 @@ PLUS = dict(clip_grad=0.5, undecayed="1d", layer_decay=0.8)
 def test_a_run_stopped_within_an_epoch_ends_with_the_same_bytes(small_digits, tmp_path, fields, changes):
     lr = 0.1 if fields["opt"] in ("momentum", "sgd") else 1e-3
     small = dict(train_size=64, holdout=8, epochs=2, clean_epochs=0, batch_size=16, lr=lr) | changes
-    config = small_digits(**small, optimizer=OptimizerConfig(**fields), attack=AttackConfig(2, 0.1))
+    config = small_digits(**small, optimizer=OptimizerConfig(**fields), attack=AttackConfig(steps=2, step_size=0.1))
     options = RunOptions(output=str(tmp_path / "whole"), save_every_steps=1)
     for event in run.train(config, options):
         if isinstance(event, engine.Step) and (event.epoch, event.step) == (2, 3):  # saved after step 2

@@ -6,6 +6,7 @@ A new file in this folder is imported by itself, and what it registers can be ev
 import importlib
 import pkgutil
 
+from piat_hub.attacks.apgd import apgd
 from piat_hub.attacks.autoattack import autoattack
 from piat_hub.attacks.core import ATTACKS, attack_mode, climb, cross_entropy, register
 from piat_hub.attacks.cw import cw, margin
@@ -19,6 +20,7 @@ for _module in pkgutil.iter_modules(__path__):
 __all__ = [
     "ATTACKS",
     "Twin",
+    "apgd",
     "attack_mode",
     "autoattack",
     "climb",

@@ -114,12 +114,8 @@ def ascend(
     """
     if leave and (on_step or isinstance(eps, Tensor) or isinstance(step_size, Tensor)):
         raise InputError("images cannot leave an attack that has on_step or a budget per image; leave out one of them")
-    uniform, _, project = ball(norm)
-    if not isinstance(eps, Tensor):
-        ThreatModel(norm, float(eps))  # type: ignore[arg-type]  # or InputError: 8 levels is 8/255
     x, velocity = x.detach(), torch.zeros_like(x)
-    x_adv = x + uniform(x, eps) if start == "uniform" else x + float(start) * torch.randn_like(x)
-    x_adv = project(x_adv, x, eps).clamp(0, 1)
+    x_adv = start_at(x, eps, norm, start)
     final = x_adv.clone() if leave else x_adv
     place = torch.arange(len(x), device=x.device)  # where each image stands in the batch
     with attack_mode(model) as frozen, torch.enable_grad():
@@ -148,6 +144,25 @@ def ascend(
         return x_adv.detach()
     final[place] = x_adv.detach()
     return final
+
+
+def start_at(x: Tensor, eps: Budget, norm: str, start: Start) -> Tensor:
+    """Where an attack begins, (B, C, H, W), within eps of x and in [0, 1].
+
+    Args:
+        x: clean images, (B, C, H, W) in [0, 1].
+        eps: budget in pixel units, one number or (B, 1, 1, 1).
+        norm: "Linf" or "L2".
+        start: "uniform", or the scale of Gaussian noise in pixel units.
+
+    Raises:
+        InputError: for an unknown norm, or an eps (as one number) that is none for it.
+    """
+    uniform, _, project = ball(norm)
+    if not isinstance(eps, Tensor):
+        ThreatModel(norm, float(eps))  # type: ignore[arg-type]  # or InputError: 8 levels is 8/255
+    x_adv = x + uniform(x, eps) if start == "uniform" else x + float(start) * torch.randn_like(x)
+    return project(x_adv, x, eps).clamp(0, 1)
 
 
 def ball(norm: str) -> Ball:

@@ -34,6 +34,7 @@ class Method(Protocol):
     y are class numbers (B,), or where labels are smoothed or images blended probabilities (B, K): the loss is then its mean
     over classes so drawn, exactly where it is linear in the label. A method that needs the class itself, to tell whether an
     image is misclassified, sets `needs_class = True`: images are then never blended, and `likeliest` gives their class.
+    One that looks into the steps of its attack, or has one of its own, sets `needs_pgd = True`.
 
     A method that trains on each batch several times says how often in the attribute `replays`. One that has state
     offers `begin(threat_model)`, which gives the callable of one run, with state_dict() and load_state_dict(): tensors

@@ -25,6 +25,7 @@ class FAT:
     """
 
     needs_class: ClassVar[bool] = True
+    needs_pgd: ClassVar[bool] = True
     noise: float = option(0.001, "scale of the noise at every step, the authors' omega", least=0)
     tau_one: float = option(5 / 12, "share of the run from which tau is 1", least=0, most=1)
     tau_two: float = option(3 / 4, "share of the run from which tau is 2", least=0, most=1)

@@ -23,6 +23,7 @@ class GAIRAT:
     """
 
     needs_class: ClassVar[bool] = True
+    needs_pgd: ClassVar[bool] = True
     offset: float = option(-1.0, "offset in the tanh, the paper's lambda: larger, more even weights")
     start: float = option(0.5, "share of the run after which images are weighted", least=0, most=1)
 

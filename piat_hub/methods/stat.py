@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ class STAT:
     the place of a twin where x is extreme, so that one twin stays on each side: here both may end on one.
     """
 
+    needs_pgd: ClassVar[bool] = True  # its twins share one objective
     beta: float = option(6.0, "weight of the squeeze", least=0)
 
     def __post_init__(self) -> None:

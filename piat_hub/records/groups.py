@@ -243,7 +243,7 @@ def beside(config: TrainConfig, table: str = "") -> dict[str, float]:
     method = methods.get(config.method)
     others = any(value is not None for value in (config.ema, config.swa, config.awp, config.img_size))
     others = others or (config.optimizer, config.schedule) != (OptimizerConfig(), ScheduleConfig())
-    others = others or config.mixing != MixingConfig()
+    others = others or config.mixing != MixingConfig() or config.attack.crafting != "pgd"
     others = others or method(**config.method_args) != method() or law_of(config) not in ("none", "piat")
     if config.dataset not in DATASETS or config.threat_model != ThreatModel() or others:
         return {}

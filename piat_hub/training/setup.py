@@ -19,7 +19,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
 from piat_hub import backbones, data, methods
-from piat_hub.attacks import Twin, pgd
+from piat_hub.attacks import Twin, apgd, pgd
 from piat_hub.config import DATASETS, TRACKED, InputError, RunOptions, TrainConfig, nearest, printable
 from piat_hub.evaluation.suites import Stage
 from piat_hub.evaluation.verdict import accuracy, class_count, verdict_mode
@@ -150,8 +150,10 @@ def load_images(
 def make_attack(config: TrainConfig) -> methods.Attack:
     """The attack that training crafts its examples with, its budget bound."""
     threat, crafting = config.threat_model, config.attack
-    budget: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm}
-    return partial(pgd, **budget, step_size=crafting.step_size, steps=crafting.steps)
+    budget: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm, "steps": crafting.steps}
+    return (
+        partial(apgd, **budget) if crafting.crafting == "apgd" else partial(pgd, **budget, step_size=crafting.step_size)
+    )
 
 
 def settled(config: TrainConfig) -> TrainConfig:
@@ -232,6 +234,10 @@ def make_method(config: TrainConfig) -> methods.Method:
         raise InputError(
             f"{config.method} needs the class of each image, and mixup and cutmix give it two; "
             "leave out --mixup and --cutmix, or choose another --method"
+        )
+    if config.attack.crafting != "pgd" and getattr(method, "needs_pgd", False):
+        raise InputError(
+            f"{config.method} crafts in its own way, of which only pgd is capable; leave out --crafting {config.attack.crafting}"
         )
     if hasattr(method, "begin") and config.schedule.eps_rise(config.epochs):
         raise InputError(f"{config.method} keeps a budget of its own, which cannot rise; leave out --eps-warmup-epochs")
