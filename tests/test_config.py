@@ -117,13 +117,6 @@ def test_unknown_field_names_the_nearest():
         from_dict(TrainConfig, [1])
 
 
-def test_learning_rate_is_piecewise_linear():
-    config = TrainConfig()  # the paper's ResNet-18: 120 epochs
-    at = {0: 0.01, 60: 0.01, 75: 0.0055, 90: 0.001, 105: 0.00055, 120: 0.0001}
-    for epoch, lr in at.items():
-        assert config.lr_at(epoch / 120) == pytest.approx(lr, rel=1e-12)
-
-
 @pytest.mark.parametrize("knots", [(), ((0.5, 1.0),), ((0.7, 1.0), (0.5, 0.1), (1.0, 0.01))])
 def test_knots_rise_to_the_end_of_the_run(knots):
     with pytest.raises(InputError, match="lr_knots"):

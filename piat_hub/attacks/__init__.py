@@ -6,6 +6,7 @@ A new file in this folder is imported by itself, and what it registers can be ev
 import importlib
 import pkgutil
 
+from piat_hub.attacks.apgd import apgd as apgd
 from piat_hub.attacks.autoattack import autoattack as autoattack
 from piat_hub.attacks.core import (
     ATTACKS as ATTACKS,
@@ -22,17 +23,3 @@ from piat_hub.attacks.twin import Twin as Twin
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 globals().update(ATTACKS)  # a file and its attack share a name: `from piat_hub.attacks import NAME` gives the function
-
-__all__ = [
-    "ATTACKS",
-    "Twin",
-    "attack_mode",
-    "autoattack",
-    "climb",
-    "cross_entropy",
-    "cw",
-    "margin",
-    "mim",
-    "pgd",
-    "register",
-]

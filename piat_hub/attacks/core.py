@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from piat_hub.config import InputError, ThreatModel
 from piat_hub.machine import device_of
 
-Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), y (B,)) -> a sum over the batch
+Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), y (B,) or (B, K)) -> a sum over the batch
 OnStep: TypeAlias = Callable[[int, Tensor], Tensor | None]  # (k, logits) -> (B,) bool, true where still moving
 Start: TypeAlias = Literal["uniform"] | float
 Budget: TypeAlias = float | Tensor  # one number, or (B, 1, 1, 1)
@@ -47,7 +47,7 @@ def look(model: nn.Module, x: Tensor, y: Tensor) -> int:
     Args:
         model: an nn.Module.
         x: images, (B, C, H, W), floats in [0, 1].
-        y: class numbers, (B,) int64, on the device of x and of the model.
+        y: class numbers, (B,) int64, or probabilities, (B, K), on the device of x and of the model.
 
     Returns:
         The largest class number in y, -1 where there is none.
@@ -64,7 +64,8 @@ def look(model: nn.Module, x: Tensor, y: Tensor) -> int:
         raise InputError(f"x is {kind}; attacks take floats in [0, 1]: piat_hub.data.to_unit(images)")
     if x.dim() != 4:
         raise InputError(f"x has shape {tuple(x.shape)}, not (B, C, H, W); give a batch, of one image x[None]")
-    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]:
+    soft = isinstance(y, Tensor) and y.is_floating_point() and y.dim() == 2 and len(y) == len(x)
+    if not soft and (not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]):
         kind = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise InputError(f"y is {kind}; give the class number of each image, int64 of shape ({len(x)},)")
     places = {t.device for t in (x, y, *model.parameters())}
@@ -80,8 +81,8 @@ def look(model: nn.Module, x: Tensor, y: Tensor) -> int:
             "scale the images, and put the normalisation inside the model"
         )
     if least < 0:
-        raise InputError(f"y holds {int(least)}; class numbers begin at 0")
-    return int(largest)
+        raise InputError(f"y holds {least:g}; class numbers begin at 0, and so do probabilities")
+    return -1 if soft else int(largest)
 
 
 def usable(logits: Any, x: Tensor, largest: int = -1) -> Tensor:
@@ -117,7 +118,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
     Args:
         logits: (B, K).
-        y: class numbers, (B,).
+        y: class numbers (B,), or probabilities (B, K).
     """
     return F.cross_entropy(logits, y, reduction="sum")
 
@@ -194,12 +195,8 @@ def ascend(
     """
     if leave and (on_step or isinstance(eps, Tensor) or isinstance(step_size, Tensor)):
         raise InputError("images cannot leave an attack that has on_step or a budget per image; leave out one of them")
-    uniform, _, project = ball(norm)
-    if not isinstance(eps, Tensor):
-        ThreatModel(norm, float(eps))  # type: ignore[arg-type]  # or InputError: 8 levels is 8/255
     x, velocity = x.detach(), torch.zeros_like(x)
-    x_adv = x + uniform(x, eps) if start == "uniform" else x + float(start) * torch.randn_like(x)
-    x_adv = project(x_adv, x, eps).clamp(0, 1)
+    x_adv = start_at(x, eps, norm, start)
     final = x_adv.clone() if leave else x_adv
     place = torch.arange(len(x), device=x.device)  # where each image stands in the batch
     with attack_mode(model) as frozen, torch.enable_grad():
@@ -230,6 +227,25 @@ def ascend(
         return x_adv.detach()
     final[place] = x_adv.detach()
     return final
+
+
+def start_at(x: Tensor, eps: Budget, norm: str, start: Start) -> Tensor:
+    """Where an attack begins, (B, C, H, W), within eps of x and in [0, 1].
+
+    Args:
+        x: clean images, (B, C, H, W) in [0, 1].
+        eps: budget in pixel units, one number or (B, 1, 1, 1).
+        norm: "Linf" or "L2".
+        start: "uniform", or the scale of Gaussian noise in pixel units.
+
+    Raises:
+        InputError: for an unknown norm, or an eps (as one number) that is none for it.
+    """
+    uniform, _, project = ball(norm)
+    if not isinstance(eps, Tensor):
+        ThreatModel(norm, float(eps))  # type: ignore[arg-type]  # or InputError: 8 levels is 8/255
+    x_adv = x + uniform(x, eps) if start == "uniform" else x + float(start) * torch.randn_like(x)
+    return project(x_adv, x, eps).clamp(0, 1)
 
 
 def ball(norm: str) -> Ball:

@@ -32,7 +32,7 @@ def pgd(
     Args:
         model: maps images in [0, 1] to logits (B, K); attacked in eval mode with frozen weights, restored after.
         x: clean images, (B, C, H, W) in [0, 1].
-        y: class numbers, (B,).
+        y: class numbers (B,), or probabilities (B, K) for an objective that takes them, with one restart and no leaving.
         eps: perturbation budget in pixel units, 8/255 for eight levels; or per image, (B, 1, 1, 1).
         step_size: length of a step in pixel units; or per image, (B, 1, 1, 1).
         steps: iterations.

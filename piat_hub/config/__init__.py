@@ -30,12 +30,14 @@ from piat_hub.config.fields import (
     show as show,
     to_dict as to_dict,
 )
+from piat_hub.config.optimizer import OptimizerConfig as OptimizerConfig, ScheduleConfig as ScheduleConfig
 from piat_hub.config.train import (
     DATASETS as DATASETS,
     SIDE as SIDE,
     TRACKED as TRACKED,
     AttackConfig as AttackConfig,
     InterpolationConfig as InterpolationConfig,
+    MixingConfig as MixingConfig,
     PushOptions as PushOptions,
     RunOptions as RunOptions,
     StudyOptions as StudyOptions,

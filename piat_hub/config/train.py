@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from piat_hub.config.errors import InputError
 from piat_hub.config.fields import check, option, pixels
+from piat_hub.config.optimizer import OptimizerConfig, ScheduleConfig
 
 TRACKED = 1000  # test images that `track_test` measures at the end of each epoch
 
@@ -61,13 +62,35 @@ class ThreatModel:
 
 @dataclass(frozen=True)
 class AttackConfig:
-    """The attack that training crafts its adversarial examples with (PGD, Madry et al. 2018)."""
+    """The attack that training crafts its adversarial examples with."""
 
+    crafting: Literal["pgd", "apgd"] = option(
+        "pgd", "the attack: PGD, or APGD, which takes 2 or 3 steps, from 2 eps on, and keeps the best point"
+    )
     steps: int = option(10, "attack iterations", least=1)
-    step_size: float = option(2 / 255, "length of one attack step", unit="pixels", above=0)
+    step_size: float = option(2 / 255, "length of one step of PGD", unit="pixels", above=0)
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True)
+class MixingConfig:
+    """Soft targets: smoothed labels, and batches whose images and labels are blended (timm's Mixup)."""
+
+    smoothing: float = option(0.0, "label smoothing: the share of a label that all classes get alike", least=0, below=1)
+    mixup: float = option(
+        0.0, "blend pairs of images, labels too, by a share from Beta(a, a) of this a; 0: off", least=0
+    )
+    cutmix: float = option(0.0, "paste a rectangle of one image into another, likewise; with --mixup in turn", least=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def blends(self) -> bool:
+        """Whether an image may hold parts of two."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 @dataclass(frozen=True)
@@ -124,6 +147,15 @@ class TrainConfig:
 
     recipe: str = option("", "name of the recipe this started from", flag=None)
     backbone: str = option("cifar_resnet18", "timm model name; built for the data's classes and channels")
+    drop_path: float = option(
+        0.0, "stochastic depth: share of residual branches left out in training", least=0, below=1
+    )
+    bn_momentum: float | None = option(
+        None,
+        "weight of a batch in BatchNorm's running statistics (default: the backbone's, mostly .1)",
+        above=0,
+        most=1,
+    )
     init_from: str | None = option(
         None,
         "start from a trained MODEL of this backbone, or imagenet for timm's own weights; other classes, a new head",
@@ -145,6 +177,7 @@ class TrainConfig:
     )
     crop_pad: int = option(4, "random crop after padding each side by this much", unit="pixels of the image", least=0)
     flip: bool = option(True, "random horizontal flip")
+    mixing: MixingConfig = field(default_factory=MixingConfig, metadata={"prefix": ""})
     method: str = option("nmse", "outer loss; its own fields are flags --method.FIELD")
     method_args: Mapping[str, Any] = field(default_factory=dict, metadata={"doc": "method fields", "flag": None})
     interpolation: InterpolationConfig = field(
@@ -152,6 +185,10 @@ class TrainConfig:
     )
     ema: float | None = option(
         None, "also average the weights after every step with this decay; the average is evaluated", least=0, below=1
+    )
+    ema_start: float = option(0.0, "share of the run before which that average is the model itself", least=0, below=1)
+    ema_bn: Literal["average", "copy"] = option(
+        "average", "BatchNorm statistics of that average: as weights, or the model's"
     )
     swa: float | None = option(
         None, "also average epoch-end weights from this share of the run; the average is evaluated", least=0, below=1
@@ -168,12 +205,14 @@ class TrainConfig:
     clean_share: float = option(1 / 12, "clean warm-up as a share of epochs", flag=None, least=0, below=1)
     batch_size: int = option(128, "global batch, divided by processes and accumulation", unit="images", least=1)
     accumulation: int = option(1, "micro-batches whose gradients add up to one step", least=1)
-    lr: float = option(0.01, "learning rate at the first knot (SGD)", above=0)
+    lr: float = option(0.01, "learning rate: the highest of its schedule", above=0)
     lr_knots: tuple[tuple[float, float], ...] = option(
         ((0.5, 1.0), (0.75, 0.1), (1.0, 0.01)), "(share of the run, factor of lr), linear between", flag=None
     )
-    momentum: float = option(0.9, "SGD momentum", least=0, below=1)
-    weight_decay: float = option(3.5e-3, "SGD weight decay, on all parameters", least=0)
+    momentum: float = option(0.9, "momentum, of optimizers that have it", least=0, below=1)
+    weight_decay: float = option(3.5e-3, "weight decay, on all parameters that --undecayed does not leave out", least=0)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig, metadata={"prefix": ""})
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig, metadata={"prefix": ""})
     seed: int = option(0, "seeds initialisation, order, augmentation and attack starts", least=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "autocast precision of training; checks stay fp32")
 
@@ -184,6 +223,13 @@ class TrainConfig:
             raise InputError(
                 f"{self.epochs} epochs with {self.warmup} clean ones leave no adversarial epoch; lower --clean-epochs"
             )
+        rise, eps_rise = self.schedule.rise(self.epochs), self.schedule.eps_rise(self.epochs)
+        if rise >= 1 or self.warmup / self.epochs + eps_rise >= 1:
+            raise InputError(
+                f"{self.epochs} epochs leave none after warm-up; lower --warmup-epochs, --clean-epochs or --eps-warmup-epochs"
+            )
+        if self.ema is None and (self.ema_start or self.ema_bn != "average"):
+            raise InputError("--ema-start and --ema-bn go with --ema; give its decay too, .999 is usual")
         if not isinstance(self.method_args, Mapping):
             raise InputError(f"method_args must be an object of named values, got {self.method_args!r:.80}")
         knots: Any = self.lr_knots if isinstance(self.lr_knots, tuple) else ()
@@ -203,21 +249,6 @@ class TrainConfig:
     def swa_start(self) -> int:
         """The first epoch in SWA's mean."""
         return math.floor((self.swa or 0) * self.epochs) + 1
-
-    def lr_at(self, progress: float) -> float:
-        """The learning rate after a share of the run: constant to the first knot, then linear.
-
-        Args:
-            progress: that share, in [0, 1].
-        """
-        share, factor = self.lr_knots[0]
-        for next_share, next_factor in self.lr_knots[1:]:
-            if progress <= share:
-                break
-            if progress <= next_share:
-                return self.lr * (factor + (next_factor - factor) * (progress - share) / (next_share - share))
-            share, factor = next_share, next_factor
-        return self.lr * factor
 
 
 def public(config: TrainConfig) -> TrainConfig:

@@ -11,7 +11,17 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from piat_hub.config import DATASETS, InputError, TrainConfig, pixels, to_dict
 from piat_hub.hub import plain_timm
 from piat_hub.records.files import WEIGHTS, own, read_json, sealed, write_text
-from piat_hub.records.labels import HEADERS, attack_name, command, method_name, rows, said, table, title
+from piat_hub.records.labels import (
+    HEADERS,
+    OPTIMIZER_NAMES,
+    attack_name,
+    command,
+    method_name,
+    rows,
+    said,
+    table,
+    title,
+)
 from piat_hub.records.lock import only_writer
 from piat_hub.records.model_config import ModelConfig
 from piat_hub.records.results import Record
@@ -82,6 +92,7 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         title=escaped(title(config)),
         config=config,
         method=escaped(method_name(config)),
+        optimizer=escaped(OPTIMIZER_NAMES.get(config.optimizer.opt, config.optimizer.opt)),
         eps=pixels(config.threat_model.eps),
         step_size=pixels(config.attack.step_size),
         architecture=model.architecture,

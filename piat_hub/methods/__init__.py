@@ -10,9 +10,31 @@ of the run's epochs that are done. A new file in this folder is found by itself.
 import importlib
 import pkgutil
 
-from piat_hub.methods.base import Attack, Method, at_least_fp32, divergence, eval_logits, get, names, register
+from piat_hub.methods.base import (
+    Attack,
+    Method,
+    at_least_fp32,
+    divergence,
+    eval_logits,
+    get,
+    likeliest,
+    names,
+    probability_of,
+    register,
+)
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Attack", "Method", "at_least_fp32", "divergence", "eval_logits", "get", "names", "register"]
+__all__ = [
+    "Attack",
+    "Method",
+    "at_least_fp32",
+    "divergence",
+    "eval_logits",
+    "get",
+    "likeliest",
+    "names",
+    "probability_of",
+    "register",
+]

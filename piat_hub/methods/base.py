@@ -17,7 +17,7 @@ class Attack(Protocol):
     Args:
         model: maps images in [0, 1] to logits (B, K).
         x: clean images, (B, C, H, W) in [0, 1].
-        y: class numbers, (B,).
+        y: class numbers (B,), or probabilities (B, K).
         **options: objective(logits, y), summed over the batch; start, "uniform" or a noise scale; on_step(k, logits),
             which may return (B,) bool, true where still moving; and whatever else `attacks.pgd` takes, eps and
             step_size per image too.
@@ -27,7 +27,12 @@ class Attack(Protocol):
 
 
 class Method(Protocol):
-    """(model, x (B, C, H, W) in [0, 1], y (B,), attack, progress in [0, 1)) -> scalar loss, the mean over the batch.
+    """(model, x (B, C, H, W) in [0, 1], y, attack, progress in [0, 1)) -> scalar loss, the mean over the batch.
+
+    y are class numbers (B,), or where labels are smoothed or images blended probabilities (B, K): the loss is then its mean
+    over classes so drawn, exactly where it is linear in the label. A method that needs the class itself, to tell whether an
+    image is misclassified, sets `needs_class = True`: images are then never blended, and `likeliest` gives their class.
+    One that looks into the steps of its attack, or has one of its own, sets `needs_pgd = True`.
 
     A method that trains on each batch several times says how often in the attribute `replays`. One that has state
     offers `begin(threat_model)`, which gives the callable of one run, with state_dict() and load_state_dict(): tensors
@@ -36,7 +41,7 @@ class Method(Protocol):
     Args:
         model: maps images in [0, 1] to logits (B, K); in train mode, and wrapped where training is distributed.
         x: clean images of this process's micro-batch, (B, C, H, W) in [0, 1].
-        y: class numbers, (B,).
+        y: class numbers (B,), or probabilities (B, K).
         attack: crafts the adversarial examples; by default it maximises cross-entropy from a uniform start.
         progress: share of the run's epochs that are done, in [0, 1).
     """
@@ -92,6 +97,21 @@ def divergence(logits: Tensor, logits_adv: Tensor) -> Tensor:
     """
     log_p, log_p_adv = logits.log_softmax(1), logits_adv.log_softmax(1)
     return F.kl_div(log_p_adv, log_p, reduction="none", log_target=True).sum(1)
+
+
+def probability_of(y: Tensor, p: Tensor) -> Tensor:
+    """The probability p_y that each image's class has, (B,), or its mean over classes drawn from a soft target.
+
+    Args:
+        y: class numbers (B,), or probabilities (B, K).
+        p: probabilities (B, K).
+    """
+    return p.gather(1, y[:, None]).squeeze(1) if y.dim() == 1 else (y * p).sum(1)
+
+
+def likeliest(y: Tensor) -> Tensor:
+    """Class numbers (B,), from themselves or from probabilities (B, K)."""
+    return y if y.dim() == 1 else y.argmax(1)
 
 
 def eval_logits(model: nn.Module, x: Tensor) -> Tensor:

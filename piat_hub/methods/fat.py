@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piat_hub.config import InputError, check, option
-from piat_hub.methods.base import Attack, at_least_fp32, register
+from piat_hub.methods.base import Attack, at_least_fp32, likeliest, register
 
 
 @register("fat")
@@ -21,6 +22,8 @@ class FAT:
     keeps its place in the batch.
     """
 
+    needs_class: ClassVar[bool] = True
+    needs_pgd: ClassVar[bool] = True
     noise: float = option(0.001, "scale of the noise at every step, the authors' omega", least=0)
     tau_one: float = option(5 / 12, "share of the run from which tau is 1", least=0, most=1)
     tau_two: float = option(3 / 4, "share of the run from which tau is 2", least=0, most=1)
@@ -31,7 +34,7 @@ class FAT:
             raise InputError(f"tau-two must be at least tau-one, got {self.tau_two} < {self.tau_one}; tau only grows")
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
-        x_adv = attack(model, x, y, on_step=friendly_stop(y, self.tau(progress)), noise=self.noise)
+        x_adv = attack(model, x, y, on_step=friendly_stop(likeliest(y), self.tau(progress)), noise=self.noise)
         return F.cross_entropy(at_least_fp32(model(x_adv)), y)
 
     def tau(self, progress: float) -> int:

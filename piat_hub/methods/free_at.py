@@ -1,7 +1,7 @@
 """Free adversarial training (Shafahi et al. 2019)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ class FreeAT:
     delta is 0 and this is clean training. The authors divide the epochs of another method by `replays`.
     """
 
+    needs_pgd: ClassVar[bool] = True
     replays: int = option(8, "how often each batch is trained on, the authors' m", least=1)
 
     def __post_init__(self) -> None:

@@ -1,13 +1,14 @@
 """GAIRAT, geometry-aware instance-reweighted adversarial training (Zhang et al. 2021)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piat_hub.config import check, option
-from piat_hub.methods.base import Attack, at_least_fp32, register
+from piat_hub.methods.base import Attack, at_least_fp32, likeliest, register
 
 
 @register("gairat")
@@ -19,6 +20,8 @@ class GAIRAT:
     which weigh most. Before the share `start` of the run, plain CE (the authors' epoch 60 of 120).
     """
 
+    needs_class: ClassVar[bool] = True
+    needs_pgd: ClassVar[bool] = True
     offset: float = option(-1.0, "offset in the tanh, the paper's lambda: larger, more even weights")
     start: float = option(0.5, "share of the run after which images are weighted", least=0, most=1)
 
@@ -27,9 +30,10 @@ class GAIRAT:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
         right: list[Tensor] = []  # (B,) bool for each step
+        classes = likeliest(y)
 
         def count(k: int, logits: Tensor) -> None:
-            right.append(logits.argmax(1) == y)
+            right.append(logits.argmax(1) == classes)
 
         x_adv = attack(model, x, y, on_step=count)
         losses = F.cross_entropy(at_least_fp32(model(x_adv)), y, reduction="none")

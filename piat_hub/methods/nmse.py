@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piat_hub.config import check, option
-from piat_hub.methods.base import Attack, at_least_fp32, register
+from piat_hub.methods.base import Attack, at_least_fp32, probability_of, register
 
 
 @register("nmse")
@@ -25,6 +25,6 @@ class NMSE:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
         x_adv = attack(model, x, y)
         logits, logits_adv = at_least_fp32(model(x)), at_least_fp32(model(x_adv))  # (B, K) each
-        p_true = logits.softmax(1).gather(1, y[:, None]).squeeze(1)  # (B,)
+        p_true = probability_of(y, logits.softmax(1))  # (B,)
         gap = (F.normalize(logits, dim=1) - F.normalize(logits_adv, dim=1)).square().sum(1)  # (B,), norms clamped
         return F.cross_entropy(logits_adv, y) + self.mu * ((1 - p_true) * gap).mean()

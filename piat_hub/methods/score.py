@@ -28,6 +28,6 @@ class SCORE:
         fixed = eval_logits(model, x).softmax(1)
         x_adv = attack(model, x, y, objective=lambda z, _: (z.softmax(1) - fixed).square().sum())
         p, p_adv = at_least_fp32(model(x)).softmax(1), at_least_fp32(model(x_adv)).softmax(1)  # (B, K) each
-        label = torch.zeros_like(p).scatter(1, y[:, None], 1)  # F.one_hot would make a GPU wait
+        label = y if y.dim() == 2 else torch.zeros_like(p).scatter(1, y[:, None], 1)  # F.one_hot would make a GPU wait
         label = (1 - self.smoothing) * label + self.smoothing / (p.shape[1] - 1) * (1 - label)
         return ((p - label).square().sum(1) + self.beta * (p_adv - p).square().sum(1)).mean()

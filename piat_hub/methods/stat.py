@@ -1,13 +1,14 @@
 """STAT, squeeze training (Li et al. 2023)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piat_hub.config import check, option
-from piat_hub.methods.base import Attack, at_least_fp32, divergence, register
+from piat_hub.methods.base import Attack, at_least_fp32, divergence, probability_of, register
 
 
 @register("stat")
@@ -21,6 +22,7 @@ class STAT:
     the place of a twin where x is extreme, so that one twin stays on each side: here both may end on one.
     """
 
+    needs_pgd: ClassVar[bool] = True  # its twins share one objective
     beta: float = option(6.0, "weight of the squeeze", least=0)
 
     def __post_init__(self) -> None:
@@ -29,7 +31,7 @@ class STAT:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
         twins = attack(model, torch.cat([x, x]), torch.cat([y, y]), objective=apart, start=0.001)
         logits = torch.stack([at_least_fp32(model(images)) for images in (x, *twins.chunk(2))])  # (3, B, K)
-        p_true = logits.detach().softmax(2).gather(2, y.expand(3, -1)[:, :, None]).squeeze(2)  # (3, B)
+        p_true = torch.stack([probability_of(y, p) for p in logits.detach().softmax(2)])  # (3, B)
         rows = torch.arange(len(y), device=y.device)
         up, lo = logits[p_true.argmax(0), rows], logits[p_true.argmin(0), rows]  # (B, K) each
         return F.cross_entropy(logits[0], y) + self.beta * squeeze(up, lo).mean()

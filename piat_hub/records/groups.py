@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from piat_hub import methods
-from piat_hub.config import DATASETS, TRACKED, InputError, InterpolationConfig, ThreatModel, TrainConfig, flat, to_dict
+from piat_hub.config import (
+    DATASETS,
+    TRACKED,
+    InputError,
+    InterpolationConfig,
+    MixingConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    ThreatModel,
+    TrainConfig,
+    flat,
+    to_dict,
+)
 from piat_hub.records.labels import method_name
 from piat_hub.records.published import PAPER_ATTACKS, method_of, paper
 from piat_hub.records.rundir import RunDirectory
@@ -237,6 +249,8 @@ def beside(config: TrainConfig, table: str = "") -> dict[str, float]:
     """
     method = methods.get(config.method)
     others = any(value is not None for value in (config.ema, config.swa, config.awp, config.img_size))
+    others = others or (config.optimizer, config.schedule) != (OptimizerConfig(), ScheduleConfig())
+    others = others or config.mixing != MixingConfig() or config.attack.crafting != "pgd"
     others = others or method(**config.method_args) != method() or law_of(config) not in ("none", "piat")
     if config.dataset not in DATASETS or config.threat_model != ThreatModel() or others:
         return {}

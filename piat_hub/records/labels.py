@@ -9,6 +9,13 @@ from piat_hub.config import TrainConfig, public, recipes
 from piat_hub.records.results import Record
 
 METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT", "free_at": "Free-AT"}
+OPTIMIZER_NAMES = {
+    "momentum": "SGD",
+    "sgd": "SGD with Nesterov momentum",
+    "adamw": "AdamW",
+    "lamb": "LAMB",
+    "lion": "Lion",
+}
 
 
 def title(config: TrainConfig) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,22 +45,31 @@ class EMA:
     Args:
         model: the bare module; left as it is.
         decay: the most that d may be, in [0, 1).
+        bn: BatchNorm's statistics are "average"d like the weights, or a "copy" of the model's.
 
     Raises:
         InputError: a ValueError, for another decay.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
+    def __init__(self, model: nn.Module, decay: float = 0.999, bn: Literal["average", "copy"] = "average") -> None:
         if not 0 <= decay < 1:
             raise InputError(f"ema must lie in [0, 1), got {decay}; 0.999 is usual")
-        self.model, self.decay, self.steps = model, decay, 0
+        self.model, self.decay, self.bn, self.steps = model, decay, bn, 0
         self.copy = copy.deepcopy(model).requires_grad_(False).eval()
 
-    def step(self) -> float:
-        """Take the model's weights into the average; returns d."""
-        self.steps += 1
-        d = min(self.decay, (self.steps + 1) / (self.steps + 10))
+    @torch.no_grad()
+    def step(self, averaging: bool = True) -> float:
+        """Take the model's weights into the average; returns d.
+
+        Args:
+            averaging: False before the average begins: d is then 0, the copy is the model, and t stays 0.
+        """
+        self.steps += int(averaging)
+        d = min(self.decay, (self.steps + 1) / (self.steps + 10)) if averaging else 0.0
         average(self.copy, self.model, 1 - d)
+        if self.bn == "copy":
+            for mine, its in zip(self.copy.buffers(), self.model.buffers(), strict=True):
+                mine.copy_(its)
         return d
 
     def state_dict(self) -> dict[str, Any]:

@@ -97,18 +97,19 @@ def once(craft: Craft) -> Callable[[], Craft]:
         calls = itertools.count()
 
         def attack(model: nn.Module, x: Tensor, y: Tensor, /, **options: Any) -> Tensor:
-            call, on_step = next(calls), options.pop("on_step", lambda k, logits: None)
+            call, on_step = next(calls), options.pop("on_step", None)
             if call < len(crafted):
-                for k, logits in crafted[call][1]:
+                for k, logits in crafted[call][1] if on_step else ():
                     on_step(k, logits)
                 return crafted[call][0]
             seen: list[tuple[int, Tensor]] = []
 
-            def watch(k: int, logits: Tensor) -> Tensor | None:
+            def watch(k: int, logits: Tensor) -> Any:
                 seen.append((k, logits))
                 return on_step(k, logits)
 
-            crafted.append((craft(model, x, y, on_step=watch, **options), seen))
+            options |= {"on_step": watch} if on_step else {}  # not every attack takes one
+            crafted.append((craft(model, x, y, **options), seen))
             return crafted[call][0]
 
         return attack

@@ -19,9 +19,11 @@ from piat_hub import methods
 from piat_hub.attacks import Twin
 from piat_hub.config import Diverged, InputError, TrainConfig
 from piat_hub.data import Split, augment, batches, derived_seed, steps_per_epoch, to_unit
-from piat_hub.training import awp
+from piat_hub.training import awp, schedules
 from piat_hub.training.averages import EMA, SWA
 from piat_hub.training.interpolation import ParameterInterpolation
+from piat_hub.training.mixing import mixed
+from piat_hub.training.optimizers import set_lr
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def train(
             later.
         InputError: if a batch cannot be divided among processes and accumulation.
     """
-    config, accelerator, split, optimizer = parts.config, parts.accelerator, parts.split, parts.optimizer
+    config, accelerator, split = parts.config, parts.accelerator, parts.split
     standard = methods.get("standard")()
     rank, world = accelerator.process_index, accelerator.num_processes
     steps = steps_per_epoch(len(split), config.batch_size)
@@ -133,27 +135,25 @@ def train(
         feed = split.feed([micro for share in mine for micro in share])  # micro-batches, one after the other
         for step in range(begun + 1, steps + 1):
             torch.manual_seed(derived_seed(config.seed, epoch, step, rank))
-            set_lr(optimizer, config.lr_at((epoch - 1 + step / steps) / config.epochs))
+            set_lr(parts.optimizer, schedules.lr_at(config, epoch, step, steps))
+            attack = partial(parts.attack, **schedules.budget(config, epoch, step, steps))
+            averaging = epoch - 1 + step / steps > config.ema_start * config.epochs
             for _ in range(config.accumulation):
                 images, y = next(feed)
                 x = to_unit(augment(images, config.crop_pad, config.flip))
+                x, y = mixed(x, y, config.mixing, len(split.label_names))
                 for _ in range(replays):
                     with accelerator.accumulate(parts.model):
                         loss_of = partial(objective, x=x, y=y, progress=progress)
-                        loss = backward(parts.model, loss_of, parts.attack, gamma, accelerator, parts.twin)
+                        loss = backward(parts.model, loss_of, attack, gamma, accelerator, parts.twin)
                         losses.add(step, loss)
-                        optimizer.step()
-                        optimizer.zero_grad()
-                        if accelerator.sync_gradients:  # a weight update is done
-                            average_buffers(unwrap(parts.model, accelerator), accelerator)
-                            if parts.ema:
-                                parts.ema.step()
+                        update(parts, averaging)
             images_of_all = len(order[step - 1])
             yield Step(epoch, step, steps, images_of_all, losses.latest(config.accumulation * replays), losses)
         lam = parts.interpolation.step(to_unit(x) for x, _ in split.feed(order)) if parts.interpolation else 0.0
         if parts.swa:
             parts.swa.step(to_unit(x) for x, _ in split.feed(order))
-        yield Epoch(epoch, lam, config.lr_at(epoch / config.epochs), losses.mean())
+        yield Epoch(epoch, lam, schedules.lr_at(config, epoch, steps, steps), losses.mean())
 
 
 class Losses:
@@ -266,6 +266,24 @@ def backward(
     return accelerator.gather(loss).mean()  # not finite on one process: on all
 
 
+def update(parts: Parts, averaging: bool = True) -> None:
+    """After a micro-batch's backward: once a step's gradients are together, update the weights and what follows them.
+
+    Args:
+        parts: its model's parameters have the gradients.
+        averaging: whether EMA's average has begun; before, it is the model.
+    """
+    accelerator, bare = parts.accelerator, unwrap(parts.model, parts.accelerator)
+    if accelerator.sync_gradients and parts.config.optimizer.clip_grad is not None:
+        accelerator.clip_grad_norm_(bare.parameters(), parts.config.optimizer.clip_grad)
+    parts.optimizer.step()  # Accelerate waits for the gradients of all micro-batches
+    parts.optimizer.zero_grad()
+    if accelerator.sync_gradients:
+        average_buffers(bare, accelerator)
+        if parts.ema:
+            parts.ema.step(averaging)
+
+
 def prepare(
     model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -307,20 +325,6 @@ def shards(index: Tensor, world: int, accumulation: int) -> Tensor:
     if len(index) < parts:
         raise InputError(f"a batch of {len(index)} images cannot be divided by {world} processes x {accumulation}")
     return index[: len(index) // parts * parts].view(accumulation, world, -1)
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group this learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-@torch.no_grad()
-def align_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give momentum that was loaded its weights' memory layout: only then a GPU updates all of them in a few kernels."""
-    for p, kept in optimizer.state.items():
-        if kept.get("momentum_buffer") is not None:
-            kept["momentum_buffer"] = torch.empty_like(p).copy_(kept["momentum_buffer"])
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import nn
 
 from piat_hub import backbones, data, methods
 from piat_hub.attacks import Twin, pgd
+from piat_hub.attacks.apgd import few_steps
 from piat_hub.attacks.core import ascend
 from piat_hub.config import DATASETS, TRACKED, InputError, RunOptions, TrainConfig, nearest, printable
 from piat_hub.evaluation.suites import Stage
@@ -28,6 +29,7 @@ from piat_hub.training import engine
 from piat_hub.training.averages import EMA, SWA
 from piat_hub.training.guards import HALF
 from piat_hub.training.interpolation import ParameterInterpolation
+from piat_hub.training.optimizers import check_optimizer, make_optimizer
 from piat_hub.training.state import PerProcess, written_states
 
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
@@ -81,19 +83,27 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
         InputError: for whatever cannot work in the request.
     """
     method = make_method(config)
+    check_optimizer(config)
     threads = set_threads(options.threads)
     whole, tracked = load_images(config, options, accelerator)
     if config.holdout is None:
         config = dataclasses.replace(config, holdout=min(1000, len(whole) // 10))
     split, held = (s.to(accelerator.device) for s in data.hold_out(whole, config.holdout or 0, config.train_size))
     batch = min(config.batch_size, len(split))
-    engine.shards(torch.arange(batch), accelerator.num_processes, config.accumulation)  # or InputError
+    *_, micro = engine.shards(
+        torch.arange(batch), accelerator.num_processes, config.accumulation
+    ).shape  # or InputError
+    if config.mixing.blends and micro % 2:
+        raise InputError(f"mixup and cutmix blend pairs, {micro} images at a time are odd; choose another --batch-size")
 
     torch.manual_seed(config.seed)
     begun = options.resume and written_states(directory)  # its weights come from there
     model = make_backbone(dataclasses.replace(config, init_from=None) if begun else config, whole)
     if begun and config.init_from:
         keep_origin(model, directory)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and config.bn_momentum is not None:
+            module.momentum = config.bn_momentum
     class_count(model, whole)  # or InputError: a backbone that cannot take these images
     # convolutions run faster in channels_last; sums differ by rounding only
     model = model.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -101,16 +111,14 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
     if options.gradient_checkpointing:
         backbones.checkpoint_gradients(model)
     twin = Twin(model, data.to_unit(split.images[:2]), HALF.get(accelerator.mixed_precision))
-    ema = EMA(model, config.ema) if config.ema is not None else None
+    ema = EMA(model, config.ema, config.ema_bn) if config.ema is not None else None
     swa = SWA(ema.copy if ema else model, config.swa_start) if config.swa is not None else None
     evaluated = swa.copy if swa else ema.copy if ema else model
-    decay, momentum = config.weight_decay, config.momentum
-    sgd = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=momentum, weight_decay=decay, foreach=True)
     compiled = options.compile and accelerator.device.type != "cpu"
     if compiled:
         for part in (model, twin):
             part.compile(dynamic=False)
-    wrapped, optimizer = engine.prepare(model, sgd, accelerator)
+    wrapped, optimizer = engine.prepare(model, make_optimizer(config, model), accelerator)
     bare = engine.unwrap(wrapped, accelerator)
     interpolation = make_interpolation(config, bare)
     parts = engine.Parts(
@@ -146,8 +154,10 @@ def load_images(
 def make_attack(config: TrainConfig) -> methods.Attack:
     """The attack that training crafts its examples with, its budget bound."""
     threat, crafting = config.threat_model, config.attack
-    budget: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm}
-    return partial(ascend, **budget, step_size=crafting.step_size, steps=crafting.steps)
+    budget: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm, "steps": crafting.steps}
+    if crafting.crafting == "apgd":
+        return partial(few_steps, **budget)
+    return partial(ascend, **budget, step_size=crafting.step_size)
 
 
 def settled(config: TrainConfig) -> TrainConfig:
@@ -198,6 +208,7 @@ def make_backbone(config: TrainConfig, split: data.Split) -> nn.Module:
             f"{config.backbone} needs square images, {split.name} has {height}x{width}; resize them with --img-size"
         )
     shape: dict[str, Any] = {"num_classes": len(split.label_names), "in_chans": channels, "img_size": height}
+    shape |= {"drop_path_rate": config.drop_path} if config.drop_path else {}
     if config.init_from == "imagenet":
         if backbones.ours(config.backbone):
             raise InputError(f"{config.backbone} is ours and has no ImageNet weights; choose one of timm's --backbone")
@@ -223,6 +234,17 @@ def make_method(config: TrainConfig) -> methods.Method:
     method = cls(**config.method_args)
     if getattr(method, "replays", 1) > 1 and config.accumulation > 1:
         raise InputError(f"{config.method} replays each batch whole; leave out --accumulation {config.accumulation}")
+    if config.mixing.blends and getattr(method, "needs_class", False):
+        raise InputError(
+            f"{config.method} needs the class of each image, and mixup and cutmix give it two; "
+            "leave out --mixup and --cutmix, or choose another --method"
+        )
+    if config.attack.crafting != "pgd" and getattr(method, "needs_pgd", False):
+        raise InputError(
+            f"{config.method} crafts in its own way, of which only pgd is capable; leave out --crafting {config.attack.crafting}"
+        )
+    if hasattr(method, "begin") and config.schedule.eps_rise(config.epochs):
+        raise InputError(f"{config.method} keeps a budget of its own, which cannot rise; leave out --eps-warmup-epochs")
     return method.begin(config.threat_model) if hasattr(method, "begin") else method
 
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from piat_hub import methods
-from piat_hub.config import InputError, TrainConfig, flat, to_dict
+from piat_hub.config import InputError, TrainConfig, flat, from_dict, to_dict
 from piat_hub.records import tensors
 from piat_hub.records.files import WEIGHTS, sync_directory, written
 from piat_hub.records.model_config import ModelConfig
@@ -153,7 +153,7 @@ class State:
         return done, f"{warnings[0]}; going on from the one before, of {where}" if warnings else ""
 
     def _same_config(self, config: Mapping[str, Any]) -> None:
-        saved, now = flat(config), flat(to_dict(self.config))
+        saved, now = flat(to_dict(from_dict(TrainConfig, config))), flat(to_dict(self.config))  # new fields: defaults
         for key in sorted(saved.keys() | now.keys()):
             if saved.get(key) != now.get(key):
                 raise InputError(

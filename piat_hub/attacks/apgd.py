@@ -1,0 +1,135 @@
+"""APGD in few steps, as an inner attack of training (Croce & Hein 2020, Alg. 1; Singh, Croce & Hein 2023)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from piat_hub.attacks.core import Budget, Objective, Start, attack_mode, ball, climb, cross_entropy, look, start_at
+
+MOMENTUM = 0.75  # share of a new step; the rest repeats the step before
+RISES = 0.75  # share of the steps up to a checkpoint at which the objective is to rise
+
+
+def apgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: Budget = 8 / 255,
+    steps: int = 2,
+    *,
+    norm: str = "Linf",
+    objective: Objective = cross_entropy,
+    start: Start = 0.0,
+) -> Tensor:
+    """Adversarial examples by ascent that halves its own steps, each image's best kept (Croce & Hein 2020, Alg. 1).
+
+    Steps begin at 2 eps. At checkpoints, with ten steps or fewer after each one, an image whose objective rose too rarely, or
+    not at all at an unchanged step size, goes on from its best point with half the step. As in the authors' code the first
+    step counts as a rise, and the last point's gradient is never computed: n steps cost n + 1 forwards and n backwards.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K); attacked in eval mode with frozen weights, restored after.
+        x: clean images, (B, C, H, W) in [0, 1].
+        y: class numbers (B,), or probabilities (B, K) for an objective that takes them.
+        eps: perturbation budget in pixel units, 8/255 for eight levels; or per image, (B, 1, 1, 1).
+        steps: iterations; Singh et al. 2023 train with 2.
+        norm: "Linf" or "L2".
+        objective: objective(logits (B, K), y), a sum over the batch of what each image has of its own.
+        start: "uniform" in the ball, or the scale in pixel units of Gaussian noise on x; 0 is x itself, as they train.
+
+    Returns:
+        x_adv, (B, C, H, W), within eps of x and in [0, 1].
+
+    Raises:
+        InputError: a ValueError, for images outside [0, 1] and whatever else `core.look` refuses, an unknown norm or an
+            eps that is none for it.
+    """
+    look(model, x, y)
+    return few_steps(model, x, y, eps, steps, norm=norm, objective=objective, start=start)
+
+
+def few_steps(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: Budget,
+    steps: int,
+    *,
+    norm: str = "Linf",
+    objective: Objective = cross_entropy,
+    start: Start = 0.0,
+) -> Tensor:
+    """`apgd` without a look at what it is given, which would make a GPU wait; what training calls."""
+    (_, _, project), x = ball(norm), x.detach()
+    now = before = best = start_at(x, eps, norm, start)
+    step_size = 2 * eps * torch.ones_like(x[:, :1, :1, :1])  # (B, 1, 1, 1)
+    waiting = interval = max(int(0.22 * steps), 1)  # steps to the next checkpoint, and between the last two
+    shrink, least = max(int(0.03 * steps), 1), max(int(0.06 * steps), 1)
+    with attack_mode(model) as frozen, torch.enable_grad():
+        first, gradient = ask(frozen, now, y, objective)
+        value = highest = at_checkpoint = of_each(objective, first, first, y)  # (B,)
+        best_gradient = gradient
+        rises, halved = torch.ones_like(value), torch.ones_like(value, dtype=torch.bool)
+        for k in range(steps):
+            stepped = climb(now, gradient, x, eps, step_size, norm).clamp(0, 1)
+            share = MOMENTUM if k else 1.0
+            moved = project(now + share * (stepped - now) + (1 - share) * (now - before), x, eps).clamp(0, 1)
+            before, now, last = now, moved, value
+            logits, gradient = ask(frozen, now, y, objective, more=k + 1 < steps)
+            value = of_each(objective, logits, first, y)
+            rises = rises + (value > last) if k else rises
+            better = value > highest
+            highest = torch.where(better, value, highest)
+            best, best_gradient = _choose(better, now, best), _choose(better, gradient, best_gradient)
+            waiting -= 1
+            if not waiting:
+                halved = (rises <= RISES * interval) | (~halved & (at_checkpoint >= highest))
+                at_checkpoint, rises = highest, torch.zeros_like(rises)
+                step_size = _choose(halved, step_size / 2, step_size)
+                now, gradient = _choose(halved, best, now), _choose(halved, best_gradient, gradient)
+                waiting = interval = max(interval - shrink, least)
+    return best
+
+
+def ask(model: nn.Module, x_adv: Tensor, y: Tensor, objective: Objective, more: bool = True) -> tuple[Tensor, Tensor]:
+    """(logits (B, K) in at least fp32, the objective's gradient) at x_adv; zeros for it where no step follows.
+
+    Args:
+        model: frozen, in eval mode.
+        x_adv: (B, C, H, W) in [0, 1].
+        y: class numbers (B,), or probabilities (B, K).
+        objective: a sum over the batch.
+        more: whether the gradient is needed.
+    """
+    with torch.set_grad_enabled(more):
+        x_adv = x_adv.detach().requires_grad_(more)
+        logits = model(x_adv)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        gradient = torch.autograd.grad(objective(logits, y), x_adv)[0] if more else torch.zeros_like(x_adv)
+    return logits.detach(), gradient
+
+
+def of_each(objective: Objective, logits: Tensor, first: Tensor, y: Tensor) -> Tensor:
+    """What each image adds to the objective, (B,), less what it added at its first logits.
+
+    An objective gives a sum and nothing else: it is asked once for each image, with that image's logits among the first ones
+    of all others. Cross-entropy is asked at once.
+
+    Args:
+        objective: a sum over the batch of what each image has of its own.
+        logits: (B, K), where the images are now.
+        first: (B, K), where they began.
+        y: class numbers (B,), or probabilities (B, K).
+    """
+    if objective is cross_entropy:
+        return F.cross_entropy(logits, y, reduction="none") - F.cross_entropy(first, y, reduction="none")
+    row = torch.arange(len(logits), device=logits.device)[:, None]
+    asked = [objective(torch.where(row == i, logits, first), y) for i in range(len(logits))]
+    return torch.stack(asked) - objective(first, y)
+
+
+def _choose(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Images (B, …) of `yes` where the condition (B,) holds, else of `no`."""
+    return torch.where(condition.view(-1, *[1] * (yes.dim() - 1)), yes, no)
