@@ -87,10 +87,10 @@ def gairat(model, x, x_adv, y):
     return (w * len(y) / w.sum() * ce).sum() / len(y)
 
 
-def score(model, x, x_adv, y, beta=4.0):
+def score(model, x, x_adv, y, beta=4.0, smoothing=0.0):
     p, p_adv = softmax(model(x)), softmax(model(x_adv))
-    smooth = torch.full_like(p, 0.1 / 3)
-    smooth[torch.arange(len(y)), y] = 0.9
+    smooth = torch.full_like(p, smoothing / 3)
+    smooth[torch.arange(len(y)), y] = 1 - smoothing
     return ((p - smooth) ** 2).sum(1).mean() + beta * ((p_adv - p) ** 2).sum(1).mean()
 
 
@@ -138,6 +138,12 @@ def test_mu_weighs_the_regulariser(tiny, mu):
     model, (x, x_adv, y) = tiny().double(), batch()
     loss = methods.get("nmse")(mu=mu)(model, x, y, fixed(x_adv), 0.0)
     assert loss.item() == pytest.approx(nmse(model, x, x_adv, y, mu).item(), rel=1e-12)
+
+
+def test_smoothing_of_score(tiny):
+    model, (x, x_adv, y) = tiny().double(), batch()
+    loss = methods.get("score")(beta=3.0, smoothing=0.1)(model, x, y, fixed(x_adv), 0.0)
+    assert loss.item() == pytest.approx(score(model, x, x_adv, y, 3.0, 0.1).item(), rel=1e-12)
 
 
 def test_nmse_gradient_flows_through_the_clean_probability(tiny):
@@ -246,6 +252,27 @@ def test_gairat_is_plain_before_its_start(tiny):
     model, (x, x_adv, y) = tiny().double(), batch()
     early = methods.get("gairat")()(model, x, y, fixed(x_adv), 0.49)
     assert early.item() == pytest.approx(pgd_at(model, x, x_adv, y).item(), rel=1e-12)
+
+
+def test_gairat_weights_from_epoch_60_of_120_on_as_its_authors(tiny):
+    model, (x, x_adv, y) = tiny().double(), batch()
+    plain, weighted = pgd_at(model, x, x_adv, y).item(), gairat(model, x, x_adv, y).item()
+    for epoch, expected in ((59, plain), (60, weighted)):
+        loss = methods.get("gairat")()(model, x, y, fixed(x_adv), (epoch - 1) / 120)
+        assert loss.item() == pytest.approx(expected, rel=1e-12) and plain != pytest.approx(weighted)
+
+
+def test_gairat_of_images_that_all_stand_is_their_mean_whatever_the_offset(tiny):
+    model, (x, _, y) = tiny(), batch(torch.float32)
+
+    def attack(model, x, y, /, on_step):
+        for k in range(10):
+            on_step(k, torch.nn.functional.one_hot(y, 4).float())
+        return x
+
+    for offset in (-1.0, -4.5, -8.0):
+        loss = methods.get("gairat")(offset=offset)(model, x, y, attack, 0.6)
+        assert loss.item() == pytest.approx(pgd_at(model, x, x, y).item(), rel=1e-5)
 
 
 def test_gairat_counts_the_attacks_own_steps(tiny):

@@ -40,7 +40,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
 class EMA:
     """Exponential moving average of the weights after every step (SEAT: Wang & Wang 2022, ICLR): the model evaluated.
 
-    copy <- d copy + (1 - d) model with d = min(decay, (t + 1) / (t + 10)) at step t = 1, 2, …: parameters and floating
+    copy <- d copy + (1 - d) model with d = min(decay, (t + 1) / (t + 10)) at step t = 0, 1, …: parameters and floating
     buffers; integer buffers are copied. Call `step` after every optimizer step; `copy` is the averaged model. What PIAT
     writes back at an epoch's end enters with the next step.
 
@@ -60,8 +60,8 @@ class EMA:
 
     def step(self) -> float:
         """Take the model's weights into the average; returns d."""
-        self.steps += 1
         d = min(self.decay, (self.steps + 1) / (self.steps + 10))
+        self.steps += 1
         average(self.copy, self.model, 1 - d)
         return d
 
