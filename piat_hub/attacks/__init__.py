@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 
 from piat_hub.attacks.autoattack import autoattack
-from piat_hub.attacks.core import ATTACKS, attack_mode, climb, cross_entropy, register
+from piat_hub.attacks.core import ATTACKS, attack_mode, ball, climb, cross_entropy, register
 from piat_hub.attacks.cw import cw, margin
 from piat_hub.attacks.mim import mim
 from piat_hub.attacks.pgd import pgd
@@ -21,6 +21,7 @@ __all__ = [
     "Twin",
     "attack_mode",
     "autoattack",
+    "ball",
     "climb",
     "cross_entropy",
     "cw",

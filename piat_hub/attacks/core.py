@@ -14,7 +14,7 @@ from piat_hub.config import InputError, ThreatModel
 
 Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), y (B,)) -> a sum over the batch
 OnStep: TypeAlias = Callable[[int, Tensor], Tensor | None]  # (k, logits) -> (B,) bool, true where still moving
-Start: TypeAlias = Literal["uniform"] | float
+Start: TypeAlias = Literal["uniform"] | float | Tensor  # a tensor: the starting points, (B, C, H, W)
 Budget: TypeAlias = float | Tensor  # one number, or (B, 1, 1, 1)
 Ball: TypeAlias = tuple[Callable[..., Tensor], Callable[[Tensor], Tensor], Callable[..., Tensor]]
 
@@ -99,7 +99,7 @@ def ascend(
         steps: iterations; 0 gives the starting points.
         norm: "Linf" or "L2".
         objective: (logits (B, K), y) -> a sum over the batch, which is maximised.
-        start: "uniform", or the scale of Gaussian noise in pixel units.
+        start: "uniform", the scale of Gaussian noise in pixel units, or the starting points.
         on_step: (k, logits) -> None or (B,) bool, true where still moving.
         momentum: None for PGD; a number accumulates gradients of unit mean size, as MIM does.
         noise: scale of the Gaussian noise added at every step, in pixel units.
@@ -118,8 +118,12 @@ def ascend(
     if not isinstance(eps, Tensor):
         ThreatModel(norm, float(eps))  # type: ignore[arg-type]  # or InputError: 8 levels is 8/255
     x, velocity = x.detach(), torch.zeros_like(x)
-    x_adv = x + uniform(x, eps) if start == "uniform" else x + float(start) * torch.randn_like(x)
-    x_adv = project(x_adv, x, eps).clamp(0, 1)
+    if isinstance(start, Tensor):
+        x_adv = start.detach()
+    else:
+        x_adv = x + uniform(x, eps) if start == "uniform" else x + float(start) * torch.randn_like(x)
+        x_adv = project(x_adv, x, eps)
+    x_adv = x_adv.clamp(0, 1)
     final = x_adv.clone() if leave else x_adv
     place = torch.arange(len(x), device=x.device)  # where each image stands in the batch
     with attack_mode(model) as frozen, torch.enable_grad():

@@ -40,7 +40,8 @@ def pgd(
         steps: iterations.
         norm: "Linf" (sign steps) or "L2" (steps along the gradient, of length step_size).
         objective: objective(logits (B, K), y), summed over the batch, is maximised.
-        start: "uniform" in the ball, or the scale in pixel units of Gaussian noise on x (0: x itself); projected.
+        start: "uniform" in the ball, or the scale in pixel units of Gaussian noise on x (0: x itself), projected; or the
+            starting points (B, C, H, W), which only the steps after them project.
         restarts: independent tries; an image keeps the first that misleads the model, or else the last.
         on_step: called as on_step(k, logits) before update k = 0..steps-1; may return (B,) bool, true where still
             moving.

@@ -209,7 +209,7 @@ def make_method(config: TrainConfig) -> methods.Method:
     """The configured method with its hyper-parameters, begun where it has state.
 
     Raises:
-        InputError: for an unknown name, field or value, or a method that replays batches under accumulation.
+        InputError: for an unknown name, field or value, and for accumulation or AWP with a method that cannot have it.
     """
     cls = methods.get(config.method)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -220,7 +220,7 @@ def make_method(config: TrainConfig) -> methods.Method:
     method = cls(**config.method_args)
     if getattr(method, "replays", 1) > 1 and config.accumulation > 1:
         raise InputError(f"{config.method} replays each batch whole; leave out --accumulation {config.accumulation}")
-    return method.begin(config.threat_model) if hasattr(method, "begin") else method
+    return method.begin(config) if hasattr(method, "begin") else method
 
 
 def make_interpolation(config: TrainConfig, model: nn.Module) -> ParameterInterpolation | None:
