@@ -143,7 +143,7 @@ def evaluated(evaluated_once, tmp_path):
     return Path(shutil.copytree(evaluated_once, tmp_path / "r"))
 
 
-FIELDS = {"las_at": {"width": 4}}  # a ResNet-18 beside models of a few layers would take most of the time
+FIELDS = {"las_at": {"width": 8}}  # a ResNet-18 beside models of a few layers would take most of the time
 
 
 def begun(name, config):

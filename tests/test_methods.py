@@ -122,9 +122,16 @@ def las_at(model, x, x_adv, y, label=0.7):
     return -(soft * softmax(model(x_adv)).log()).sum(1).mean()
 
 
-REFERENCES = {
-    f.__name__: f for f in (standard, pgd_at, nmse, trades, mart, alp, gairat, score, stat, fat, free_at, las_at)
-}
+def fgsm_rs(model, x, x_adv, y):
+    return pgd_at(model, x, x_adv, y)
+
+
+def n_fgsm(model, x, x_adv, y):
+    return pgd_at(model, x, x_adv, y)
+
+
+LOSSES = (standard, pgd_at, nmse, trades, mart, alp, gairat, score, stat, fat, free_at, las_at, fgsm_rs, n_fgsm)
+REFERENCES = {f.__name__: f for f in LOSSES}
 
 
 def examples(name, x, x_adv):
@@ -443,6 +450,28 @@ def test_free_at_begins_anew_where_the_batch_has_another_size(tiny):
     assert run.state_dict()["delta"].shape == (3, 3, 2, 2) and not run.state_dict()["delta"].any()
 
 
+@pytest.mark.parametrize(("name", "noise", "step", "clips"), [("fgsm_rs", 1, 1.25, True), ("n_fgsm", 2, 1, False)])
+def test_fast_methods_take_one_step_as_their_authors(tiny, name, noise, step, clips):
+    eps, model, (x, _, y) = 0.1, tiny().double(), batch()
+    crafted = []
+
+    def attack(model, x, y, /, **options):
+        crafted.append(pgd(model, x, y, **({"eps": eps, "step_size": eps / 4, "steps": 10} | options)))
+        return crafted[-1]
+
+    run = methods.get(name)().begin(run_of("Linf", eps))
+    torch.manual_seed(7)
+    loss = run(model, x, y, attack, 0.0)
+    torch.manual_seed(7)
+    start = (x + noise * eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(cross_entropy(model(start), y), start)
+    delta = start.detach() + step * eps * gradient.sign() - x
+    reference = (x + (delta.clamp(-eps, eps) if clips else delta)).clamp(0, 1)
+    assert torch.allclose(crafted[0], reference, atol=1e-12)
+    assert ((crafted[0] - x).abs().max() > eps + 1e-9) != clips
+    assert loss.item() == pytest.approx(pgd_at(model, x, reference, y).item(), rel=1e-12)
+
+
 def normed():
     """A small network with BatchNorm, in float64 and train mode."""
     layers = torch.nn.Conv2d(3, 4, 2), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4, 4)
@@ -465,7 +494,7 @@ def one_by_one(model, x, y, start, eps, steps, step_size):
 
 def test_las_at_attacks_each_image_by_its_own_strategy():
     eps, model, (x, _, y) = 0.2, normed(), batch()
-    run = methods.get("las_at")(width=4).begin(run_of("Linf", eps))
+    run = methods.get("las_at")(width=8).begin(run_of("Linf", eps))
     choices = [torch.tensor([0, 12, 5, 2, 9, 1]), torch.tensor([0, 11, 3, 6, 1, 9]), torch.tensor([4, 0, 2, 3, 1, 2])]
     asked = []
 
@@ -505,7 +534,7 @@ def test_las_at_rewards_its_strategy_as_the_formula_says(monkeypatch):
     """REINFORCE on one batch: the network moves by lr times the clipped gradient of the sum over heads of -log pi times R."""
     eps, model, (x, _, y) = 0.2, normed(), batch()
     config = run_of("Linf", eps, lr=0.5)
-    run = methods.get("las_at")(width=4, policy_lr=0.1, interval=2).begin(config)
+    run = methods.get("las_at")(width=8, policy_lr=0.1, interval=2).begin(config)
     actions = torch.tensor([1, 3, 0, 2, 4, 1])
     monkeypatch.setattr(las, "draw", lambda logits: actions)
     crafted = []
@@ -550,7 +579,7 @@ def test_las_at_draws_from_the_softmax():
 
 def test_las_at_takes_up_its_state(tiny):
     config, (x, _, y) = run_of("Linf", 0.1), batch(torch.float32)
-    run, again = (methods.get("las_at")(width=4).begin(config) for _ in range(2))
+    run, again = (methods.get("las_at")(width=8).begin(config) for _ in range(2))
     assert run.state_dict() == {}
     again.load_state_dict({})  # saved within the clean epochs
     run(tiny(), x, y, partial(pgd, eps=0.1), 0.0)

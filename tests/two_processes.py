@@ -97,7 +97,7 @@ def state_of_each_rank(accelerator):
 
 def strategy_of_each_rank(accelerator):
     """Whether LAS-AT's strategies are the same on every rank after an epoch, whether they learnt, and what the models did."""
-    las = dataclasses.replace(methods.get("las_at")(width=4), interval=1).begin(settings())
+    las = dataclasses.replace(methods.get("las_at")(width=8), interval=1).begin(settings())
     stay = ranks_stay_equal(accelerator, las, epochs=1)
     both = accelerator.gather(digest(las.network)[None])
     return [bool(torch.equal(*both)), bool((digest(las.network) != digest(las._build(1))).any()), stay]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias, TypeVar
@@ -85,6 +86,7 @@ def ascend(
     momentum: float | None = None,
     noise: float = 0.0,
     leave: bool = False,
+    clip: bool = True,
 ) -> Tensor:
     """The one attack loop: `steps` steepest-ascent steps on `objective` inside the ball and the box [0, 1].
 
@@ -104,9 +106,10 @@ def ascend(
         momentum: None for PGD; a number accumulates gradients of unit mean size, as MIM does.
         noise: scale of the Gaussian noise added at every step, in pixel units.
         leave: images stop at the first step at which they are misclassified.
+        clip: project onto the ball after every step; without, eps is the start's alone.
 
     Returns:
-        x_adv, (B, C, H, W), within eps of x and in [0, 1].
+        x_adv, (B, C, H, W), in [0, 1] and, clipped, within eps of x.
 
     Raises:
         InputError: for an unknown norm, an eps (as one number) that is none for it, or `leave` together with on_step
@@ -146,7 +149,7 @@ def ascend(
                 gradient = velocity = momentum * velocity + gradient / _per_image(size, x)
             x_adv = x_adv.detach()
             noisy = x_adv + noise * torch.randn_like(x) if noise else x_adv
-            moved = climb(noisy, gradient, x, eps, step_size, norm).clamp(0, 1)
+            moved = climb(noisy, gradient, x, eps if clip else math.inf, step_size, norm).clamp(0, 1)
             x_adv = moved if moving is None else torch.where(_per_image(moving, x), moved, x_adv)
     if not leave:
         return x_adv.detach()

@@ -28,6 +28,7 @@ def pgd(
     momentum: float | None = None,
     noise: float = 0.0,
     leave: bool = False,
+    clip: bool = True,
 ) -> Tensor:
     """Adversarial examples by projected gradient ascent (Madry et al. 2018, Eq. 1; He et al. 2023, Eq. 2).
 
@@ -48,9 +49,10 @@ def pgd(
         momentum: see `mim`; None for none.
         noise: scale in pixel units of Gaussian noise added at every step.
         leave: an image leaves, and costs no more, at the first step at which it is misclassified.
+        clip: project onto the ball after every step; without, eps is the start's alone, and x_adv may lie outside.
 
     Returns:
-        x_adv, (B, C, H, W), within eps of x and in [0, 1].
+        x_adv, (B, C, H, W), in [0, 1] and, clipped, within eps of x.
 
     Raises:
         InputError: a ValueError, for an unknown norm, an eps that is none for it (Linf: 0 < eps <= 1; a budget per
@@ -59,7 +61,7 @@ def pgd(
     if restarts < 1:
         raise InputError(f"restarts must be at least 1, got {restarts}")
     inner: dict[str, Any] = {"norm": norm, "objective": objective, "start": start, "noise": noise}
-    inner |= {"on_step": on_step, "momentum": momentum, "leave": leave}
+    inner |= {"on_step": on_step, "momentum": momentum, "leave": leave, "clip": clip}
     x_adv = ascend(model, x, y, eps, step_size, steps, **inner)
     for _ in range(restarts - 1):
         with attack_mode(model) as frozen, torch.no_grad():

@@ -38,7 +38,8 @@ class LASAT:
     robust: float = option(4.0, "weight of the robust accuracy in the reward", least=0)
     clean: float = option(2.0, "weight of the clean accuracy in the reward", least=0)
     policy_lr: float = option(1e-4, "learning rate of the strategy network (SGD)", above=0)
-    width: int = option(64, "channels of the strategy network's first stage, 64 in a ResNet-18", least=2)
+    # a convolution's backward on fewer channels has been seen to write beyond its memory on a CPU (torch 2.15)
+    width: int = option(64, "channels of the strategy network's first stage, 64 in a ResNet-18", least=8)
 
     def __post_init__(self) -> None:
         check(self)

@@ -7,7 +7,8 @@ import shlex
 from piat_hub.config import TrainConfig, public, recipes
 from piat_hub.records.results import Record
 
-METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT", "free_at": "Free-AT"}
+METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT", "free_at": "Free-AT", "las_at": "LAS-AT"}
+METHOD_NAMES |= {"fgsm_rs": "FGSM-RS", "n_fgsm": "N-FGSM"}
 
 
 def title(config: TrainConfig) -> str:
