@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from piat_hub import create_model, methods
 from piat_hub.attacks import Twin, pgd
-from piat_hub.config import ThreatModel
+from piat_hub.config import TrainConfig
 from piat_hub.machine import device_name, set_threads
 from piat_hub.training import engine
 from piat_hub.training.averages import EMA
@@ -27,7 +27,7 @@ from piat_hub.training.interpolation import ParameterInterpolation
 def update(name, model, optimizer, accelerator, attack, twin, x, y, gamma=None, ema=None):
     """A function that makes one weight update with the method, as the engine does."""
     method = methods.get(name)()
-    method = method.begin(ThreatModel()) if hasattr(method, "begin") else method
+    method = method.begin(TrainConfig()) if hasattr(method, "begin") else method
     loss_of = partial(method, x=x, y=y, progress=0.6)
 
     def run():

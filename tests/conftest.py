@@ -144,6 +144,17 @@ def evaluated(evaluated_once, tmp_path):
     return Path(shutil.copytree(evaluated_once, tmp_path / "r"))
 
 
+FIELDS = {"las_at": {"width": 8}}  # a ResNet-18 beside models of a few layers would take most of the time
+
+
+def begun(name, config):
+    """A method as a run begins it; LAS-AT's strategy network is small."""
+    from piat_hub import methods
+
+    method = methods.get(name)(**FIELDS.get(name, {}))
+    return method.begin(config) if hasattr(method, "begin") else method
+
+
 def made_run(directory, config, metrics=(), correct=None, n=400):
     """A run directory without files: its curves, and how many of n test images each attack leaves its last weights."""
     from piat_hub.records.results import Record

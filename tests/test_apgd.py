@@ -11,9 +11,9 @@ from torch.nn.functional import cross_entropy, one_hot
 from piat_hub import cli, methods
 from piat_hub.attacks import apgd
 from piat_hub.attacks.apgd import few_steps
-from piat_hub.config import AttackConfig, InputError, RunOptions, ScheduleConfig
+from piat_hub.config import AttackConfig, InputError, RunOptions, ScheduleConfig, schedules
 from piat_hub.methods import divergence
-from piat_hub.training import run, schedules
+from piat_hub.training import run
 from piat_hub.training.setup import make_attack, make_method
 
 NEED_PGD = ("fat", "free_at", "gairat", "stat")

@@ -169,6 +169,23 @@ def test_budget_and_step_per_image(tiny):
         assert torch.allclose(together[i], alone[0], atol=1e-6)
 
 
+def test_a_start_that_is_given_is_taken_as_it_is_and_projected_by_the_steps(tiny):
+    x, y = torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 1])
+    start = x + torch.tensor([0.3, -0.7]).view(2, 1, 1, 1)
+    assert torch.equal(pgd(tiny(), x, y, 0.1, 0.05, 0, start=start), start.clamp(0, 1))
+    assert ((pgd(tiny(), x, y, 0.1, 0.05, 1, start=start) - x).abs() <= 0.1 + 1e-6).all()
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_without_clipping_only_the_box_holds_the_steps(linear, norm):
+    model = linear(torch.stack([torch.ones(4), -torch.ones(4)]))
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+    away = -1.0 if norm == "Linf" else -0.5  # the gradient's direction, of which a step is so long in each pixel
+    x_adv = pgd(model, x, y, 0.1, 0.08, 3, norm=norm, start=0.0, clip=False)
+    assert torch.allclose(x_adv, x + 3 * 0.08 * away, atol=1e-6)
+    assert pgd(model, x, y, 0.1, 0.2, 3, start=0.0, clip=False).max() == 0
+
+
 def test_restarts_keep_the_first_that_misleads():
     class Peaks(nn.Module):
         """Class 1 in a narrow band of x only: a start decides whether the attack finds it."""

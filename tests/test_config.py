@@ -72,6 +72,11 @@ def test_a_run_needs_an_adversarial_epoch():
     assert TrainConfig(epochs=3, clean_epochs=2).warmup == 2
 
 
+def test_score_has_clean_epochs_only_where_they_are_asked_for():
+    assert TrainConfig(method="trades").warmup == 10 and TrainConfig(method="score").warmup == 0
+    assert TrainConfig(method="score", clean_epochs=2).warmup == 2
+
+
 @pytest.mark.parametrize(
     "law", [dict(a=2.0, c=1.0), dict(b=11.0), dict(kind="ema"), dict(constant=1.0), dict(start_epoch=0)]
 )

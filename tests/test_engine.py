@@ -13,17 +13,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
+from conftest import begun
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from piat_hub import data, methods
 from piat_hub.attacks import Twin, pgd
 from piat_hub.backbones import create_model
-from piat_hub.config import Diverged, ThreatModel
+from piat_hub.config import Diverged, recipes
 from piat_hub.training import engine
 from piat_hub.training.interpolation import ParameterInterpolation
 
-HERE = Path(__file__).parent
+HERE, DIGITS = Path(__file__).parent, recipes.get("digits")
 
 
 def start(config, model=None, method="pgd_at", interpolation=None, lr=0.1, accumulation=1):
@@ -33,8 +34,7 @@ def start(config, model=None, method="pgd_at", interpolation=None, lr=0.1, accum
     model, optimizer = engine.prepare(model, torch.optim.SGD(model.parameters(), lr=lr), accelerator)
     split = data.hold_out(data.load("digits", "train"), 0, config.train_size)[0]
     attack = partial(pgd, eps=0.15, step_size=0.0375, steps=2)
-    outer = methods.get(method)() if isinstance(method, str) else method
-    outer = outer.begin(config.threat_model) if hasattr(outer, "begin") else outer
+    outer = begun(method, config) if isinstance(method, str) else method
     events = engine.train(
         engine.Parts(config, accelerator, model, optimizer, outer, attack, split, interpolation=interpolation)
     )
@@ -208,6 +208,12 @@ def test_a_methods_state_is_saved_for_every_rank(processes):
 
 
 @pytest.mark.slow
+def test_las_at_has_one_strategy_on_all_ranks(processes):
+    equal, learnt, stay = processes[2][0]["strategy"]
+    assert equal and learnt and all(same for _, same, _ in stay)
+
+
+@pytest.mark.slow
 def test_a_nan_on_one_rank_stops_all_before_the_weights_change(processes):
     said, equal, finite = processes[2][0]["nan"]
     assert said == ["the loss or its gradient is nan at epoch 1, step 2 of 2"] * 2 and equal and finite
@@ -252,8 +258,7 @@ def one_update(method, *, folded, dtype=torch.float64, precision="no", gamma=Non
         model = model.to(memory_format=torch.channels_last)
     twin = Twin(model, x[:2], torch.bfloat16 if precision == "bf16" else None) if folded else None
     prepared, optimizer = engine.prepare(model, torch.optim.SGD(model.parameters(), 0.1, foreach=True), accelerator)
-    outer = methods.get(method)()
-    outer = outer.begin(ThreatModel("Linf", 0.15)) if hasattr(outer, "begin") else outer
+    outer = begun(method, DIGITS)
     attack = partial(pgd, eps=0.15, step_size=0.0375, steps=3)
     torch.manual_seed(4)
     with Waits() as waits:
@@ -265,8 +270,10 @@ def one_update(method, *, folded, dtype=torch.float64, precision="no", gamma=Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gamma", [None, 0.01])
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize(
+    ("method", "gamma"),
+    [(m, gamma) for m in methods.names() for gamma in (None, 0.01) if (m, gamma) != ("las_at", 0.01)],
+)
 def test_an_update_on_the_twin_is_the_plain_one_and_never_waits(method, gamma):
     loss, gradients, _ = one_update(method, folded=False, gamma=gamma)
     folded_loss, folded_gradients, waits = one_update(method, folded=True, gamma=gamma)

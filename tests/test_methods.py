@@ -1,13 +1,16 @@
 """methods: each loss against a float64 reference written out from its formula, value and gradient."""
 
+import copy
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 
 from piat_hub import methods
 from piat_hub.attacks import pgd
-from piat_hub.config import InputError, ThreatModel
+from piat_hub.config import InputError, ThreatModel, TrainConfig
+from piat_hub.methods import las_at as las
 
 
 def fixed(x_adv):
@@ -87,10 +90,10 @@ def gairat(model, x, x_adv, y):
     return (w * len(y) / w.sum() * ce).sum() / len(y)
 
 
-def score(model, x, x_adv, y, beta=4.0):
+def score(model, x, x_adv, y, beta=4.0, smoothing=0.0):
     p, p_adv = softmax(model(x)), softmax(model(x_adv))
-    smooth = torch.full_like(p, 0.1 / 3)
-    smooth[torch.arange(len(y)), y] = 0.9
+    smooth = torch.full_like(p, smoothing / 3)
+    smooth[torch.arange(len(y)), y] = 1 - smoothing
     return ((p - smooth) ** 2).sum(1).mean() + beta * ((p_adv - p) ** 2).sum(1).mean()
 
 
@@ -113,7 +116,22 @@ def free_at(model, x, x_adv, y):
     return standard(model, x, x_adv, y)  # delta is 0 before the first replay
 
 
-REFERENCES = {f.__name__: f for f in (standard, pgd_at, nmse, trades, mart, alp, gairat, score, stat, fat, free_at)}
+def las_at(model, x, x_adv, y, label=0.7):
+    soft = torch.full((len(y), 4), (1 - label) / 3, dtype=x.dtype)
+    soft[torch.arange(len(y)), y] = label
+    return -(soft * softmax(model(x_adv)).log()).sum(1).mean()
+
+
+def fgsm_rs(model, x, x_adv, y):
+    return pgd_at(model, x, x_adv, y)
+
+
+def n_fgsm(model, x, x_adv, y):
+    return pgd_at(model, x, x_adv, y)
+
+
+LOSSES = (standard, pgd_at, nmse, trades, mart, alp, gairat, score, stat, fat, free_at, las_at, fgsm_rs, n_fgsm)
+REFERENCES = {f.__name__: f for f in LOSSES}
 
 
 def examples(name, x, x_adv):
@@ -138,6 +156,12 @@ def test_mu_weighs_the_regulariser(tiny, mu):
     model, (x, x_adv, y) = tiny().double(), batch()
     loss = methods.get("nmse")(mu=mu)(model, x, y, fixed(x_adv), 0.0)
     assert loss.item() == pytest.approx(nmse(model, x, x_adv, y, mu).item(), rel=1e-12)
+
+
+def test_smoothing_of_score(tiny):
+    model, (x, x_adv, y) = tiny().double(), batch()
+    loss = methods.get("score")(beta=3.0, smoothing=0.1)(model, x, y, fixed(x_adv), 0.0)
+    assert loss.item() == pytest.approx(score(model, x, x_adv, y, 3.0, 0.1).item(), rel=1e-12)
 
 
 def test_nmse_gradient_flows_through_the_clean_probability(tiny):
@@ -246,6 +270,27 @@ def test_gairat_is_plain_before_its_start(tiny):
     model, (x, x_adv, y) = tiny().double(), batch()
     early = methods.get("gairat")()(model, x, y, fixed(x_adv), 0.49)
     assert early.item() == pytest.approx(pgd_at(model, x, x_adv, y).item(), rel=1e-12)
+
+
+def test_gairat_weights_from_epoch_60_of_120_on_as_its_authors(tiny):
+    model, (x, x_adv, y) = tiny().double(), batch()
+    plain, weighted = pgd_at(model, x, x_adv, y).item(), gairat(model, x, x_adv, y).item()
+    for epoch, expected in ((59, plain), (60, weighted)):
+        loss = methods.get("gairat")()(model, x, y, fixed(x_adv), (epoch - 1) / 120)
+        assert loss.item() == pytest.approx(expected, rel=1e-12) and plain != pytest.approx(weighted)
+
+
+def test_gairat_of_images_that_all_stand_is_their_mean_whatever_the_offset(tiny):
+    model, (x, _, y) = tiny(), batch(torch.float32)
+
+    def attack(model, x, y, /, on_step):
+        for k in range(10):
+            on_step(k, torch.nn.functional.one_hot(y, 4).float())
+        return x
+
+    for offset in (-1.0, -4.5, -8.0):
+        loss = methods.get("gairat")(offset=offset)(model, x, y, attack, 0.6)
+        assert loss.item() == pytest.approx(pgd_at(model, x, x, y).item(), rel=1e-5)
 
 
 def test_gairat_counts_the_attacks_own_steps(tiny):
@@ -364,10 +409,15 @@ def test_fat_knots_are_ordered():
     assert methods.get("fat")().noise == 0.001
 
 
+def run_of(norm, eps, **fields):
+    """A configuration with this threat model."""
+    return TrainConfig(threat_model=ThreatModel(norm=norm, eps=eps), **fields)
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_free_at_climbs_on_the_training_backward_and_keeps_delta(tiny, norm):
     eps, (x, x2, y) = 0.1, batch()
-    run = methods.get("free_at")().begin(ThreatModel(norm=norm, eps=eps))
+    run = methods.get("free_at")().begin(run_of(norm, eps))
     assert run.replays == 8
     model, delta = tiny().double(), torch.zeros_like(x)
     for images in (x, x, x2, x2):
@@ -384,7 +434,7 @@ def test_free_at_climbs_on_the_training_backward_and_keeps_delta(tiny, norm):
             delta = delta * (eps / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp(max=1)
         loss.backward()
         assert torch.allclose(run.state_dict()["delta"], delta, atol=1e-12)
-    again = methods.get("free_at")().begin(ThreatModel(norm=norm, eps=eps))
+    again = methods.get("free_at")().begin(run_of(norm, eps))
     again.load_state_dict(run.state_dict())
     assert again(model, x, y, None, 0.0).item() == run(model, x, y, None, 0.0).item()
     overflown = run.state_dict()["delta"].clone()
@@ -393,8 +443,146 @@ def test_free_at_climbs_on_the_training_backward_and_keeps_delta(tiny, norm):
 
 
 def test_free_at_begins_anew_where_the_batch_has_another_size(tiny):
-    run = methods.get("free_at")().begin(ThreatModel(eps=0.1))
+    run = methods.get("free_at")().begin(run_of("Linf", 0.1))
     x, _, y = batch(torch.float32)
     run(tiny(), x, y, None, 0.0).backward()
     run(tiny(), x[:3], y[:3], None, 0.0)
     assert run.state_dict()["delta"].shape == (3, 3, 2, 2) and not run.state_dict()["delta"].any()
+
+
+@pytest.mark.parametrize(("name", "noise", "step", "clips"), [("fgsm_rs", 1, 1.25, True), ("n_fgsm", 2, 1, False)])
+def test_fast_methods_take_one_step_as_their_authors(tiny, name, noise, step, clips):
+    eps, model, (x, _, y) = 0.1, tiny().double(), batch()
+    crafted = []
+
+    def attack(model, x, y, /, **options):
+        crafted.append(pgd(model, x, y, **({"eps": eps, "step_size": eps / 4, "steps": 10} | options)))
+        return crafted[-1]
+
+    run = methods.get(name)().begin(run_of("Linf", eps))
+    torch.manual_seed(7)
+    loss = run(model, x, y, attack, 0.0)
+    torch.manual_seed(7)
+    start = (x + noise * eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(cross_entropy(model(start), y), start)
+    delta = start.detach() + step * eps * gradient.sign() - x
+    reference = (x + (delta.clamp(-eps, eps) if clips else delta)).clamp(0, 1)
+    assert torch.allclose(crafted[0], reference, atol=1e-12)
+    assert ((crafted[0] - x).abs().max() > eps + 1e-9) != clips
+    assert loss.item() == pytest.approx(pgd_at(model, x, reference, y).item(), rel=1e-12)
+
+
+def normed():
+    """A small network with BatchNorm, in float64 and train mode."""
+    layers = torch.nn.Conv2d(3, 4, 2), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4, 4)
+    return torch.nn.Sequential(*layers).double().train()
+
+
+def one_by_one(model, x, y, start, eps, steps, step_size):
+    """LAS-AT's attack, each image by itself with its own budget, from its own start."""
+    model, crafted = copy.deepcopy(model).eval(), []
+    for image, label, x_adv, e, k, a in zip(x, y, start, eps, steps, step_size, strict=True):
+        x_adv = x_adv.clamp(0, 1)
+        for _ in range(k):
+            x_adv.requires_grad_()
+            (gradient,) = torch.autograd.grad(cross_entropy(model(x_adv[None]), label[None]), x_adv)
+            x_adv = torch.minimum(torch.maximum(x_adv + a * gradient.sign(), image - e), image + e)
+            x_adv = x_adv.detach().clamp(0, 1)
+        crafted.append(x_adv.detach())
+    return torch.stack(crafted)
+
+
+def test_las_at_attacks_each_image_by_its_own_strategy():
+    eps, model, (x, _, y) = 0.2, normed(), batch()
+    run = methods.get("las_at")(width=8).begin(run_of("Linf", eps))
+    choices = [torch.tensor([0, 12, 5, 2, 9, 1]), torch.tensor([0, 11, 3, 6, 1, 9]), torch.tensor([4, 0, 2, 3, 1, 2])]
+    asked = []
+
+    def attack(model, x, y, /, **options):
+        asked.append(options)
+        return pgd(model, x, y, **options)
+
+    x_adv = run._craft(model, x, y, attack, choices)
+    (options,) = asked
+    beyond = (options["start"] - x).abs().amax((1, 2, 3))
+    assert (beyond <= eps).all() and beyond[0] > 3 / 8 * eps  # in the run's ball, not in the image's own
+    levels, steps, sizes = (c + least for c, least in zip(choices, (3, 3, 1), strict=True))
+    reference = one_by_one(model, x, y, options["start"], levels * eps / 8, steps.tolist(), sizes * eps / 8)
+    assert torch.allclose(x_adv, reference, atol=1e-12)
+    assert ((x_adv - x).abs().amax((1, 2, 3)) <= levels * eps / 8 + 1e-12).all()
+
+
+def test_las_at_looks_one_step_ahead_and_leaves_no_trace():
+    model, (x, x_adv, y) = normed(), batch()
+    model[0].bias.requires_grad_(False)  # frozen by the user
+    ahead = copy.deepcopy(model)
+    free = [p for p in ahead.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(free, 0.3, momentum=0.9, weight_decay=5e-4)
+    las_at(ahead, x, x_adv, y).backward()
+    optimizer.step()
+    before = copy.deepcopy(model.state_dict())
+    with las.lookahead(model, lambda: las_at(model, x, x_adv, y), 0.3):
+        for name, value in model.state_dict().items():
+            assert torch.allclose(value, ahead.state_dict()[name], atol=1e-14), name
+    with pytest.raises(KeyboardInterrupt), las.lookahead(model, lambda: las_at(model, x, x_adv, y), 0.3):
+        raise KeyboardInterrupt
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_las_at_rewards_its_strategy_as_the_formula_says(monkeypatch):
+    """REINFORCE on one batch: the network moves by lr times the clipped gradient of the sum over heads of -log pi times R."""
+    eps, model, (x, _, y) = 0.2, normed(), batch()
+    config = run_of("Linf", eps, lr=0.5)
+    run = methods.get("las_at")(width=8, policy_lr=0.1, interval=2).begin(config)
+    actions = torch.tensor([1, 3, 0, 2, 4, 1])
+    monkeypatch.setattr(las, "draw", lambda logits: actions)
+    crafted = []
+
+    def attack(model, x, y, /, **options):
+        crafted.append(pgd(model, x, y, **options))
+        return crafted[-1]
+
+    run.network = run._build(3)
+    before = copy.deepcopy(run.network)
+    statistics = copy.deepcopy(model.state_dict())
+    run(model, x, y, attack, 0.0)
+    assert len(crafted) == 4 and all(
+        torch.equal(v, model.state_dict()[k]) for k, v in statistics.items() if "weight" in k
+    )
+
+    frozen, ahead = normed().eval(), normed()
+    frozen.load_state_dict(statistics), ahead.load_state_dict(statistics)
+    cost = cross_entropy(frozen(crafted[0]), y)
+    las_at(ahead, x, crafted[0], y).backward()
+    torch.optim.SGD(ahead.parameters(), config.lr, momentum=0.9, weight_decay=5e-4).step()
+    first, second, plain = (ahead.eval()(images).argmax(1) == y for images in (crafted[1], crafted[2], x))
+    robust, clean = (right.double().mean() for right in (first & second, plain))
+    reward = cost.clamp(0, 10) + 4 * robust + 2 * clean
+    heads = before.train()(x.float()).split([13, 12, 5], 1)
+    policy = sum(-head.log_softmax(1)[torch.arange(6), actions] * reward for head in heads).mean()
+    gradients = torch.autograd.grad(policy, list(before.parameters()))
+    length = torch.cat([g.flatten() for g in gradients]).norm()
+    for now, was, gradient in zip(run.network.parameters(), before.parameters(), gradients, strict=True):
+        assert torch.allclose(now, was - 0.1 * gradient / length.clamp(min=1), atol=1e-6)
+    learnt = copy.deepcopy(run.network.state_dict())
+    run(model, x, y, attack, 0.0)
+    assert len(crafted) == 4 and all(torch.equal(v, run.network.state_dict()[k]) for k, v in learnt.items())
+    run(model, x, y, attack, 0.0)
+    assert len(crafted) == 7  # the third batch, at interval 2
+
+
+def test_las_at_draws_from_the_softmax():
+    logits = torch.tensor([0.1, 0.2, 0.7]).log().expand(20_000, 3)
+    shares = torch.bincount(las.draw(logits), minlength=3) / 20_000
+    assert torch.allclose(shares, torch.tensor([0.1, 0.2, 0.7]), atol=0.015)
+
+
+def test_las_at_takes_up_its_state(tiny):
+    config, (x, _, y) = run_of("Linf", 0.1), batch(torch.float32)
+    run, again = (methods.get("las_at")(width=8).begin(config) for _ in range(2))
+    assert run.state_dict() == {}
+    again.load_state_dict({})  # saved within the clean epochs
+    run(tiny(), x, y, partial(pgd, eps=0.1), 0.0)
+    again.load_state_dict(run.state_dict())
+    assert again.batches == 1 and all(torch.equal(v, again.state_dict()[k]) for k, v in run.state_dict().items())

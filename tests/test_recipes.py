@@ -3,9 +3,10 @@
 import dataclasses
 
 import pytest
+import torch
 
 from piat_hub.config import InputError, recipes
-from piat_hub.training.schedules import lr_at
+from piat_hub.config.schedules import lr_at, lr_between
 
 
 @pytest.mark.parametrize("name", ["resnet18-cifar10", "resnet18-cifar100", "resnet18-svhn"])
@@ -29,6 +30,18 @@ def test_wrn_rows_are_appendix_a(name):
     assert (c.backbone, c.epochs, c.warmup, c.lr, c.weight_decay) == ("cifar_wrn_32_10", 180, 10, 0.1, 7e-4)
     for epoch, lr in {90: 0.1, 135: 0.01, 180: 0.001}.items():
         assert lr_at(c, epoch, 1, 1) == pytest.approx(lr)
+
+
+def test_the_fast_recipe_is_its_authors_cycle():
+    c = recipes.get("preact-resnet18-cifar10-fast")
+    assert (c.backbone, c.method, c.epochs, c.warmup) == ("cifar_preact_resnet18", "n_fgsm", 30, 0)
+    assert (c.batch_size, c.weight_decay, c.interpolation.kind) == (128, 5e-4, "none")
+    parameter, steps = torch.nn.Parameter(torch.zeros(())), 60
+    sgd = torch.optim.SGD([parameter], 0.2)
+    cycle = torch.optim.lr_scheduler.CyclicLR(sgd, 0.0, 0.2, steps / 2, steps / 2, cycle_momentum=False)
+    for step in range(1, steps + 1):  # as their code calls it
+        sgd.step(), cycle.step()
+        assert lr_between(c, step / steps, step / steps) == pytest.approx(sgd.param_groups[0]["lr"], abs=1e-12)
 
 
 def test_a_shorter_run_keeps_the_shape():

@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 import timm
 import torch
+from conftest import FIELDS
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -151,10 +152,11 @@ MEDIUM = dataclasses.replace(
 @pytest.mark.parametrize(
     ("method", "kind"),
     [(m, "none") for m in sorted(set(methods.names()) - {"standard"})]
-    + [(m, "piat") for m in ("nmse", "fat", "free_at")],
+    + [(m, "piat") for m in ("nmse", "fat", "free_at", "las_at")],
 )
 def test_every_method_beats_standard_training_and_resumes_bit_for_bit(method, kind, trained_clean, tmp_path):
-    config = dataclasses.replace(MEDIUM, method=method, interpolation=InterpolationConfig(kind=kind))
+    law = InterpolationConfig(kind=kind)
+    config = dataclasses.replace(MEDIUM, method=method, method_args=FIELDS.get(method, {}), interpolation=law)
     assert trained_clean < 0.08
     assert pgd10_acc(train_and_resume(config, tmp_path, after=6)) > trained_clean + 0.08
 
@@ -188,6 +190,7 @@ def test_the_side_copy_is_what_is_saved_and_measured(small_digits, do_train, tmp
 def test_every_method_trains_in_l2(small_digits, do_train, tmp_path, method):
     threat = ThreatModel(norm="L2", eps=0.5)
     config = small_digits(train_size=128, epochs=2, clean_epochs=0, holdout=16, method=method, threat_model=threat)
+    config = dataclasses.replace(config, method_args=FIELDS.get(method, {}))
     asked = []
     with mock.patch("piat_hub.training.setup.pgd", lambda *a, **k: asked.append(k["norm"]) or pgd(*a, **k)):
         metrics = do_train(config, tmp_path / "r")

@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from piat_hub import data, methods
 from piat_hub.attacks import pgd
 from piat_hub.config import InputError, ScheduleConfig, TrainConfig, recipes
+from piat_hub.config.schedules import budget, lr_at
 from piat_hub.training import engine
-from piat_hub.training.schedules import budget, lr_at
 
 STEPS = 7  # of an epoch
 

@@ -10,6 +10,7 @@ from unittest import mock
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from conftest import begun
 
 from piat_hub import config, data, methods
 from piat_hub.attacks import pgd
@@ -35,21 +36,23 @@ def settings(**changes):
 
 def same_start(model, x, y, /, **options):
     """PGD from a start that depends on the image alone, so that it is the same however a batch is divided."""
+    options = {"eps": 0.15, "step_size": 0.0375, "steps": 3} | options
     start = options.pop("start", 0.1)
+    start = 0.1 if isinstance(start, torch.Tensor) else start
     with mock.patch("torch.randn_like", lambda images: torch.sin(1000 * images)):
-        return pgd(model, x, y, eps=0.15, step_size=0.0375, steps=3, start=start, **options)
+        return pgd(model, x, y, start=start, **options)
 
 
 def first_gradient(accelerator, model, method, **changes):
     """The gradient of the first step, read off plain SGD: (theta_0 - theta_1) / lr."""
     config = settings(**changes)
-    method = methods.get(method)()
-    method = method.begin(config.threat_model) if hasattr(method, "begin") else method
+    method = begun(method, config)
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
     prepared, optimizer = engine.prepare(model, optimizer, accelerator)
-    next(engine.train(engine.Parts(config, accelerator, prepared, optimizer, method, same_start, split)))
+    with mock.patch("piat_hub.methods.las_at.draw", lambda logits: torch.full((len(logits),), 4)):
+        next(engine.train(engine.Parts(config, accelerator, prepared, optimizer, method, same_start, split)))
     bare = accelerator.unwrap_model(prepared)
     return [(b - p.detach()) / 0.1 for b, p in zip(before, bare.parameters(), strict=True)]
 
@@ -82,7 +85,7 @@ def ranks_stay_equal(accelerator, method, **changes):
 
 def state_of_each_rank(accelerator):
     """Free-AT's perturbations after an epoch, as every rank sees them saved, and whether each took up its own again."""
-    free = methods.get("free_at")(replays=2).begin(settings().threat_model)
+    free = methods.get("free_at")(replays=2).begin(settings())
     ranks_stay_equal(accelerator, free, epochs=1)
     part = state.PerProcess(free, accelerator)
     saved, mine = part.state_dict(), free.delta.clone()
@@ -90,6 +93,14 @@ def state_of_each_rank(accelerator):
     part.load_state_dict(saved)
     own = accelerator.gather(torch.tensor([torch.equal(free.delta, mine)])).tolist()
     return [list(saved["delta"].shape), bool(torch.equal(*saved["delta"])), own]
+
+
+def strategy_of_each_rank(accelerator):
+    """Whether LAS-AT's strategies are the same on every rank after an epoch, whether they learnt, and what the models did."""
+    las = dataclasses.replace(methods.get("las_at")(width=8), interval=1).begin(settings())
+    stay = ranks_stay_equal(accelerator, las, epochs=1)
+    both = accelerator.gather(digest(las.network)[None])
+    return [bool(torch.equal(*both)), bool((digest(las.network) != digest(las._build(1))).any()), stay]
 
 
 def stop_at_a_nan_of_one_rank(accelerator):
@@ -135,6 +146,7 @@ if __name__ == "__main__":
         report["ranks"] = ranks_stay_equal(accelerator, methods.get("nmse")())
         report["ranks_awp"] = ranks_stay_equal(accelerator, methods.get("trades")(), awp=0.01)
         report["state"] = state_of_each_rank(accelerator)
+        report["strategy"] = strategy_of_each_rank(accelerator)
         report["nan"] = stop_at_a_nan_of_one_rank(accelerator)
     gradients = {m: first_gradient(accelerator, plain_model(), m) for m in methods.names()}
     gradients["trades + AWP"] = first_gradient(accelerator, plain_model(), "trades", awp=0.05)

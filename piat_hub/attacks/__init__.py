@@ -11,6 +11,7 @@ from piat_hub.attacks.autoattack import autoattack as autoattack
 from piat_hub.attacks.core import (
     ATTACKS as ATTACKS,
     attack_mode as attack_mode,
+    ball as ball,
     climb as climb,
     cross_entropy as cross_entropy,
     register as register,

@@ -1,5 +1,6 @@
 """What every gradient attack shares: the frozen model, the starting point, the steepest step, the projection."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -13,7 +14,7 @@ from piat_hub.machine import device_of
 
 Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), y (B,) or (B, K)) -> a sum over the batch
 OnStep: TypeAlias = Callable[[int, Tensor], Tensor | None]  # (k, logits) -> (B,) bool, true where still moving
-Start: TypeAlias = Literal["uniform"] | float
+Start: TypeAlias = Literal["uniform"] | float | Tensor  # a tensor: the starting points, (B, C, H, W)
 Budget: TypeAlias = float | Tensor  # one number, or (B, 1, 1, 1)
 Ball: TypeAlias = tuple[Callable[..., Tensor], Callable[[Tensor], Tensor], Callable[..., Tensor]]
 
@@ -165,6 +166,7 @@ def ascend(
     noise: float = 0.0,
     leave: bool = False,
     largest: int = -1,
+    clip: bool = True,
 ) -> Tensor:
     """The one attack loop: `steps` steepest-ascent steps on `objective` inside the ball and the box [0, 1].
 
@@ -179,15 +181,16 @@ def ascend(
         steps: iterations; 0 gives the starting points.
         norm: "Linf" or "L2".
         objective: (logits (B, K), y) -> a sum over the batch, which is maximised.
-        start: "uniform", or the scale of Gaussian noise in pixel units.
+        start: "uniform", the scale of Gaussian noise in pixel units, or the starting points.
         on_step: (k, logits) -> None or (B,) bool, true where still moving.
         momentum: None for PGD; a number accumulates gradients of unit mean size, as MIM does.
         noise: scale of the Gaussian noise added at every step, in pixel units.
         leave: images stop at the first step at which they are misclassified.
         largest: the largest number in y, if it is known; it is held against the logits.
+        clip: project onto the ball after every step; without, eps is the start's alone.
 
     Returns:
-        x_adv, (B, C, H, W), within eps of x and in [0, 1].
+        x_adv, (B, C, H, W), in [0, 1] and, clipped, within eps of x.
 
     Raises:
         InputError: for an unknown norm, an eps (as one number) that is none for it, `leave` together with on_step or a
@@ -221,7 +224,7 @@ def ascend(
                 gradient = velocity = momentum * velocity + gradient / _per_image(size, x)
             x_adv = x_adv.detach()
             noisy = x_adv + noise * torch.randn_like(x) if noise else x_adv
-            moved = climb(noisy, gradient, x, eps, step_size, norm).clamp(0, 1)
+            moved = climb(noisy, gradient, x, eps if clip else math.inf, step_size, norm).clamp(0, 1)
             x_adv = moved if moving is None else torch.where(_per_image(moving, x), moved, x_adv)
     if not leave:
         return x_adv.detach()
@@ -236,7 +239,7 @@ def start_at(x: Tensor, eps: Budget, norm: str, start: Start) -> Tensor:
         x: clean images, (B, C, H, W) in [0, 1].
         eps: budget in pixel units, one number or (B, 1, 1, 1).
         norm: "Linf" or "L2".
-        start: "uniform", or the scale of Gaussian noise in pixel units.
+        start: "uniform", the scale of Gaussian noise in pixel units, or the points themselves, which only the box holds.
 
     Raises:
         InputError: for an unknown norm, or an eps (as one number) that is none for it.
@@ -244,6 +247,8 @@ def start_at(x: Tensor, eps: Budget, norm: str, start: Start) -> Tensor:
     uniform, _, project = ball(norm)
     if not isinstance(eps, Tensor):
         ThreatModel(norm, float(eps))  # type: ignore[arg-type]  # or InputError: 8 levels is 8/255
+    if isinstance(start, Tensor):
+        return start.detach().clamp(0, 1)
     x_adv = x + uniform(x, eps) if start == "uniform" else x + float(start) * torch.randn_like(x)
     return project(x_adv, x, eps).clamp(0, 1)
 

@@ -26,6 +26,7 @@ def pgd(
     momentum: float | None = None,
     noise: float = 0.0,
     leave: bool = False,
+    clip: bool = True,
 ) -> Tensor:
     """Adversarial examples by projected gradient ascent (Madry et al. 2018, Eq. 1; He et al. 2023, Eq. 2).
 
@@ -38,16 +39,18 @@ def pgd(
         steps: iterations.
         norm: "Linf" (sign steps) or "L2" (steps along the gradient, of length step_size).
         objective: objective(logits (B, K), y), summed over the batch, is maximised.
-        start: "uniform" in the ball, or the scale in pixel units of Gaussian noise on x (0: x itself); projected.
+        start: "uniform" in the ball, or the scale in pixel units of Gaussian noise on x (0: x itself), projected; or the
+            starting points (B, C, H, W), which only the steps after them project.
         restarts: independent tries; an image keeps the first that misleads the model, or else the last.
         on_step: called as on_step(k, logits) before update k = 0..steps-1; may return (B,) bool, true where still
             moving.
         momentum: see `mim`; None for none.
         noise: scale in pixel units of Gaussian noise added at every step.
         leave: an image leaves, and costs no more, at the first step at which it is misclassified.
+        clip: project onto the ball after every step; without, eps is the start's alone, and x_adv may lie outside.
 
     Returns:
-        x_adv, (B, C, H, W), within eps of x and in [0, 1].
+        x_adv, (B, C, H, W), in [0, 1] and, clipped, within eps of x.
 
     Raises:
         InputError: a ValueError, for images outside [0, 1] and whatever else `core.look` refuses, an unknown norm, an
@@ -60,7 +63,7 @@ def pgd(
     if not len(x):
         return x.clone()
     inner: dict[str, Any] = {"norm": norm, "objective": objective, "start": start, "noise": noise}
-    inner |= {"on_step": on_step, "momentum": momentum, "leave": leave, "largest": largest}
+    inner |= {"on_step": on_step, "momentum": momentum, "leave": leave, "largest": largest, "clip": clip}
     x_adv = ascend(model, x, y, eps, step_size, steps, **inner)
     for _ in range(restarts - 1):
         with attack_mode(model) as frozen, torch.no_grad():

@@ -32,7 +32,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate along the run, and the budget's rise; `training/schedules.py` has the formulas."""
+    """The learning rate along the run, and the budget's rise; `schedules.py` has the formulas."""
 
     sched: Literal["knots", "cosine", "onecycle", "constant"] = option(
         "knots", "learning rate along the run: the recipe's knots, timm's cosine, torch's one-cycle, or constant"

@@ -16,6 +16,7 @@ TRACKED = 1000  # test images that `track_test` measures at the end of each epoc
 
 SIDE = {"least": 1, "most": 2048}  # pixels a side of what may be called an image
 
+COLD = ("score",)  # methods that clean epochs spoil: by default they have none
 
 DATASETS = {  # alias -> (Hub id, configuration, image column, label column)
     "cifar10": ("uoft-cs/cifar10", None, "img", "label"),
@@ -200,7 +201,7 @@ class TrainConfig:
     attack: AttackConfig = field(default_factory=AttackConfig, metadata={"prefix": ""})
     epochs: int = option(120, "passes over the training images", unit="epochs", least=1)
     clean_epochs: int | None = option(
-        None, "clean warm-up (default: the recipe's share of epochs)", unit="epochs", least=0
+        None, "clean warm-up (default: the recipe's share of epochs, none for score)", unit="epochs", least=0
     )
     clean_share: float = option(1 / 12, "clean warm-up as a share of epochs", flag=None, least=0, below=1)
     batch_size: int = option(128, "global batch, divided by processes and accumulation", unit="images", least=1)
@@ -242,8 +243,9 @@ class TrainConfig:
 
     @property
     def warmup(self) -> int:
-        """Clean epochs before the adversarial ones: `clean_epochs`, or the recipe's share of this run."""
-        return round(self.clean_share * self.epochs) if self.clean_epochs is None else self.clean_epochs
+        """Clean epochs before the adversarial ones: `clean_epochs`, or the recipe's share of this run, or none if `COLD`."""
+        share = 0.0 if self.method in COLD else self.clean_share
+        return round(share * self.epochs) if self.clean_epochs is None else self.clean_epochs
 
     @property
     def swa_start(self) -> int:

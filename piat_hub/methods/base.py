@@ -35,8 +35,8 @@ class Method(Protocol):
     One that looks into the steps of its attack, or has one of its own, sets `needs_pgd = True`.
 
     A method that trains on each batch several times says how often in the attribute `replays`. One that has state
-    offers `begin(threat_model)`, which gives the callable of one run, with state_dict() and load_state_dict(): tensors
-    by name, of one shape on all processes, which the run saves with the rest, a row for each process. See `free_at`.
+    offers `begin(config)`, which gives the callable of one run, with state_dict() and load_state_dict(): tensors by
+    name, of one shape on all processes, which the run saves with the rest, a row for each process. See `free_at`.
 
     Args:
         model: maps images in [0, 1] to logits (B, K); in train mode, and wrapped where training is distributed.

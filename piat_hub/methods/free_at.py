@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piat_hub.attacks import climb
-from piat_hub.config import ThreatModel, check, option
+from piat_hub.config import ThreatModel, TrainConfig, check, option
 from piat_hub.methods.base import Attack, Method, at_least_fp32, register
 
 
@@ -31,13 +31,13 @@ class FreeAT:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
         return F.cross_entropy(at_least_fp32(model(x)), y)
 
-    def begin(self, threat_model: ThreatModel) -> Method:
+    def begin(self, config: TrainConfig) -> Method:
         """The method of one run, with its delta.
 
         Args:
-            threat_model: the ball that delta is projected onto; its eps is also the length of delta's step.
+            config: says the ball that delta is projected onto; its eps is also the length of delta's step.
         """
-        return FreeRun(self.replays, threat_model)
+        return FreeRun(self.replays, config.threat_model)
 
 
 class FreeRun:

@@ -17,13 +17,13 @@ class GAIRAT:
     """sum_i w_i CE_i(z', y) / sum_i w_i, w = (1 + tanh(offset + 5 (1 - 2 kappa/K))) / 2 (Zhang et al. 2021, ICLR).
 
     kappa counts the K attack steps at which an image is still right before the update: few for images near the boundary,
-    which weigh most. Before the share `start` of the run, plain CE (the authors' epoch 60 of 120).
+    which weigh most. Before the share `start` of the run, plain CE (the authors weight from epoch 60 of 120 on).
     """
 
     needs_class: ClassVar[bool] = True
     needs_pgd: ClassVar[bool] = True
     offset: float = option(-1.0, "offset in the tanh, the paper's lambda: larger, more even weights")
-    start: float = option(0.5, "share of the run after which images are weighted", least=0, most=1)
+    start: float = option(59 / 120, "share of the run after which images are weighted", least=0, most=1)
 
     def __post_init__(self) -> None:
         check(self)
@@ -49,4 +49,5 @@ class GAIRAT:
             kappa: at how many steps each image was right before the update, (B,), from 0 to steps.
             steps: of the attack, K.
         """
-        return (1 + torch.tanh(self.offset + 5 * (1 - 2 * kappa / steps))) / 2
+        # (1 + tanh(a)) / 2, whose tanh would round to -1
+        return torch.sigmoid(2 * (self.offset + 5 * (1 - 2 * kappa / steps)))

@@ -15,11 +15,11 @@ class SCORE:
     """mean ||p(x) - y~||^2 + beta mean ||p(x') - p(x)||^2 (Pang et al. 2022, ICML), gradient through both.
 
     y~ is the smoothed label: 1 - smoothing on the class, the rest shared by the others. x' maximises ||p(x') - p(x)||^2
-    from a uniform start.
+    from a uniform start. By default no epoch is clean: after cross-entropy the squared loss has hardly a gradient.
     """
 
     beta: float = option(4.0, "weight of the consistency", least=0)
-    smoothing: float = option(0.1, "label mass given to the other classes", least=0, below=1)
+    smoothing: float = option(0.0, "label mass given to the other classes", least=0, below=1)
 
     def __post_init__(self) -> None:
         check(self)

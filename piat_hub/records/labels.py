@@ -8,7 +8,14 @@ from tabulate import tabulate
 from piat_hub.config import TrainConfig, public, recipes
 from piat_hub.records.results import Record
 
-METHOD_NAMES = {"standard": "standard training", "pgd_at": "PGD-AT", "free_at": "Free-AT"}
+METHOD_NAMES = {
+    "standard": "standard training",
+    "pgd_at": "PGD-AT",
+    "free_at": "Free-AT",
+    "las_at": "LAS-AT",
+    "fgsm_rs": "FGSM-RS",
+    "n_fgsm": "N-FGSM",
+}
 OPTIMIZER_NAMES = {
     "momentum": "SGD",
     "sgd": "SGD with Nesterov momentum",

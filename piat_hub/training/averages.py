@@ -38,7 +38,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
 class EMA:
     """Exponential moving average of the weights after every step (SEAT: Wang & Wang 2022, ICLR): the model evaluated.
 
-    copy <- d copy + (1 - d) model with d = min(decay, (t + 1) / (t + 10)) at step t = 1, 2, …: parameters and floating
+    copy <- d copy + (1 - d) model with d = min(decay, (t + 1) / (t + 10)) at step t = 0, 1, …: parameters and floating
     buffers; integer buffers are copied. Call `step` after every optimizer step; `copy` is the averaged model. What PIAT
     writes back at an epoch's end enters with the next step.
 
@@ -64,8 +64,8 @@ class EMA:
         Args:
             averaging: False before the average begins: d is then 0, the copy is the model, and t stays 0.
         """
-        self.steps += int(averaging)
         d = min(self.decay, (self.steps + 1) / (self.steps + 10)) if averaging else 0.0
+        self.steps += int(averaging)
         average(self.copy, self.model, 1 - d)
         if self.bn == "copy":
             for mine, its in zip(self.copy.buffers(), self.model.buffers(), strict=True):

@@ -17,9 +17,9 @@ from torch.nn.utils import get_total_norm
 
 from piat_hub import methods
 from piat_hub.attacks import Twin
-from piat_hub.config import Diverged, InputError, TrainConfig
+from piat_hub.config import Diverged, InputError, TrainConfig, schedules
 from piat_hub.data import Split, augment, batches, derived_seed, steps_per_epoch, to_unit
-from piat_hub.training import awp, schedules
+from piat_hub.training import awp
 from piat_hub.training.averages import EMA, SWA
 from piat_hub.training.interpolation import ParameterInterpolation
 from piat_hub.training.mixing import mixed

@@ -223,7 +223,7 @@ def make_method(config: TrainConfig) -> methods.Method:
     """The configured method with its hyper-parameters, begun where it has state.
 
     Raises:
-        InputError: for an unknown name, field or value, or a method that replays batches under accumulation.
+        InputError: for an unknown name, field or value, and for accumulation or AWP with a method that cannot have it.
     """
     cls = methods.get(config.method)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -245,7 +245,7 @@ def make_method(config: TrainConfig) -> methods.Method:
         )
     if hasattr(method, "begin") and config.schedule.eps_rise(config.epochs):
         raise InputError(f"{config.method} keeps a budget of its own, which cannot rise; leave out --eps-warmup-epochs")
-    return method.begin(config.threat_model) if hasattr(method, "begin") else method
+    return method.begin(config) if hasattr(method, "begin") else method
 
 
 def make_interpolation(config: TrainConfig, model: nn.Module) -> ParameterInterpolation | None:

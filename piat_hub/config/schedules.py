@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from piat_hub.config import TrainConfig
+from piat_hub.config.train import TrainConfig
 
 
 def lr_at(config: TrainConfig, epoch: int, step: int, steps: int) -> float:
@@ -21,8 +21,19 @@ def lr_at(config: TrainConfig, epoch: int, step: int, steps: int) -> float:
         step: counted from 1 within the epoch.
         steps: of an epoch.
     """
-    schedule, peak = config.schedule, config.lr
     before, after = ((epoch - 1 + done / steps) / config.epochs for done in (step - 1, step))
+    return lr_between(config, before, after)
+
+
+def lr_between(config: TrainConfig, before: float, after: float) -> float:
+    """The learning rate of a step between two shares of the run.
+
+    Args:
+        config: says the schedule, its rates and its warm-up.
+        before: share that is done before the step.
+        after: share that is done after it.
+    """
+    schedule, peak = config.schedule, config.lr
     rise = schedule.rise(config.epochs)
     if schedule.sched == "onecycle":
         return onecycle(before, after, rise, schedule.warmup_lr, peak, schedule.min_lr)
