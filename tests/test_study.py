@@ -268,7 +268,7 @@ def test_rows_of_the_papers_data_have_its_numbers(measured, monkeypatch):
         one = dataclasses.replace(one, record=record)
         return changed(dataclasses.replace(found, config=config), metrics=found.metrics, measured=[one])
 
-    monkeypatch.setattr("piat_hub.study.table.read_run", pretend)
+    monkeypatch.setattr("piat_hub.records.groups.read_run", pretend)
     rows = table_rows("table3", [measured[0], measured[2]], ["clean", "pgd2"])
     assert rows[1]["paper"] == pytest.approx({"clean": 0.8076, "pgd20": 0.5355, "aa": 0.4870})
     assert rows[0]["paper"]["aa"] == pytest.approx(0.466)
