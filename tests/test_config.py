@@ -12,6 +12,7 @@ from piat_hub.config import (
     ThreatModel,
     TrainConfig,
     from_dict,
+    nearest,
     number,
     pixels,
     recipes,
@@ -26,10 +27,21 @@ def test_number_reads_fractions_and_decimals(text, value):
     assert number(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "eight", "8/0", "nan", "inf", "1e999", "8//255", None])
+@pytest.mark.parametrize("text", ["", "eight", "8/0", "nan", "inf", "1e999", "8//255", None, True, "1" * 5000, 10**400])
 def test_number_refuses_what_is_no_finite_number(text):
     with pytest.raises(InputError, match="8/255"):
         number(text)
+
+
+def test_an_exponent_without_end_is_zero_at_once():
+    assert number("1e-999999999") == 0.0 and number("-3/4") == -0.75
+
+
+def test_only_near_names_are_offered():
+    known = ["--img-size", "--opt", "--epochs", "--method"]
+    assert nearest("--optimizer", known) == " (did you mean '--opt'?)"
+    assert nearest("--optimizer", ["--img-size", "--epochs"]) == nearest("--lr", known) == ""
+    assert nearest("--epoch", known) == " (did you mean '--epochs'?)"
 
 
 @pytest.mark.parametrize("value", [8 / 255, 2 / 255, 0.15, 0.0375, 1.0, 128 / 255, 1e-4])

@@ -47,7 +47,7 @@ def pixels(value: float) -> str:
     Args:
         value: in pixel units, for images in [0, 1].
     """
-    levels = round(value * 255)
+    levels = round(value * 255) if abs(value) < MOST else 0
     return f"{levels}/255" if levels and levels / 255 == value else repr(value)
 
 

@@ -21,7 +21,7 @@ from piat_hub.records import tensors
 from piat_hub.records.model_config import ModelConfig
 
 LARGEST = 100_000  # what a number in model_args may be
-TOGETHER = 3 * LARGEST  # what their sum may be
+TOGETHER = 4 * LARGEST  # what their sum may be
 ENTRIES = 1_000  # values in model_args
 STEPS = 2_000_000  # of Python that building a model may take: thrice what the largest of timm's does
 TORCH = str(Path(torch.__file__).parent)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 METRICS = {"epoch", "lam", "lr", "train_loss", "train_pgd10_acc", "holdout_clean_acc", "holdout_pgd10_acc"}
 LARGEST = 2**28  # bytes of arrays; the verdicts of a million images under a hundred attacks take less
 LONGEST = 16 * 2**20  # bytes; none of our JSON files comes near it
+DEEPEST = 20  # objects and lists within one another
 WEIGHTS = {"last": "model.safetensors", "best": "model_best.safetensors"}  # a run's weights, by checkpoint
 RESULTS = {"last": "results.json", "best": "results_best.json"}
 VERDICTS = {"last": "verdicts.npz", "best": "verdicts_best.npz"}
@@ -136,14 +137,19 @@ def unsealed(text: str) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError("it is no object of named values")
-    try:
-        whole = "checksum" not in values or values["checksum"] == sealed(values)["checksum"]
-    except (RecursionError, UnicodeEncodeError) as error:
-        raise ValueError(f"{type(error).__name__}") from None
+    if _deeper(values, DEEPEST):
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    whole = "checksum" not in values or values["checksum"] == sealed(values)["checksum"]
     if not whole:
         raise ValueError('its content is not what its checksum says; if you changed it, delete its "checksum"')
     values.pop("checksum", None)
     return values
+
+
+def _deeper(values: Any, most: int) -> bool:
+    """Whether JSON values are nested more than so deep."""
+    inside = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
+    return most < 0 or any(_deeper(value, most - 1) for value in inside)
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class ModelConfig:
         try:
             content = read_json(path)
             unprintable = [text for text in texts(content) if not printable(text)]
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path} is no config of a model ({error}); fetch or write the model again") from error
         if unprintable:
             raise InputError(f"{path} holds {unprintable[0][:40]!a}, which is no printable text; write the model again")

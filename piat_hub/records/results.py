@@ -89,7 +89,7 @@ class Record:
         """
         try:
             return cls._from_dict(values)
-        except (KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"{type(error).__name__} {error}") from error
 
     @classmethod
