@@ -567,9 +567,9 @@ def test_las_at_rewards_its_strategy_as_the_formula_says(monkeypatch):
         assert torch.allclose(now, was - 0.1 * gradient / length.clamp(min=1), atol=1e-6)
     learnt = copy.deepcopy(run.network.state_dict())
     run(model, x, y, attack, 0.0)
-    assert len(crafted) == 4 and all(torch.equal(v, run.network.state_dict()[k]) for k, v in learnt.items())
+    assert len(crafted) == 5 and all(torch.equal(v, run.network.state_dict()[k]) for k, v in learnt.items())
     run(model, x, y, attack, 0.0)
-    assert len(crafted) == 7  # the third batch, at interval 2
+    assert len(crafted) == 9  # the third batch, at interval 2
 
 
 def test_las_at_draws_from_the_softmax():
