@@ -33,8 +33,8 @@ from piat_hub.config.fields import (
 from piat_hub.config.optimizer import OptimizerConfig as OptimizerConfig, ScheduleConfig as ScheduleConfig
 from piat_hub.config.train import (
     DATASETS as DATASETS,
-    SIDE as SIDE,
     TRACKED as TRACKED,
+    WIDEST as WIDEST,
     AttackConfig as AttackConfig,
     InterpolationConfig as InterpolationConfig,
     MixingConfig as MixingConfig,

@@ -5,7 +5,7 @@ from typing import Literal
 
 from piat_hub.config.errors import InputError
 from piat_hub.config.fields import check, duration, option
-from piat_hub.config.train import SIDE, ThreatModel
+from piat_hub.config.train import WIDEST, ThreatModel
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,11 @@ class EvalConfig:
     image_column: str | None = option(None, "the data set's image column (default: the model's, else by feature type)")
     label_column: str | None = option(None, "the data set's label column (default: the model's, else by feature type)")
     img_size: int | None = option(
-        None, "resize images to this many pixels a side (default: as in training)", unit="pixels of the image", **SIDE
+        None,
+        "resize images to this many pixels a side (default: as in training)",
+        unit="pixels of the image",
+        least=1,
+        most=WIDEST,
     )
     norm: Literal["Linf", "L2"] | None = option(None, "norm of the perturbation (default: the model's, else Linf)")
     eps: float | None = option(None, "perturbation budget (default: the model's, else 8/255)", unit="pixels", above=0)

@@ -14,7 +14,7 @@ from piat_hub.config.optimizer import OptimizerConfig, ScheduleConfig
 TRACKED = 1000  # test images that `track_test` measures at the end of each epoch
 
 
-SIDE = {"least": 1, "most": 2048}  # pixels a side of what may be called an image
+WIDEST = 2048  # pixels a side of what may be called an image
 
 COLD = ("score",)  # methods that clean epochs spoil: by default they have none
 
@@ -174,7 +174,11 @@ class TrainConfig:
         least=0,
     )
     img_size: int | None = option(
-        None, "resize images to this many pixels a side (default: as they are)", unit="pixels of the image", **SIDE
+        None,
+        "resize images to this many pixels a side (default: as they are)",
+        unit="pixels of the image",
+        least=1,
+        most=WIDEST,
     )
     crop_pad: int = option(4, "random crop after padding each side by this much", unit="pixels of the image", least=0)
     flip: bool = option(True, "random horizontal flip")

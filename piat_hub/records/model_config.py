@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from piat_hub.config import SIDE, InputError, TrainConfig, printable, to_dict
+from piat_hub.config import WIDEST, InputError, TrainConfig, printable, to_dict
 from piat_hub.records.files import is_number, read_json, texts
 
 
@@ -104,10 +104,8 @@ def _hold_preprocessing(preprocessing: Mapping[str, Any], source: str) -> None:
             raise InputError(f"{source}: {key} must be text; it is no model of timm's format")
     image = preprocessing.get("input_size")
     if image is not None and not (
-        isinstance(image, list)
-        and len(image) == 3
-        and all(type(side) is int and 0 < side <= SIDE["most"] for side in image)
+        isinstance(image, list) and len(image) == 3 and all(type(side) is int and 0 < side <= WIDEST for side in image)
     ):
         raise InputError(
-            f"{source}: input_size must be [channels, height, width], each of 1 to {SIDE['most']}, not {image!r:.80}"
+            f"{source}: input_size must be [channels, height, width], each of 1 to {WIDEST}, not {image!r:.80}"
         )
