@@ -82,7 +82,7 @@ def test_every_method_has_one_loss_on_one_crafting(name):
 
     def attack(model, x, y, /, **options):
         calls.append(1)
-        return pgd(model, x, y, eps=0.3, step_size=0.1, steps=4, **options)
+        return pgd(model, x, y, **({"eps": 0.3, "step_size": 0.1, "steps": 4} | options))
 
     method = begun(name, TrainConfig(threat_model=ThreatModel(eps=0.3)))
     make = once(attack)

@@ -19,7 +19,7 @@ from piat_hub.config import InputError
 from piat_hub.machine import cores
 
 # read by Pillow alone, unlike EPS, which it hands to Ghostscript
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 STILL = ("MPO",)  # formats whose first frame is the picture, the others its previews
 LARGEST = 2**30  # bytes of a picture's file
 

@@ -1,5 +1,7 @@
 """Files that appear whole or not at all, JSON that carries a checksum, and folders that are not trusted."""
 
+from __future__ import annotations
+
 import hashlib
 import itertools
 import json
