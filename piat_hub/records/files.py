@@ -173,14 +173,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _content(path: Path) -> bytes:
-    """All of a file; ValueError for a pipe or a device, which may never end, and beyond LONGEST."""
-    if path.exists() and not path.is_file():
-        raise ValueError("it is no regular file")
+    """All of a file; ValueError for what is no regular file, and beyond LONGEST."""
+    _hold_regular(path)
     with path.open("rb") as file:
         content = file.read(LONGEST + 1)
     if len(content) > LONGEST:
         raise ValueError(f"it is longer than {LONGEST // 2**20} MiB")
     return content
+
+
+def _hold_regular(path: Path) -> None:
+    """ValueError for a folder, and for a pipe or a device, which may never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
 
 
 def read_lines(path: Path, *, strict: bool = True) -> list[dict[str, Any]]:
@@ -308,6 +313,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an npz file; no pickle is read. ValueError if it is damaged or unpacks to an absurd size."""
     import numpy as np
 
+    _hold_regular(path)
     try:
         with zipfile.ZipFile(path) as packed:
             if sum(member.file_size for member in packed.infolist()) > LARGEST:
