@@ -120,7 +120,7 @@ def bad_cases(tmp_path):
     )
     yield "a single class", images, {"img": datasets.Image(), "label": plain}, [3, 3]
     yield "row 1 is no image", [images[0], {"bytes": b"no image", "path": None}], None, [0, 1]
-    yield "row 0 is no image", [None, images[0]], None, [0, 1]
+    yield "row 0 is no image .it is empty", [None, images[0]], None, [0, 1]
     yield "label -1 .*outside 0..1", images, {"img": datasets.Image(), "label": plain}, [1, -1]
     mixed = [picture(random_images(1)[0]), picture(random_images(1, (7, 4, 3))[0])]
     yield "mixes image sizes: 5x4 and 7x4", mixed, None, [0, 1]

@@ -162,8 +162,8 @@ def header(width, height):
 
 
 BROKEN = {
-    "text": (b"no picture", "it is none of BMP"),
-    "nothing": (b"", "it is none of BMP"),
+    "text": (b"no picture", "its format is none of BMP, GIF, JPEG"),
+    "nothing": (b"", "its format is none of BMP, GIF, JPEG"),
     "cut": (encoded(Image.fromarray(LEVELS.repeat(9, 0)), "JPEG")[:-60], "truncated"),
     "header alone": (png(header(5, 4), (b"IEND", b"")), ""),
     "wrong checksum": (encoded(Image.fromarray(LEVELS))[:40] + b"????" + encoded(Image.fromarray(LEVELS))[44:], ""),
@@ -181,7 +181,7 @@ def test_a_broken_file_is_named_by_its_path(tmp_path, case):
             Image.fromarray(LEVELS).save(tmp_path / "d" / split / name / "fine.png")
     (broken := tmp_path / "d/train/dog/it.png").write_bytes(raw)
     for read in (lambda: data.load(str(tmp_path / "d"), "train"), lambda: data.read_image(broken, (3, 5, 4))):
-        with pytest.raises(InputError, match=f"it.png is no image .*{reason}") as caught:
+        with pytest.raises(InputError, match=f"it.png is not an image file .*{reason}") as caught:
             read()
         assert str(broken) in str(caught.value) and "BytesIO" not in str(caught.value) and "\n" not in str(caught.value)
 
@@ -197,5 +197,5 @@ def test_a_picture_of_one_pixel_and_other_channels(tmp_path):
     with pytest.raises(InputError, match="a model of 4 channels; a picture has 1 or 3"):
         data.read_image(tmp_path / "one.png", (4, 2, 2))
     for absent in ("absent.png", "."):
-        with pytest.raises(InputError, match="is no image .(No such file|it is no regular file)"):
+        with pytest.raises(InputError, match="is not an image file .(No such file|it is no regular file)"):
             data.read_image(tmp_path / absent, (3, 2, 2))

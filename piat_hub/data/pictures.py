@@ -20,8 +20,24 @@ from piat_hub.machine import cores
 
 # read by Pillow alone, unlike EPS, which it hands to Ghostscript
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-STILL = ("MPO",)  # formats whose first frame is the picture, the others its previews
 LARGEST = 2**30  # bytes of a picture's file
+
+
+def content(path: str | Path) -> bytes:
+    """What stands in a picture's file.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: for a pipe or a device, which may never end, and beyond `LARGEST`.
+        OSError: if it cannot be read.
+    """
+    if (file := Path(path)).exists() and not file.is_file():
+        raise ValueError("it is no regular file")
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"it is larger than {LARGEST // 2**30} GiB")
+    return file.read_bytes()
 
 
 def open_picture(file: bytes | str | Path, name: str) -> Image.Image:
@@ -42,11 +58,11 @@ def open_picture(file: bytes | str | Path, name: str) -> Image.Image:
             its levels have no known range.
     """
     try:
-        raw = file if isinstance(file, bytes) else _content(Path(file))
+        raw = file if isinstance(file, bytes) else content(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large pictures are welcome, and broken EXIF turns nothing
             with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
-                if getattr(picture, "is_animated", False) and picture.format not in STILL:
+                if getattr(picture, "is_animated", False) and picture.format != "MPO":  # whose others are its previews
                     raise InputError(
                         f"{name} holds several pictures, an animation or pages; save one of them in its place"
                     )
@@ -57,16 +73,8 @@ def open_picture(file: bytes | str | Path, name: str) -> Image.Image:
     except InputError:
         raise
     except Exception as error:  # Pillow passes on whatever its readers meet in a broken file
-        raise InputError(f"{name} is no image ({_reason(error)}); drop it, or save it anew") from error
-
-
-def _content(file: Path) -> bytes:
-    """What stands in a picture's file. ValueError for a pipe or a device, which may never end, and beyond LARGEST."""
-    if file.exists() and not file.is_file():
-        raise ValueError("it is no regular file")
-    if file.stat().st_size > LARGEST:
-        raise ValueError(f"it is larger than {LARGEST // 2**30} GiB")
-    return file.read_bytes()
+        what = "no image" if isinstance(file, bytes) else "not an image file"
+        raise InputError(f"{name} is {what} ({_reason(error)}); drop it, or save it anew") from error
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -91,7 +99,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 def _reason(error: Exception) -> str:
     """What is wrong with a file, in a few words that do not name it."""
     if isinstance(error, UnidentifiedImageError):
-        return f"it is none of {', '.join(FORMATS)}"
+        return f"its format is none of {', '.join(FORMATS)}"
     if isinstance(error, Image.DecompressionBombError):
         return "it has more pixels than Pillow opens, 178,956,970"
     return getattr(error, "strerror", None) or _line(error)
@@ -166,7 +174,7 @@ class Encoded:
         Raises:
             InputError: if it is no image (see `open_picture`), or has another size than the first.
         """
-        if not cell:
+        if not cell or {cell["bytes"], cell["path"]} == {None}:
             raise InputError(f"{self.name}: row {row} is no image (it is empty); drop it")
         where = _where(row, cell)
         picture = open_picture(cell["path"] if cell["bytes"] is None else cell["bytes"], f"{self.name}: {where}")
