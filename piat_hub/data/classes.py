@@ -35,9 +35,10 @@ def numbered_as(split: Split, names: Sequence[str], whose: str = "the model") ->
         note = f"{split.name} has no names for its classes: its label k is taken for class k of {whose}, {names[0]!r} for 0"
         return replace(split, label_names=names, inferred=False, notes=(*split.notes, note))
     if found is None:
+        lists = f"{shortened([own[k] for k in there])} against {shortened(names)}"
         raise InputError(
-            f"{split.name} has the classes {shortened([own[k] for k in there])}, {whose} has {shortened(names)}: labels go by "
-            "name, and some are not there; name its classes alike, or give the data it was trained for with --dataset"
+            f"{whose} has {len(names)} classes and {split.name} has {len(there)}; name the data it was trained for with "
+            f"--dataset, or name the classes alike, since labels go by name: {lists}"
         )
     numbers = torch.zeros(len(own), dtype=torch.int64)
     numbers[there] = torch.tensor(found)

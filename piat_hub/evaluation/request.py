@@ -229,4 +229,4 @@ def evaluation_data(spec: str, config: EvalConfig, model: nn.Module) -> data.Spl
         found = data.load(data.named_by(spec, trained.dataset), config.split, *columns, img_size)
     else:
         raise InputError(f"{spec} does not say what data it is for; name it with --dataset")
-    return data.numbered_as(found, label_names(model), spec).first(config.n)
+    return data.numbered_as(found, label_names(model)).first(config.n)

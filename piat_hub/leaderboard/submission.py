@@ -141,7 +141,7 @@ def submit(
         raise InputError(f"{run} was measured on {data!r}, which can be no part of a file's name; evaluate it again")
     columns = (model.piat.get(key) for key in ("image_column", "label_column", "img_size"))
     split = load(dataset or named_by(home, model.piat["dataset"]), results.split, *columns)
-    split = numbered_as(split, model.label_names, str(run)).first(results.n)
+    split = numbered_as(split, model.label_names).first(results.n)
     reasons = [*_claims(results), *accepts(model, split, results)]
     if reasons and not draft:
         raise InputError(f"{run} is no submission: {'; '.join(reasons)}; --draft writes the files all the same")
