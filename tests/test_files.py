@@ -4,11 +4,12 @@ import errno
 import json
 import os
 import random
+from pathlib import Path
 
 import pytest
 
 from piat_hub.config import Broken, InputError, printable
-from piat_hub.records.files import append, own, read_json, read_lines, sealed, whole_file
+from piat_hub.records.files import append, own, read_json, read_lines, sealed, whole_file, write_text
 from piat_hub.records.model_config import ModelConfig
 
 
@@ -27,6 +28,17 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         scratch.write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and path.read_text() == "one"
+
+
+def test_a_read_only_file_system_is_told_in_words(tmp_path, monkeypatch):
+    """It refuses to remove even a scratch file that is not there."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(Broken, match=r"a\.json cannot be written: Read-only file system"):
+        write_text(tmp_path / "a.json", "{}")
 
 
 def test_every_flipped_bit_of_sealed_json_is_found_or_harmless(tmp_path):

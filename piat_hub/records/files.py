@@ -10,7 +10,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,15 +47,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     scratch = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
-        scratch.unlink(missing_ok=True)  # it might be a link to somewhere else
         with written(path):
+            scratch.unlink(missing_ok=True)  # it might be a link to somewhere else
             yield scratch
             with scratch.open("r+b") as file:
                 os.fsync(file.fileno())
             os.replace(scratch, path)
             sync_directory(path.parent)
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
