@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piat_hub.attacks.core import attack_mode, look, usable
@@ -45,16 +46,31 @@ def components(eps: float, norm: str, num_classes: int, seed: int, queries: int 
     return {n: partial(_run, component=n, **setting) for n in names}  # type: ignore[arg-type]
 
 
-def changes(num_classes: int) -> str | None:
-    """How this differs from the standard version with few classes, in words; None where it does not.
+def changes(num_classes: int, norm: str = "Linf", size: tuple[int, int] = (32, 32)) -> str | None:
+    """How this differs from the standard version with few classes or odd sizes, in words; None where it does not.
 
     Args:
         num_classes: classes that the model tells apart.
+        norm: "Linf" or "L2".
+        size: height and width of the images.
     """
-    if num_classes >= 10:
-        return None
-    without = "; apgd-t left out, its loss needs 4 classes" if num_classes < 4 else ""
-    return f"targeted attacks aim at {num_classes - 1} classes in place of 9{without}"
+    found = [f"targeted attacks aim at {num_classes - 1} classes in place of 9"] if num_classes < 10 else []
+    if num_classes < 4:
+        found.append("apgd-t left out, its loss needs 4 classes")
+    if norm == "L2" and (frame := _frame(*size)) != size:
+        found.append("square searches in a frame of {}x{} around the images".format(*frame))
+    return "; ".join(found) or None
+
+
+def _frame(height: int, width: int) -> tuple[int, int]:
+    """The smallest size from this one on which pyautoattack's L2 Square takes: its first squares must fill the image."""
+
+    def taken(h: int, w: int) -> bool:
+        side, offset = h // 5, (h - h // 5 * 5) // 2
+        return side == 1 or (side > 1 and offset <= min(h % side, w % side))
+
+    sizes = [(h, w) for h in range(height, height + 5) for w in range(width, width + 5)]
+    return min((size for size in sizes if taken(*size)), key=lambda size: size[0] * size[1])
 
 
 def autoattack(
@@ -130,7 +146,11 @@ def _run(
             suite.fab.targeted = True
             return suite.fab.perturb(x, y)
         suite.square.n_queries = min(queries, suite.square.n_queries)
-        return suite.square.perturb(x, y)
+        height, width = x.shape[2:]
+        frame = _frame(height, width) if norm == "L2" else (height, width)
+        suite.square.predict = lambda framed: logits(framed[..., :height, :width])
+        framed = F.pad(x, (0, frame[1] - width, 0, frame[0] - height))
+        return suite.square.perturb(framed, y)[..., :height, :width]
 
 
 @contextmanager

@@ -18,7 +18,8 @@ class EvalConfig:
     """
 
     attacks: tuple[str, ...] = option(
-        ("clean", "pgd20"), "any of clean, pgdN, mimN, cwN, aa, apgd-ce, apgd-t, fab-t, square"
+        ("clean", "pgd20"),
+        "any of clean, pgdN, mimN, cwN, aa, apgd-ce, apgd-t, fab-t, square, or your own as module:callable",
     )
     sweep_eps: tuple[float, ...] = option(
         (), "also measure the attacks at these budgets, such as 2/255 4/255 8/255", unit="pixels"
@@ -46,6 +47,9 @@ class EvalConfig:
     checks: bool = option(False, "also check that the figures can be believed (gradient masking)")
     surrogate: str | None = option(
         None, "another MODEL (last weights, no --mean), whose adversarial examples the checks try on this one"
+    )
+    through: str | None = option(
+        None, "module:callable, a part without gradient before MODEL; the checks take the gradient past it"
     )
     per_class: bool = option(False, "also print the accuracy of each class")
     time_budget: str | None = option(None, "stop cleanly after this long, e.g. 30m or 1h30m; go on with --resume")

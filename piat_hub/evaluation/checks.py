@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from piat_hub.attacks import attack_mode, cross_entropy, pgd
 from piat_hub.attacks.autoattack import components
-from piat_hub.config import ThreatModel, pixels
+from piat_hub.attacks.core import usable
+from piat_hub.config import InputError, ThreatModel, pixels
 from piat_hub.data import Split, derived_seed, to_unit
+from piat_hub.evaluation.own_code import Front, past
+from piat_hub.evaluation.premises import BESIDE, TWICE, apart
 from piat_hub.evaluation.verdict import correct, verdict_mode
 from piat_hub.machine import device_of
 
@@ -21,7 +24,13 @@ QUERIES = 500  # of Square in the check; AutoAttack's own Square has 5000
 
 
 def check(
-    model: nn.Module, split: Split, threat_model: ThreatModel, *, seed: int = 0, surrogate: nn.Module | None = None
+    model: nn.Module,
+    split: Split,
+    threat_model: ThreatModel,
+    *,
+    seed: int = 0,
+    surrogate: nn.Module | None = None,
+    steps: int = 20,
 ) -> Iterator[dict[str, Any]]:
     """Run every check on the split; yields each as {"check", "passed", "found" in words, …figures}.
 
@@ -33,10 +42,12 @@ def check(
         threat_model: norm and eps of the attacks; eps is also halved, doubled, and raised until any image is allowed.
         seed: of every attack's randomness.
         surrogate: another model of the same task, for the transfer check, which is left out without one.
+        steps: the most that a reported attack has; images close to the edge are attacked with five times as many.
 
     Yields:
         One dict a check, "passed" being True or False. Where no image is classified correctly even without an attack,
-        that is the last.
+        that is the last. A model without a gradient is spared the attacks that follow it. With a `Front` before the
+        model, another follows the gradient past it.
     """
     device = device_of(model)
     x, y = to_unit(split.images[:]).to(device), split.labels.to(device)
@@ -66,17 +77,34 @@ def check(
         if not len(y):
             yield _result("accuracy", False, "no image is classified correctly even without an attack")
             return
-        yield gradients(exact, x, y)
-        strong = white_box(steps=100)
-        yield falls("steps", "steps", {"PGD-5": white_box(steps=5), "PGD-20": white_box(), "PGD-100": strong})
-        once, often = white_box(), white_box(restarts=5)
-        yield falls("restarts", "restarts", {"1": once, "5": often})
-        everything = 1.0 if norm == "Linf" else float(x[0].numel()) ** 0.5
-        radii = {f"eps {pixels(r)}": white_box(r) for r in (eps / 2, eps, min(2 * eps, everything))}
-        yield falls("eps", "eps", radii)
-        left = int(white_box(everything, steps=50).sum())
-        words = f"PGD-50 leaves {_percent(left, n)} at eps {everything:.4g}, where any image is allowed"
-        yield _result("large eps", left <= slack, f"{words}; it should leave nothing", counts=[left])
+        strong = torch.ones_like(y, dtype=torch.bool)
+        try:
+            yield gradients(exact, x, y)
+        except InputError as error:
+            yield _result("zero gradients", False, str(error), counts=[len(y), 0])
+        else:
+            strong = white_box(steps=100)
+            yield falls("steps", "steps", {"PGD-5": white_box(steps=5), "PGD-20": white_box(), "PGD-100": strong})
+            yield more_steps(exact, x, y, threat_model, steps, slack, seed)
+            once, often = white_box(), white_box(restarts=5)
+            yield falls("restarts", "restarts", {"1": once, "5": often})
+            everything = 1.0 if norm == "Linf" else float(x[0].numel()) ** 0.5
+            radii = {f"eps {pixels(r)}": white_box(r) for r in (eps / 2, eps, min(2 * eps, everything))}
+            yield falls("eps", "eps", radii)
+            left = int(white_box(everything, steps=50).sum())
+            words = f"PGD-50 leaves {_percent(left, n)} at eps {everything:.4g}, where any image is allowed"
+            yield _result("large eps", left <= slack, f"{words}; it should leave nothing", counts=[left])
+        if fronts := [part for part in exact.modules() if isinstance(part, Front)]:
+            with past(fronts):
+                flat = gradients(exact, x, y)
+                found = white_box(steps=100) if flat["passed"] else strong
+            how = "PGD-100, its gradient taken past the front part,"
+            passing = _at_least_as_strong("through", how, found, strong, n, slack)
+            yield (
+                passing
+                if flat["passed"]
+                else flat | {"check": "through", "found": f"behind the front part {flat['found']}"}
+            )
         square = components(eps, norm, int(exact(x[:1]).shape[1]), seed, queries=QUERIES)["square"]
         yield _at_least_as_strong("black box", f"Square, {QUERIES} queries", standing(square), strong, n, slack)
         if surrogate is not None:
@@ -85,6 +113,37 @@ def check(
             yield _at_least_as_strong(
                 "transfer", "PGD-20 from the surrogate", standing(pgd, other, **step), strong, n, slack
             )
+
+
+def more_steps(
+    model: nn.Module, x: Tensor, y: Tensor, threat_model: ThreatModel, steps: int, slack: int, seed: int
+) -> dict[str, Any]:
+    """Whether five times the steps break what was nearly broken: the check "more steps", as `check` yields it.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K).
+        x: images that are right when clean, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+        threat_model: norm and eps.
+        steps: of the reported attack.
+        slack: how many images may fall before the check warns.
+        seed: of the random starts.
+    """
+    eps, norm = threat_model.eps, threat_model.norm
+    torch.manual_seed(derived_seed(seed, 2))
+    x_adv = pgd(model, x, y, eps, eps / 4, steps, norm=norm)
+    with attack_mode(model), torch.no_grad():
+        logits = model(x_adv)
+    true = logits.gather(1, y[:, None]).squeeze(1)
+    gap = true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    standing = (gap > 0).nonzero().squeeze(1)
+    near = standing[gap[standing].argsort()[: -(-len(standing) // 4)]]
+    broken = 0
+    if len(near):
+        again = pgd(model, x[near], y[near], eps, 2.5 * eps / (5 * steps), 5 * steps, norm=norm)
+        broken = int((~correct(model, again, y[near])).sum())
+    words = f"of the {len(near)} images that PGD-{steps} leaves closest to the edge, PGD-{5 * steps} breaks {broken}"
+    return _result("more steps", broken <= slack, words, counts=[len(near), broken])
 
 
 def finite(model: nn.Module, x: Tensor) -> dict[str, Any]:
@@ -101,7 +160,7 @@ def finite(model: nn.Module, x: Tensor) -> dict[str, Any]:
 
 
 def outputs(model: nn.Module, x: Tensor) -> Iterator[dict[str, Any]]:
-    """What the outputs tell of chance, probabilities and precision: the checks "randomness", "logits" and "bf16".
+    """What the outputs tell: the checks "randomness", "batch", "logits" and "bf16".
 
     Args:
         model: maps images in [0, 1] to logits (B, K).
@@ -112,15 +171,37 @@ def outputs(model: nn.Module, x: Tensor) -> Iterator[dict[str, Any]]:
         sums, low = first.sum(1), first.min() if len(first) else first.sum()
         with torch.autocast(x.device.type, torch.bfloat16):
             rough = model(x)
-    apart = float((first - second).abs().max()) if len(first) else 0.0
-    said = "two passes over the same images agree" if apart == 0 else f"two passes differ by up to {apart:.3g}"
-    yield _result("randomness", apart == 0, said + ("" if apart == 0 else ": attack its expectation, with restarts"))
+    twice = apart(first, second, TWICE)
+    said = f"two passes differ by up to {twice:.3g} of the logits' spread: attack its expectation, with restarts"
+    yield _result("randomness", not twice, said if twice else "two passes over the same images agree")
+    yield batch(model, x, first)
     softmax = bool(len(first)) and bool((sums - 1).abs().max() < 1e-4) and bool(low >= 0)
     said = "the model returns probabilities, not logits: losses saturate" if softmax else "the model returns logits"
     yield _result("logits", not softmax, said)
     flips = int((first.argmax(1) != rough.argmax(1)).sum())
     said = f"{flips} of {len(x)} clean predictions differ under bf16; verdicts here are fp32"
     yield _result("bf16", flips <= max(1, round(0.02 * len(x))), said, counts=[flips])
+
+
+def batch(model: nn.Module, x: Tensor, logits: Tensor) -> dict[str, Any]:
+    """Whether an image alone is answered as in its batch: the check "batch", as `check` yields it.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K).
+        x: clean images, (B, C, H, W) in [0, 1].
+        logits: its answer to all of them at once, (B, K).
+    """
+    try:
+        with attack_mode(model), torch.no_grad():
+            alone = torch.cat([model(one) for one in x.split(1)]) if len(x) else logits
+    except (RuntimeError, ValueError, IndexError) as error:
+        return _result(
+            "batch", False, f"the model takes no batch of one: {(str(error) or 'it raises').splitlines()[0]}"
+        )
+    beside, flips = apart(logits, alone, BESIDE), int((logits.argmax(1) != alone.argmax(1)).sum())
+    said = f"alone, {flips} of {len(x)} images are of another class than in their batch"
+    said += f", and logits differ by up to {beside:.3g} of their spread" if beside else ""
+    return _result("batch", not beside, said, counts=[flips])
 
 
 def gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
@@ -130,11 +211,14 @@ def gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
         model: maps images in [0, 1] to logits (B, K).
         x: clean images, (B, C, H, W) in [0, 1].
         y: class numbers, (B,).
+
+    Raises:
+        InputError: if the model gives none.
     """
     x = x.clone().requires_grad_()
     with attack_mode(model) as frozen, torch.enable_grad():
-        loss = cross_entropy(frozen(x), y)
-        gradient = torch.autograd.grad(loss, x)[0] if loss.requires_grad else torch.zeros_like(x)
+        loss = cross_entropy(usable(frozen(x), x), y)
+        (gradient,) = torch.autograd.grad(loss, x)
     flat = int((gradient.flatten(1) == 0).all(1).sum())
     nan = int((~gradient.flatten(1).isfinite()).any(1).sum())
     words = f"{flat} of {len(x)} images have a gradient of exactly zero" + (

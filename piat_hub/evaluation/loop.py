@@ -176,7 +176,8 @@ def measure(
     images, labels = split.images.to(device), split.labels.to(device)
     with verdict_mode(model) as exact:
         request = (results.threat_model, class_count(exact, split), step_size, results.seed, restarts)
-        todo = {a: suite(a, *request) for a in ("clean", *attacks)}
+        size = split.shape[1:]
+        todo = {a: suite(a, *request, size=size) for a in ("clean", *attacks)}
         stand, most = torch.empty(0), batch_size
         if pending := [a for a in todo if a not in results.verdicts]:
             follows = any(todo[a].follows for a in pending)
@@ -186,7 +187,7 @@ def measure(
             model_is = premises.examine(exact, images, labels, batch_size, logits, processes.least)
             for sentence in (*model_is.notes(batch_size), *said):
                 results.note(sentence)
-            todo = {a: suite(a, *request, whole=not model_is.function) for a in todo}
+            todo = {a: suite(a, *request, size=size, whole=not model_is.function) for a in todo}
             for attack in todo.values():
                 attack.facts |= model_is.facts(batch_size)
         twin: nn.Module | None = None

@@ -10,7 +10,7 @@ from torch import nn
 from piat_hub import data
 from piat_hub.backbones.small_image import Normalize
 from piat_hub.config import InputError
-from piat_hub.evaluation.own_code import imported
+from piat_hub.evaluation.own_code import Front, imported
 from piat_hub.evaluation.verdict import logits_of, verdict_mode
 from piat_hub.hub.load import from_pretrained, from_timm
 from piat_hub.records import tensors
@@ -33,7 +33,11 @@ def label_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def load_model(
-    spec: str, checkpoint: str = "last", mean: Sequence[float] = (), std: Sequence[float] = ()
+    spec: str,
+    checkpoint: str = "last",
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    through: str | None = None,
 ) -> tuple[nn.Module, str, Path | None]:
     """(model in eval mode, a name for it, its run directory if it is one) for MODEL as the commands take it.
 
@@ -43,6 +47,7 @@ def load_model(
         checkpoint: "last" or "best", for models that have both.
         mean: subtracted from images in [0, 1], one number a channel; nothing if empty.
         std: divided by after that, one number a channel; used only with mean.
+        through: "module:callable", what the images go through before all that.
 
     Returns:
         The model on the CPU unless code put it elsewhere; its name for a folder of results; and the directory where it
@@ -64,9 +69,13 @@ def load_model(
         model = from_pretrained(spec, checkpoint=checkpoint)
         run = path if (path / "metrics.jsonl").exists() or (path / "results.json").exists() else None
         name = path.resolve().name if path.is_dir() else spec.replace("/", "-")
-    if mean:
+    fronts: list[nn.Module] = [Normalize(torch.tensor(mean), torch.tensor(std))] if mean else []
+    if through:
+        part = imported(through, "front part")
+        fronts.insert(0, Front(part() if isinstance(part, type) else part, through))
+    if fronts:
         known = {k: getattr(model, k) for k in ("piat", "weights_sha256", "label_names") if hasattr(model, k)}
-        model = nn.Sequential(Normalize(torch.tensor(mean), torch.tensor(std)), model).eval()
+        model = nn.Sequential(*fronts, model).eval()
         for key, value in known.items():
             setattr(model, key, value)
     return model, name, run

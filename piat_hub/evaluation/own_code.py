@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+from torch import Tensor, nn
 
 from piat_hub.config import InputError
 
@@ -29,3 +33,39 @@ def imported(spec: str, what: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise InputError(f"no {what} {spec!r}: {error}; give module:callable, importable from here") from error
     return found
+
+
+class Front(nn.Module):
+    """A part that stands before a model and may have no gradient: JPEG compression, quantisation.
+
+    Args:
+        part: images (B, C, H, W) to images, as a function or an nn.Module.
+        name: what messages call it.
+    """
+
+    def __init__(self, part: Callable[[Tensor], Tensor], name: str) -> None:
+        super().__init__()
+        self.part, self.name, self.straight = part, name, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the part makes of the images; the gradient is its own, or within `past` that of the identity."""
+        if not self.straight:
+            return self.part(x)
+        made = self.part(x.detach())
+        if made.shape != x.shape:
+            raise InputError(
+                f"{self.name} makes {tuple(made.shape)} of {tuple(x.shape)}; no gradient gets past a resize"
+            )
+        return x + (made - x).detach()
+
+
+@contextmanager
+def past(fronts: Sequence[Front]) -> Iterator[None]:
+    """Take gradients past these parts as if each were the identity (BPDA, Athalye et al. 2018, arXiv:1802.00420)."""
+    for front in fronts:
+        front.straight = True
+    try:
+        yield
+    finally:
+        for front in fronts:
+            front.straight = False

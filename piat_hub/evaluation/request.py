@@ -131,9 +131,9 @@ class Evaluation:
         """
         found = []
         threat = self.results.threat_model
-        for result in checks.check(
-            self.model, self.split[:images], threat, seed=self.results.seed, surrogate=self.surrogate
-        ):
+        asked: dict[str, Any] = {"seed": self.results.seed, "surrogate": self.surrogate}
+        asked["steps"] = max((f["steps"] for f in self.results.attacks.values() if "steps" in f), default=20)
+        for result in checks.check(self.model, self.split[:images], threat, **asked):
             found.append(result | {"n": min(images, len(self.split))})
             yield found[-1]
         self.results.checks = found
@@ -169,7 +169,7 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
     accelerator = Accelerator(kwargs_handlers=[PATIENCE])
     set_threads(config.threads)
     with accelerator.main_process_first():
-        model, name, directory = load_model(spec, config.checkpoint, config.mean, config.std)
+        model, name, directory = load_model(spec, config.checkpoint, config.mean, config.std, config.through)
         surrogate = load_model(config.surrogate)[0] if config.surrogate else None
         split = evaluation_data(spec, config, model)
     if surrogate and len({label_names(model), label_names(surrogate)} - {()}) > 1:
@@ -190,6 +190,8 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
         raise InputError(f"{spec} is not the same in every process of this launch; evaluate it once it stays as it is")
     if config.mean:  # another question of the same weights
         weights += f" behind mean {config.mean} std {config.std}"
+    if config.through:
+        weights += f" through {config.through}"
     facts = {"split": config.split, "seed": config.seed, "checkpoint": config.checkpoint, "weights": weights}
     results = Results.of(split, threat, **facts)
     placed = model.to(accelerator.device).to(memory_format=torch.channels_last)

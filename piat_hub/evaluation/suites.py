@@ -48,6 +48,8 @@ def suite(
     step_size: float | None = None,
     seed: int = 0,
     restarts: int = 1,
+    *,
+    size: tuple[int, int] = (32, 32),
     whole: bool = False,
 ) -> Suite:
     """The attack called "clean", "pgd20", "mim", "cw100", "aa", "square", "mymodule:my_attack" and so on.
@@ -63,6 +65,7 @@ def suite(
         step_size: of a registered attack, in pixel units, 0 < step_size <= 2 eps; eps/4 if None.
         seed: of AutoAttack's components.
         restarts: of a registered attack.
+        size: height and width of the images.
         whole: for a model that is no function of one image: no image leaves early, each is judged once, at the end.
 
     Raises:
@@ -72,7 +75,7 @@ def suite(
     if name == "clean":
         return Suite()
     if name == "aa" or name in STANDARD:
-        return _autoattack(name, threat_model, num_classes, seed, whole)
+        return _autoattack(name, threat_model, num_classes, seed, size, whole)
     attack, steps = _by_name(name)
     step_size = step_size or threat_model.eps / 4
     threat_model.check_step(step_size)
@@ -125,7 +128,9 @@ def _by_name(name: str) -> tuple[Callable[..., Tensor], int | None]:
     return ATTACKS[match[1]], int(match[2]) if match[2] else None
 
 
-def _autoattack(name: str, threat_model: ThreatModel, num_classes: int, seed: int, whole: bool) -> Suite:
+def _autoattack(
+    name: str, threat_model: ThreatModel, num_classes: int, seed: int, size: tuple[int, int], whole: bool
+) -> Suite:
     """AutoAttack, or one of its components; `whole` as one stage."""
     parts: dict[str, Stage] = dict(components(threat_model.eps, threat_model.norm, num_classes, seed))
     if name != "aa" and name not in parts:
@@ -134,7 +139,8 @@ def _autoattack(name: str, threat_model: ThreatModel, num_classes: int, seed: in
     if name == "aa":
         budget: dict[str, Any] = {"eps": threat_model.eps, "step_size": threat_model.eps / 4, "norm": threat_model.norm}
         stages = {"pgd10": partial(ATTACKS["pgd"], **budget, steps=10, leave=not whole), **parts}
-    differs = [words for words in (changes(num_classes), WHOLE if whole else None) if words]
+    norm = threat_model.norm if name in ("aa", "square") else "Linf"
+    differs = [words for words in (changes(num_classes, norm, size), WHOLE if whole else None) if words]
     facts: dict[str, Any] = {"version": "not standard" if whole else "standard"}
     facts |= {"changed": "; ".join(differs)} if differs else {}
     if whole:

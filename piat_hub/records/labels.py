@@ -49,8 +49,8 @@ AUTOATTACK = {"aa": "AutoAttack", "apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab
 
 
 def attack_name(name: str) -> str:
-    """'pgd20' -> 'PGD-20', 'aa' -> 'AutoAttack', 'clean' -> 'clean'."""
-    if name == "clean" or name in AUTOATTACK:
+    """'pgd20' -> 'PGD-20', 'aa' -> 'AutoAttack', 'clean' -> 'clean'; an attack of one's own keeps its name."""
+    if name == "clean" or name in AUTOATTACK or ":" in name:
         return AUTOATTACK.get(name, name)
     letters = name.rstrip("0123456789")
     return f"{letters.upper()}-{name[len(letters) :] or 20}"
@@ -58,7 +58,8 @@ def attack_name(name: str) -> str:
 
 def rows(results: Record) -> list[list[str]]:
     """One row per attack: name, accuracy, 95 % interval, correct of n; where several attacked, their worst case last."""
-    named = [(attack_name(a), f) for a, f in results.attacks.items()]
+    other = {a: f" ({f['version']})" for a, f in results.attacks.items() if f.get("version", "standard") != "standard"}
+    named = [(attack_name(a) + other.get(a, ""), f) for a, f in results.attacks.items()]
     if len(named) > 2 and results.worst_case:
         named.append(("worst case of these", results.worst_case))
     return [

@@ -297,7 +297,7 @@ def result_files(directory: Path, checkpoint: str) -> tuple[Path, Path]:
 
 
 def _partial(verdicts: Path, attack: str) -> Path:
-    return verdicts.with_name(f"{verdicts.stem}.{attack}.partial.npz")
+    return verdicts.with_name(f"{verdicts.stem}.{attack.replace(':', '-')}.partial.npz")
 
 
 def read_record(path: Path) -> Record:
