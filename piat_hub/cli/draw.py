@@ -95,19 +95,19 @@ def _gallery(runs: Sequence[RunDirectory], given: argparse.Namespace) -> Iterato
     from piat_hub.figures import gallery
     from piat_hub.records.groups import benchmarks
 
-    points, total = list[float](), 0
+    points = list[float]()
 
     def on_point() -> None:
         points.append(time.monotonic())
         bar.update()
         if len(points) == 2:
             each = f"PGD-{gallery.SETTINGS['steps']} on {gallery.IMAGES['landscape']} images"
-            minutes = math.ceil((points[1] - points[0]) * total / 60)
-            bar.write(f"landscape: {total} points, each of them {each}: about {minutes} min; --only leaves it out")
+            minutes = math.ceil((points[1] - points[0]) * (bar.total or 0) / 60)
+            bar.write(f"landscape: {bar.total} points, each of them {each}: about {minutes} min; --only leaves it out")
 
     with tqdm(unit="point", desc="landscape", disable=None) as bar:
         options = {"filterwise": given.filterwise, "dataset": given.dataset, "on_point": on_point}
         for name, group in benchmarks(runs).items():
-            total = bar.total = int(gallery.SETTINGS["points"] ** 2) * len(group)
+            bar.total = gallery.SETTINGS["points"] ** 2 * len(group)
             for drawn in gallery.draw(group, given.only, **options):
                 yield name, drawn
