@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from timm.layers import BatchNormAct2d, create_conv2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
@@ -18,7 +17,6 @@ from timm.models.resnetv2 import PreActBasic, ResNetV2
 from torch import Tensor, nn
 
 from piat_hub.backbones import small_image
-from piat_hub.config import InputError
 from piat_hub.records import published
 
 
@@ -116,13 +114,7 @@ def _first_conv(in_chans: int, out_chans: int, mean: Sequence[float], std: Seque
     """3x3, of stride 1; with mean and std behind their normalisation. InputError unless they fit the channels."""
     conv = nn.Conv2d(in_chans, out_chans, 3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    if not mean and not std:
-        return conv
-    if len(mean) != in_chans or len(std) != in_chans or not all(s > 0 for s in std):
-        raise InputError(
-            f"mean {mean} and std {std} must be {in_chans} numbers each, std above 0; give one per channel"
-        )
-    return small_image.normalized(conv, torch.tensor(mean).float(), torch.tensor(std).float())
+    return small_image.behind(conv, mean, std)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

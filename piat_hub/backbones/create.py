@@ -9,6 +9,9 @@ from torch import nn
 from piat_hub.backbones import small_image
 from piat_hub.config import InputError, nearest
 
+OURS = ["cifar_*", "*_cvst"]  # what we register, but for small_image
+SIZED = ("small_image", "vit_small_cvst")  # those of ours that are built for one size of image
+
 
 def create_model(
     name: str, *, num_classes: int = 10, in_chans: int = 3, img_size: int | None = None, **kwargs: Any
@@ -20,7 +23,7 @@ def create_model(
         num_classes: classes, the K of the logits.
         in_chans: channels of the images.
         img_size: the side of its square images in pixels, which adapts timm's own models to them (see small_image.py;
-            ours take any size). With pretrained=True it is by default that of the weights.
+            ours take any size, but vit_small_cvst). With pretrained=True it is by default that of the weights.
         **kwargs: of the model, passed to timm; pretrained=True among them.
 
     Returns:
@@ -33,11 +36,11 @@ def create_model(
     """
     kwargs |= {"num_classes": num_classes, "in_chans": in_chans}
     if not timm.is_model(name.partition(".")[0]):
-        mine = timm.list_models("cifar_*")
+        mine = timm.list_models(OURS)
         guess = nearest(name, mine) or nearest(name, timm.list_models())
         raise InputError(f"unknown backbone {name!r}{guess}; ours: {', '.join(mine)}; timm.list_models() has the rest")
     if ours(name):
-        sized = {"img_size": img_size} if name == "small_image" and img_size else {}
+        sized = {"img_size": img_size} if name in SIZED and img_size else {}
         return small_image.made(name, img_size or 32, **kwargs, **sized)
     if img_size is None and kwargs.get("pretrained"):
         img_size = timm.get_pretrained_cfg(name).input_size[-1]

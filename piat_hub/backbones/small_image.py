@@ -180,6 +180,21 @@ def normalized(conv: nn.Module, mean: Tensor, std: Tensor) -> nn.Sequential:
     return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), conv=conv))
 
 
+def behind(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """The convolution, behind the normalisation by mean and std, one number a channel each; itself where both are empty.
+
+    Raises:
+        InputError: unless they fit its channels.
+    """
+    if not mean and not std:
+        return conv
+    if len(mean) != conv.in_channels or len(std) != conv.in_channels or not all(s > 0 for s in std):
+        raise InputError(
+            f"mean {mean} and std {std} must be {conv.in_channels} numbers each, std above 0; give one per channel"
+        )
+    return normalized(conv, torch.tensor(mean).float(), torch.tensor(std).float())
+
+
 def adapt(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The timm model `base` for images of img_size x img_size; above `LARGEST` pixels its strides stay as they are.
 

@@ -16,7 +16,7 @@ def list_known(argv: Sequence[str], prog: str) -> None:
 
     import timm
 
-    from piat_hub import methods
+    from piat_hub import backbones, methods
     from piat_hub.hub.load import list_pretrained
 
     models = list_pretrained()
@@ -35,7 +35,7 @@ def list_known(argv: Sequence[str], prog: str) -> None:
             print(f"{m['model']}: {sentence}")
     print(f"\n{recipes.described()}")
     print(
-        f"\nmethods: {', '.join(methods.names())}\nbackbones: {', '.join(timm.list_models('cifar_*'))}, and timm's own"
+        f"\nmethods: {', '.join(methods.names())}\nbackbones: {', '.join(timm.list_models(backbones.OURS))}, and timm's own"
     )
 
 
