@@ -44,6 +44,19 @@ def test_the_fast_recipe_is_its_authors_cycle():
         assert lr_between(c, step / steps, step / steps) == pytest.approx(sgd.param_groups[0]["lr"], abs=1e-12)
 
 
+@pytest.mark.parametrize("name", ["convnext-tiny-cvst-imagenet", "vit-small-cvst-imagenet"])
+def test_cvst_rows_are_singh_et_al(name):
+    c = recipes.get(name)
+    assert c.backbone == name.removesuffix("-imagenet").replace("-", "_")
+    assert (c.optimizer.opt, c.optimizer.opt_betas, c.weight_decay, c.epochs) == ("adamw", (0.9, 0.95), 0.05, 300)
+    for epoch, lr in {1: 1e-7, 11: 5e-4 + 0.5e-7, 300: 5.03e-6}.items():
+        assert lr_at(c, epoch, 1, 10) == pytest.approx(lr, rel=0.01)
+    assert max(lr_at(c, epoch, 1, 1) for epoch in range(1, 301)) == pytest.approx(1e-3, rel=0.02)
+    assert (c.attack.crafting, c.attack.steps, c.threat_model.eps) == ("apgd", 2, 4 / 255)
+    assert (c.mixing.smoothing, c.mixing.mixup, c.mixing.cutmix, c.ema) == (0.1, 0.8, 1.0, 0.9999)
+    assert (c.method, c.interpolation.kind, c.warmup, c.img_size) == ("pgd_at", "none", 0, 224)
+
+
 def test_a_shorter_run_keeps_the_shape():
     c = dataclasses.replace(recipes.get("resnet18-cifar10"), epochs=24)
     assert c.warmup == 2

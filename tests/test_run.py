@@ -599,6 +599,34 @@ def test_weights_that_do_not_fit_are_refused(small_digits, do_train, tmp_path):
         assert not (tmp_path / "new").exists()
 
 
+def test_a_directory_of_timms_own_begins_with_its_normalisation_inside(small_digits, tmp_path):
+    source = timm.create_model("mobilenetv3_small_050", num_classes=12).eval()
+    for norm in (m for m in source.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+    timm.models.save_for_hf(source, tmp_path / "m", safe_serialization=True)
+    config = small_digits(init_from=str(tmp_path / "m"), backbone="mobilenetv3_small_050")
+    x, names = torch.rand(4, 3, 80, 80), tuple(map(str, range(12)))
+    split = data.Split((255 * x).to(torch.uint8), torch.arange(4), names, "d")
+    model = make_backbone(config, split).eval()
+    mean, std = (torch.tensor(source.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    assert torch.allclose(model(x), source((x - mean) / std), atol=1e-5)
+    fewer = make_backbone(config, dataclasses.replace(split, label_names=names[:5]))
+    assert fewer.num_classes == 5 and torch.equal(fewer.conv_head.weight, source.conv_head.weight)
+    save_config(model, tmp_path, config=config, label_names=names, input_size=(3, 80, 80))
+    assert str(tmp_path) not in json.dumps(json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"])
+    with pytest.raises(
+        InputError, match="is mobilenetv3_small_050, not resnet18; choose --backbone mobilenetv3_small_050"
+    ):
+        make_backbone(dataclasses.replace(config, backbone="resnet18"), split)
+    facts = json.loads((tmp_path / "m/config.json").read_text())
+    facts["pretrained_cfg"]["mean"] = [0.1, 0.1, 0.1]
+    (tmp_path / "m/config.json").write_text(json.dumps(facts))
+    with pytest.raises(
+        InputError, match="normalises by mean .0.1, 0.1, 0.1., mobilenetv3_small_050 by .*choose its tag"
+    ):
+        make_backbone(config, split)
+
+
 def test_imagenets_weights_are_timms(small_digits, monkeypatch):
     """A file as timm would download it: where shapes fit, the run begins with it."""
     source = timm.create_model("mobilenetv3_small_050", num_classes=1000)

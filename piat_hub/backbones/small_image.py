@@ -183,6 +183,11 @@ def normalized(conv: nn.Module, mean: Tensor, std: Tensor) -> nn.Sequential:
 def behind(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
     """The convolution, behind the normalisation by mean and std, one number a channel each; itself where both are empty.
 
+    Args:
+        conv: takes normalised images (B, C, H, W).
+        mean: for images in [0, 1].
+        std: each above 0.
+
     Raises:
         InputError: unless they fit its channels.
     """

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, RevisionNotFoun
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
+from piat_hub.backbones import create_model
 from piat_hub.backbones.small_image import Normalize
 from piat_hub.config import InputError, nearest, numbers_of
 from piat_hub.hub import card, untrusted
@@ -56,28 +57,16 @@ def from_pretrained(
     """
     if checkpoint not in WEIGHTS:
         raise InputError(f"checkpoint {checkpoint!r} is unknown{nearest(checkpoint, WEIGHTS)}; choose last or best")
-    names = ("config.json", WEIGHTS[checkpoint])
-    if Path(model_id).is_dir():
-        if revision:
-            raise InputError(f"{model_id} is a directory, which has no revision {revision!r}; leave it out")
-        config_file, weights_file = (own(model_id, name) for name in names)
-        for file in (config_file, weights_file):
-            if not file.is_file():
-                raise InputError(f"{model_id} is no model: it has no {file.name}; train one, or give another MODEL")
-        known: dict[str, Any] = {}
-    else:
-        name, _, pinned = str(model_id).partition("@")
-        known = PUBLISHED.get(name, {})
-        where: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-        where["revision"] = revision or pinned or known.get("revision")
-        config_file = _download(name, names[0], where)
-        if re.fullmatch("[0-9a-f]{40}", commit := config_file.parent.name):  # both files of one commit
-            where["revision"] = commit
-        weights_file = _download(name, names[1], where)
+    known = {} if Path(model_id).is_dir() else PUBLISHED.get(str(model_id).partition("@")[0], {})
+    where: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    where["revision"] = revision
+    config_file, weights_file = _files(model_id, WEIGHTS[checkpoint], where)
     config = ModelConfig.read(config_file)
     model = _built(config, weights_file, str(config_file))
     if known and where["revision"] == known["revision"] and model.weights_sha256 != known["weights_sha256"][checkpoint]:
-        raise InputError(f"{weights_file} is not what we published as {name}: another sha256; delete it and load again")
+        raise InputError(
+            f"{weights_file} is not what we published as {model_id}: another sha256; delete it and load again"
+        )
     mean, std = (config.pretrained_cfg.get(key) or () for key in ("mean", "std"))
     if any(mean) or any(number != 1 for number in std):
         raise InputError(
@@ -99,6 +88,67 @@ def _built(config: ModelConfig, weights: Path, source: str) -> Any:
         after = weights.stat()
         if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
             return model
+
+
+def _files(model_id: str | Path, weights: str, where: dict[str, Any]) -> tuple[Path, Path]:
+    """config.json and a weights file of a directory or a Hub id, both of one commit, which `where` then names.
+
+    Args:
+        model_id: as in `from_pretrained`.
+        weights: the file's name.
+        where: of `hf_hub_download`; its revision is by default the one in model_id, or that of what we published.
+
+    Raises:
+        InputError: if they are not there.
+    """
+    if Path(model_id).is_dir():
+        if where["revision"]:
+            raise InputError(f"{model_id} is a directory, which has no revision {where['revision']!r}; leave it out")
+        config_file, weights_file = own(model_id, "config.json"), own(model_id, weights)
+        for file in (config_file, weights_file):
+            if not file.is_file():
+                raise InputError(f"{model_id} is no model: it has no {file.name}; train one, or give another MODEL")
+        return config_file, weights_file
+    name, _, pinned = str(model_id).partition("@")
+    where["revision"] = where["revision"] or pinned or PUBLISHED.get(name, {}).get("revision")
+    config_file = _download(name, "config.json", where)
+    if re.fullmatch("[0-9a-f]{40}", commit := config_file.parent.name):
+        where["revision"] = commit
+    return config_file, _download(name, weights, where)
+
+
+def from_timms_weights(backbone: str, source: str, **shape: Any) -> nn.Module | None:
+    """A backbone that begins with weights of timm's own kind, which want normalised images: the normalisation goes inside.
+
+    Args:
+        backbone: timm's name.
+        source: a directory with its config.json and model.safetensors, or a Hub id ("ORG/NAME", also "ORG/NAME@revision").
+        **shape: of `create_model`: the classes, channels and size of the images; another number of classes has a new head.
+
+    Returns:
+        The model, or None where the source takes images in [0, 1]: see `start_from`.
+
+    Raises:
+        InputError: if there is no such model, it is of another backbone, or normalises otherwise than that does.
+    """
+    config_file, weights_file = _files(source, WEIGHTS["last"], {"revision": None})
+    config = ModelConfig.read(config_file)
+    said = config.pretrained_cfg
+    if config.piat is not None or not any(said.get("mean") or ()):
+        return None
+    if config.architecture != backbone.partition(".")[0]:
+        raise InputError(f"{source} is {config.architecture}, not {backbone}; choose --backbone {config.architecture}")
+    known = timm.get_pretrained_cfg(backbone).to_dict()
+    for key in ("mean", "std"):  # config.json keeps the backbone's name alone: it is built again with that one's
+        if tuple(said.get(key) or ()) != tuple(known[key]):
+            raise InputError(
+                f"{source} normalises by {key} {said.get(key)}, {backbone} by {known[key]}; "
+                f"choose its tag, --backbone {config.architecture}.{said.get('tag') or 'TAG'}"
+            )
+    overlay = {"file": str(weights_file), "hf_hub_id": None, "url": "", "num_classes": config.num_classes}
+    model: Any = create_model(backbone, **shape, pretrained=True, pretrained_cfg_overlay=overlay)
+    model.pretrained_cfg |= {key: said.get(key) for key in ORIGIN}
+    return model
 
 
 def start_from(model: Any, source: str, label_names: Sequence[str] = ()) -> None:

@@ -23,7 +23,7 @@ from piat_hub.attacks.core import ascend
 from piat_hub.config import DATASETS, TRACKED, InputError, RunOptions, TrainConfig, nearest, printable
 from piat_hub.evaluation.suites import Stage
 from piat_hub.evaluation.verdict import accuracy, class_count, verdict_mode
-from piat_hub.hub.load import keep_origin, start_from
+from piat_hub.hub.load import from_timms_weights, keep_origin, start_from
 from piat_hub.machine import PATIENCE, set_threads
 from piat_hub.training import engine
 from piat_hub.training.averages import EMA, SWA
@@ -202,8 +202,8 @@ def make_backbone(config: TrainConfig, split: data.Split) -> nn.Module:
         InputError: where it cannot be built, or those weights do not fit.
     """
     channels, height, width = split.shape
-    known = timm.is_model(config.backbone.partition(".")[0])
-    if height != width and known and not backbones.ours(config.backbone):
+    timms = timm.is_model(config.backbone.partition(".")[0]) and not backbones.ours(config.backbone)
+    if height != width and timms:
         raise InputError(
             f"{config.backbone} needs square images, {split.name} has {height}x{width}; resize them with --img-size"
         )
@@ -213,6 +213,8 @@ def make_backbone(config: TrainConfig, split: data.Split) -> nn.Module:
         if backbones.ours(config.backbone):
             raise InputError(f"{config.backbone} is ours and has no ImageNet weights; choose one of timm's --backbone")
         return backbones.create_model(config.backbone, **shape, pretrained=True)
+    if config.init_from and timms and (begun := from_timms_weights(config.backbone, config.init_from, **shape)):
+        return begun
     model = backbones.create_model(config.backbone, **shape)
     if config.init_from:
         start_from(model, config.init_from, () if split.inferred else split.label_names)
