@@ -41,11 +41,15 @@ METHODS = {  # name: (paper, loss, what the inner attack maximises and where it 
     "fat": ("Zhang et al. 2020", "CE(z', y)", "CE, uniform; stops tau steps after it misleads"),
     "gairat": ("Zhang et al. 2021", "CE(z', y), weighted by how soon the attack succeeds", "CE, uniform"),
     "free_at": ("Shafahi et al. 2019", "CE(f(x + delta), y), each batch m times", "the same, on the same backward"),
+    "fgsm_rs": ("Wong et al. 2020", "CE(z', y)", "CE, uniform, one step of 1.25 eps"),
+    "n_fgsm": ("de Jorge et al. 2022", "CE(z', y)", "CE, uniform in 2 eps, one step of eps, not clipped"),
+    "las_at": ("Jia et al. 2022", "CE(z', y~)", "CE, uniform; a network chooses each image's eps, steps, step size"),
     "score": ("Pang et al. 2022", "(p - y~)^2 + beta (p - p')^2", "(p - p')^2, uniform"),
     "stat": ("Li et al. 2023", "CE(z, y) + beta symmetric KL(p_up, p_lo)", "symmetric KL of two twins, x + 0.001 N"),
     "nmse": ("He et al. 2023, Eqs. 5-6", "CE(z', y) + mu (1 - p_y) (z/norm z - z'/norm z')^2", "CE, uniform"),
 }
 KINDS = {"none": "", "piat": "PIAT"}
+SEEDS = range(3)
 
 
 def read(name):
@@ -53,16 +57,35 @@ def read(name):
     return read_record(DOCS / "results" / f"{name}.json")
 
 
+def on_digits(method):
+    """A method's runs on digits by kind of interpolation, {seed: Record}: those that were measured; {} for none of them."""
+    found = {
+        kind: {
+            s: read(name) for s in SEEDS if (DOCS / f"results/{(name := f'digits/{method}-{kind}-{s}')}.json").exists()
+        }
+        for kind in KINDS
+    }
+    return found if found["none"] else {}
+
+
+def aa_on_digits(method, kind):
+    """Its AutoAttack on 100 images of the first seed, or "" where it was not run."""
+    name = f"digits-aa/{method}-{kind}-0"
+    return cell(read(name), "aa") if (DOCS / f"results/{name}.json").exists() else ""
+
+
 def cell(results, attack):
-    """'82.50 % [78.47, 85.91]': accuracy and its 95 % Wilson interval."""
+    """'82.50 % [78.47, 85.91]': accuracy and its 95 % Wilson interval; "" for a run that was not made."""
+    if results is None:
+        return ""
     figures = results.attacks[attack]
     low, high = (f"{100 * end:.2f}" for end in figures["ci95"])
     return f"{percent(figures['accuracy'])} [{low}, {high}]"
 
 
 def mean(runs, attack):
-    """The mean accuracy over runs."""
-    return percent(sum(r.attacks[attack]["accuracy"] for r in runs) / len(runs))
+    """The mean accuracy over runs; "" for none."""
+    return percent(statistics.fmean(r.attacks[attack]["accuracy"] for r in runs)) if runs else ""
 
 
 def markdown(rows, headers):
@@ -84,6 +107,13 @@ def digits():
     return markdown(lines, ["method", "clean, mean", "PGD-20, mean", "PGD-20, seed 0", "seed 1", "seed 2"])
 
 
+def gain_on_digits(runs, kind):
+    """What PIAT adds to PGD-20 accuracy on the seeds that have both; "" without it."""
+    seeds = [seed for seed in runs["piat"] if seed in runs["none"]]
+    pairs = [[runs[k][seed] for seed in seeds] for k in ("piat", "none")]
+    return difference(*pairs, "pgd20") if kind == "piat" and seeds else ""
+
+
 def difference(with_, without, attack):
     """'-4.50': what interpolation adds, in points, to the mean over the same seeds."""
     gains = [a.attacks[attack]["accuracy"] - b.attacks[attack]["accuracy"] for a, b in zip(with_, without, strict=True)]
@@ -94,11 +124,11 @@ def digits_methods():
     """Every method with and without PIAT, three seeds, AutoAttack on 100 images of the first."""
     lines = []
     for method in METHODS:
-        runs = {kind: [read(f"digits/{method}-{kind}-{seed}") for seed in range(3)] for kind in KINDS}
+        runs = on_digits(method)
         for kind, each in runs.items():
-            gain = difference(each, runs["none"], "pgd20") if kind == "piat" else ""
-            aa = cell(read(f"digits-aa/{method}-{kind}-0"), "aa")
-            cells = [mean(each, "clean"), mean(each, "pgd20"), gain, *(cell(r, "pgd20") for r in each), aa]
+            found = list(each.values())
+            cells = [mean(found, "clean"), mean(found, "pgd20"), gain_on_digits(runs, kind)]
+            cells += [*(cell(each.get(seed), "pgd20") for seed in SEEDS), aa_on_digits(method, kind)]
             lines.append([label(method, kind), *cells])
     headers = ["method", "clean, mean", "PGD-20, mean", "PIAT adds (each seed)", "PGD-20, seed 0", "seed 1", "seed 2"]
     return markdown(lines, [*headers, "AutoAttack, seed 0, n 100"])
@@ -107,9 +137,9 @@ def digits_methods():
 def digits_clean():
     """Each seed's clean accuracy with its interval."""
     lines = [
-        [label(method, kind), *(cell(read(f"digits/{method}-{kind}-{seed}"), "clean") for seed in range(3))]
+        [label(method, kind), *(cell(each.get(seed), "clean") for seed in SEEDS)]
         for method in METHODS
-        for kind in KINDS
+        for kind, each in on_digits(method).items()
     ]
     return markdown(lines, ["method", "clean, seed 0", "seed 1", "seed 2"])
 
@@ -318,6 +348,8 @@ def method_settings(name):
 def method_cost(name):
     """What one weight update of a method costs beside PGD-AT's."""
     facts, by_name = method_costs()
+    if name not in by_name:
+        return "Not measured yet: `python benchmarks/methods.py` does."
     row = by_name[name]
     spread = f" ({row['lowest']:.2f} to {row['highest']:.2f} over {facts['rounds']} rounds)" if name != "pgd_at" else ""
     beside = "which the others are set beside" if name == "pgd_at" else f"{row['ratio']:.2f} times PGD-AT's{spread}"
@@ -327,12 +359,10 @@ def method_cost(name):
 
 def method_digits(name):
     """A method with and without PIAT on digits, three seeds."""
-    runs = {kind: [read(f"digits/{name}-{kind}-{seed}") for seed in range(3)] for kind in KINDS}
-    lines = []
+    runs, lines = on_digits(name), []
     for kind, each in runs.items():
-        aa = cell(read(f"digits-aa/{name}-{kind}-0"), "aa")
-        gain = difference(each, runs["none"], "pgd20") if kind == "piat" else ""
-        lines.append([label(name, kind), mean(each, "clean"), mean(each, "pgd20"), gain, aa])
+        found, gain = list(each.values()), gain_on_digits(runs, kind)
+        lines.append([label(name, kind), mean(found, "clean"), mean(found, "pgd20"), gain, aa_on_digits(name, kind)])
     headers = ["", "clean, mean", "PGD-20, mean", "PIAT adds (each seed)", "AutoAttack, seed 0, n 100"]
     return markdown(lines, headers)
 
@@ -384,7 +414,8 @@ def method_costs():
 def methods(link="`{0}`"):
     """README's table: what each method is, and what one of its updates costs beside PGD-AT's."""
     cost = method_costs()[1]
-    lines = [[link.format(name), *about, f"{cost[name]['ratio']:.2f}"] for name, about in METHODS.items()]
+    ratios = {name: f"{cost[name]['ratio']:.2f}" if name in cost else "not measured" for name in METHODS}
+    lines = [[link.format(name), *about, ratios[name]] for name, about in METHODS.items()]
     return markdown(lines, ["name", "paper", "loss", "inner attack: objective, start", "cost of an update"])
 
 

@@ -71,6 +71,14 @@ def test_methods_are_all_there_with_as_many_updates():
     assert found["nmse-none"].interpolation.kind == "none"
 
 
+def test_clean_epochs_are_the_recipes_and_none():
+    found = studies.STUDIES["clean-epochs"](DIGITS)
+    assert len(found) == 2 * (len(methods.names()) - 1)
+    assert found["score-none-clean7"].warmup == 7 and found["trades-none-clean0"].warmup == 0
+    assert found["free_at-none-clean1"].epochs == 10  # as many updates as the others
+    assert all(config.interpolation.kind == "none" for config in found.values())
+
+
 @pytest.fixture
 def no_data(monkeypatch):
     """Ten test images of ten classes, whatever the data set is called."""

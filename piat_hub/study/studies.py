@@ -66,6 +66,19 @@ def methods_(base: TrainConfig) -> Sweep:
     }
 
 
+def clean_epochs(base: TrainConfig) -> Sweep:
+    """Every adversarial method after the recipe's clean epochs, and without any; no interpolation."""
+    from piat_hub import methods
+
+    adversarial = sorted({*methods.names()} - {"standard"})
+    plain = {m: with_method(of_updates(base, m), m, "none") for m in adversarial}
+    return {
+        f"{m}-none-clean{count}": dataclasses.replace(config, clean_epochs=count)
+        for m, config in plain.items()
+        for count in (round(config.clean_share * config.epochs), 0)
+    }
+
+
 def of_updates(base: TrainConfig, method: str) -> TrainConfig:
     """The same with fewer epochs where the method replays each batch, so that all methods have as many updates.
 
@@ -121,6 +134,7 @@ STUDIES: dict[str, Callable[[TrainConfig], Sweep]] = {
     "methods": methods_,
     "nmse-vs-alp": nmse_vs_alp,
     "averaging": averaging,
+    "clean-epochs": clean_epochs,
     **{f"table{n}": table(n) for n in (1, 2, 3, 5)},
 }
 
