@@ -26,6 +26,7 @@ from piat_hub.records.published import paper
 from piat_hub.records.results import compare, read_record
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.study.table import between, table_text
+from piat_hub.training.guards import collapsed
 
 DOCS = Path(__file__).parent
 BENCHMARKS = DOCS.parent / "benchmarks" / "results"
@@ -142,6 +143,29 @@ def digits_clean():
         for kind, each in on_digits(method).items()
     ]
     return markdown(lines, ["method", "clean, seed 0", "seed 1", "seed 2"])
+
+
+def collapse():
+    """One-step methods on digits at eps 0.3: the worst epoch of each, and its end."""
+    lines = []
+    for method, kind in (("fgsm_rs", "none"), ("n_fgsm", "none"), ("fgsm_rs", "piat")):
+        name = f"collapse/{method}-{kind}"
+        if (DOCS / f"results/{name}.json").exists():
+            metrics, results = read_lines(DOCS / f"results/{name}-metrics.jsonl"), read(name)
+            before, after = min(
+                itertools.pairwise(metrics), key=lambda p: p[1]["holdout_pgd10_acc"] - p[0]["holdout_pgd10_acc"]
+            )
+            fall = " to ".join(percent(m["holdout_pgd10_acc"]) for m in (before, after))
+            warned = ", ".join(str(m["epoch"]) for k, m in enumerate(metrics) if collapsed(metrics[: k + 1])) or "never"
+            cells = [
+                f"{fall} in epoch {after['epoch']}",
+                warned,
+                *(cell(results, attack) for attack in ("clean", "pgd20")),
+            ]
+            lines.append([label(method, kind), *cells])
+    return markdown(
+        lines, ["method", "largest fall of held-out PGD-10", "warned in epoch", "clean at the end", "PGD-20"]
+    )
 
 
 def cifar10_jpeg():

@@ -1,7 +1,5 @@
 """FGSM-RS, fast adversarial training with one step from a random start (Wong et al. 2020)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """LAS-AT, adversarial training with learnable attack strategies (Jia et al. 2022)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """N-FGSM, fast adversarial training with one step from stronger noise, not clipped to the ball (de Jorge et al. 2022)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
