@@ -13,7 +13,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import conftest  # noqa: F401  the tests' environment: no network, one thread
+import conftest  # with the tests' environment: no network, one thread
 import timm
 import torch
 from tabulate import tabulate
@@ -68,33 +67,19 @@ def same(a, b, names):
 
 
 def killed(work, rng, whole):
-    """Do `work` in a process of its own that is killed: at a moment of its `whole` seconds, or at a call that writes.
+    """Do `work` in a process of its own that is killed: at a moment of its `whole` CPU seconds, or at a call that writes.
 
     Gives where it was, or "" if it was done before.
     """
     at_call = rng.choice(["", "", "os.replace", "os.fsync", "Path.unlink", "ParameterInterpolation.step"])
-    number = rng.randrange(1, 9)
-    child = os.fork()
-    if child == 0:
-        try:
-            die_at(at_call, number)
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    if not at_call:
-        time.sleep(rng.uniform(0, whole))
-        os.kill(child, signal.SIGKILL)
-    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert ended in (0, -signal.SIGKILL), "an error in the work itself"
-    return (at_call or "any moment") if ended else ""
+    arm = (
+        partial(die_at, at_call, rng.randrange(1, 9)) if at_call else partial(conftest.die_after, rng.uniform(0, whole))
+    )
+    return (at_call or "any moment") if conftest.killed(work, arm) else ""
 
 
 def die_at(name, number):
     """SIGKILL to itself before, or after, the so-and-so-manieth of these calls."""
-    if not name:
-        return
     from piat_hub.training.interpolation import ParameterInterpolation
 
     owner = {"os": os, "Path": Path, "ParameterInterpolation": ParameterInterpolation}[name.partition(".")[0]]
@@ -125,9 +110,9 @@ def kills(count, folder, rng):
 
     for kind, work, names in works:
         whole, points = begin(kind, folder / "whole"), 0
-        clock = time.monotonic()
+        clock = time.process_time()
         work(whole)
-        seconds = time.monotonic() - clock
+        seconds = time.process_time() - clock
         while points < count / len(works):
             place, where = begin(kind, folder / "place"), []
             while at := killed(partial(work, place), rng, seconds):
@@ -209,14 +194,14 @@ def damage(count, folder, rng):
 def hub_failures(folder):
     """Each request of a push and of a pull fails in each way; then nothing is half there, and the next try succeeds."""
     from hub_server import Fault, serve
-    from test_push import PULL, ROOT, Shell
+    from test_push import PULL, Shell
 
     source, tally = folder / "pushed", Counter()
     train(small(), source)
     ways = [{"status": s} for s in (401, 403, 404, 409, 429, 500, 503, 0)] + [
         {"cut": 0},
         {"cut": 20},
-        {"stall": 3, "status": 500},
+        {"stall": 3, "status": 500},  # late, and then no answer
     ]
     stages = [
         ("POST", "/create$"),
@@ -226,8 +211,7 @@ def hub_failures(folder):
         ("POST", "/commit/"),
     ]
     with serve({}) as server:
-        environment = os.environ | server.environment(folder / "home") | {"PYTHONPATH": str(ROOT)}
-        shell = Shell(environment)
+        shell = Shell(server.environment(folder / "home"))
         for number, ((method, path), way) in enumerate(itertools.product(stages, ways)):
             server.repositories.clear()
             server.faults[:] = [Fault(method, path, times=(1, 99)[number % 2], **way)]
@@ -241,14 +225,11 @@ def hub_failures(folder):
             clean &= shell(f"push {source} org/net").code == 0
             tally["a push fails", "survived" if clean else "lost"] += 1
         shell.process.stdin.close()
-        shell.process.wait(20)
+        shell.process.wait()
         for way in ways[2::2]:
             for cached in (False, True):
                 home = folder / f"home-{len(list(folder.iterdir()))}"
-                environment = os.environ | server.environment(home) | {"PYTHONPATH": str(ROOT)}
-                pull = partial(
-                    subprocess.run, [sys.executable, "-c", PULL], env=environment, capture_output=True, text=True
-                )
+                pull = partial(conftest.python, "-c", PULL, **server.environment(home))
                 whole = pull().stdout if cached else ""
                 server.faults[:] = [Fault("GET|HEAD", "resolve", times=99, **way)]
                 broken = pull()

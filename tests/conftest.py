@@ -1,22 +1,27 @@
 """What every test shares: one seed, one thread, no network, caches in a folder of the test run's own."""
 
+import atexit
 import contextlib
 import copy
+import hashlib
 import os
-import runpy
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 import traceback
+from collections import deque
 from pathlib import Path
 
-_CACHE = tempfile.mkdtemp(prefix="piat-tests-")  # before any Hugging Face import reads the environment
-os.environ |= {
+import warm
+
+ROOT = Path(__file__).parent.parent
+FIRST = "PIAT_TESTS" not in os.environ  # of the tests' processes: workers have its environment
+SHARED = Path(os.environ.get("PIAT_TESTS") or tempfile.mkdtemp(prefix="piat-tests-"))  # a folder for all of them
+os.environ |= {  # before any Hugging Face import reads the environment
+    "PIAT_TESTS": str(SHARED),
     "HF_HUB_OFFLINE": "1",
-    "HF_HOME": _CACHE,
+    "HF_HOME": tempfile.mkdtemp(dir=SHARED),
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "ACCELERATE_USE_CPU": "true",
@@ -24,10 +29,15 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
 }
 os.environ.pop("HF_TOKEN", None)
+if FIRST:
+    atexit.register(shutil.rmtree, SHARED, ignore_errors=True)
+    warm.begin(SHARED)
+PYTHON = str(SHARED / "python")
 
 import pyautoattack  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +59,12 @@ def _one_core(monkeypatch):
     """Tiny tensors gain nothing from threads, and lose much where something else runs beside the tests."""
     torch.set_num_threads(1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cut(monkeypatch):
+    """Processes are killed here, no machine is: what was written is there whether or not the disk has it yet."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(autouse=True)
@@ -121,21 +137,53 @@ def small_digits():
     return make
 
 
+def once(name, make):
+    """The folder SHARED/name, written by `make(folder)` in the worker that first asks for it; for reading only."""
+    place = SHARED / name
+    place.parent.mkdir(exist_ok=True)
+    with FileLock(f"{place}.lock"):
+        if not place.exists():
+            with pytest.MonkeyPatch.context() as patch:
+                torch.set_num_threads(1)
+                patch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+                patch.chdir(tempfile.mkdtemp(dir=SHARED))
+                make(Path(place.name).absolute())
+                Path(place.name).rename(place)
+    return place
+
+
 @pytest.fixture(scope="session")
-def evaluated_once(small_digits, tmp_path_factory):
-    """A run on digits, two epochs long, measured clean, under PGD-3 and a quick AutoAttack on 30 images; never written to."""
-    from piat_hub.config import EvalConfig, RunOptions
-    from piat_hub.evaluation.request import prepare_evaluation
+def finished():
+    """The run directory of a config trained to its end, once for all tests; for reading only."""
+    from piat_hub.config import RunOptions
     from piat_hub.training import run
 
-    with pytest.MonkeyPatch.context() as patch:
-        torch.set_num_threads(1)
-        patch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
-        patch.chdir(tmp_path_factory.mktemp("once"))
-        patch.setattr(pyautoattack, "AutoAttack", Quick)
-        list(run.train(small_digits(epochs=2), RunOptions(output="r")))
-        list(prepare_evaluation("r", EvalConfig(attacks=("clean", "pgd3", "aa"), n=30)).measure())
-        return Path("r").resolve()
+    def find(config):
+        name = hashlib.sha256(repr(config).encode()).hexdigest()[:16]
+        return once(name, lambda folder: deque(run.train(config, RunOptions(output=str(folder))), maxlen=0))
+
+    return find
+
+
+@pytest.fixture
+def trained(finished):
+    """A copy of that run directory, to write to."""
+    return lambda config, output="r": Path(shutil.copytree(finished(config), output))
+
+
+@pytest.fixture(scope="session")
+def evaluated_once(small_digits, finished):
+    """A run on digits, two epochs long, measured clean, under PGD-3 and a quick AutoAttack on 30 images; never written to."""
+    from piat_hub.config import EvalConfig
+    from piat_hub.evaluation.request import prepare_evaluation
+
+    def make(folder):
+        shutil.copytree(finished(small_digits(epochs=2)), folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pyautoattack, "AutoAttack", Quick)
+            list(prepare_evaluation(str(folder), EvalConfig(attacks=("clean", "pgd3", "aa"), n=30)).measure())
+
+    return once("evaluated/r", make)
 
 
 @pytest.fixture
@@ -202,45 +250,30 @@ def do_evaluate():
     return measure
 
 
-def forked(*words, env=None, check=False):
-    """`python WORDS…` (a script, or -m and a module) in a child of this process, which has paid for torch's import already.
-
-    For what must be a process of its own and needs no fresh interpreter; gives a CompletedProcess.
-    """
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        sys.stdout.flush(), sys.stderr.flush()
-        if (child := os.fork()) == 0:
-            _become(list(map(str, words)), env or {}, out, err)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        out.seek(0), err.seek(0)
-        done = subprocess.CompletedProcess(words, code, out.read(), err.read())
-    assert not check or code == 0, done.stderr[-3000:]
+def python(*words, check=False, **env):
+    """Run `python WORDS…`, a warm one, with these variables beside the tests' own; gives the CompletedProcess."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | {key: str(value) for key, value in env.items()}
+    done = subprocess.run([PYTHON, *map(str, words)], capture_output=True, text=True, env=environment)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 
 
-def _become(words, env, out, err):
-    """Run as that program to the end, in the child."""
-    code = 1
-    try:
-        from accelerate.state import AcceleratorState
+def killed(work, arm):
+    """Do `work` in a process of its own, in which `arm` has seen to it that it is killed; gives whether it was.
 
-        AcceleratorState._reset_state(reset_partial_state=True)
-        os.environ |= {key: str(value) for key, value in env.items()}
-        for file, number in ((out, 1), (err, 2)):
-            os.dup2(file.fileno(), number)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        module = words[0] == "-m"
-        sys.argv = words[module:]
-        sys.path.insert(0, "" if module else str(Path(words[0]).parent))
-        (runpy.run_module if module else runpy.run_path)(words[module], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
+    An error in it fails the test.
+    """
+    if (child := os.fork()) == 0:
+        try:
+            arm()
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert ended in (0, -signal.SIGKILL, -signal.SIGPROF), "an error in the work itself"
+    return ended != 0
 
 
 @contextlib.contextmanager
@@ -263,23 +296,6 @@ def another(directory):
         os.waitpid(child, 0)
 
 
-@pytest.fixture
-def killed():
-    """Do `work` in a process of its own, killed after so many seconds; gives whether it was. An error in it fails the test."""
-
-    def kill(work, seconds):
-        child = os.fork()
-        if child == 0:
-            try:
-                work()
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert ended in (0, -signal.SIGKILL)
-        return ended != 0
-
-    return kill
+def die_after(seconds):
+    """Have this process killed after so many seconds of its own CPU time, of which a busy machine takes none away."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends it as SIGKILL does

@@ -16,9 +16,10 @@ import base64
 import contextlib
 import hashlib
 import json
+import math
 import re
+import select
 import threading
-import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
@@ -39,6 +40,8 @@ class Request(NamedTuple):
 @dataclass
 class Fault:
     """What becomes of the next `times` requests that match: a wait of `stall` seconds, then one of three replies.
+
+    The wait ends when the client hangs up; math.inf waits for that.
 
     With `status`, that one, and nothing is done (0: the server hangs up without a word). With `cut`, the true one up to
     so many bytes of its body, then the server hangs up; a commit is made, and its sender does not know. Else the true
@@ -192,7 +195,8 @@ class Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.log.append(request)
             fault = self.hub.fault(request.method, request.path)
-        time.sleep(fault.stall)
+        if fault.stall:  # the request has been received, so what can be read is that the client has hung up
+            select.select([self.connection], [], [], fault.stall if fault.stall < math.inf else None)
         if fault.status == 0:
             self.close_connection = True
             return

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PYTHON
 
 import piat_hub
 
@@ -128,10 +129,10 @@ def test_no_module_is_longer_than_400_lines():
     assert not long
 
 
-def modules_after(code):
+def modules_after(code, python=sys.executable):
     """What is loaded once this code has run in an interpreter of its own."""
     code += "\nimport sys; print('\\nloaded', *sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = subprocess.run([python, "-c", code], capture_output=True, text=True)
     return set(said.stdout.rpartition("\nloaded")[2].split()), said
 
 
@@ -180,7 +181,7 @@ def test_what_needs_no_torch_loads_none():
 @pytest.mark.slow
 def test_registering_is_what_an_import_says():
     code = "import piat_hub.backbones, timm; assert timm.is_model('cifar_resnet18')"
-    loaded, said = modules_after(code)
+    loaded, said = modules_after(code, PYTHON)
     assert said.returncode == 0 and "piat_hub.leaderboard" not in loaded, said.stderr
-    loaded, said = modules_after("import piat_hub; piat_hub.create_model; import piat_hub.leaderboard")
+    loaded, said = modules_after("import piat_hub; piat_hub.create_model; import piat_hub.leaderboard", PYTHON)
     assert said.returncode == 0 and "piat_hub.leaderboard.submission" in loaded, said.stderr

@@ -1,17 +1,15 @@
 """benchmarks/: each script runs, and writes what its document's table reads; how fast is not tested."""
 
 import json
-from pathlib import Path
 
 import pytest
-from conftest import forked
+from conftest import ROOT, python
 from PIL import Image
 
 from piat_hub import data, methods
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 PEER = '''
 import torch
 import torch.nn.functional as F
@@ -36,7 +34,7 @@ def trades_loss(model, x_natural, y, optimizer, step_size, epsilon, perturb_step
 
 def bench(script, *flags):
     """What benchmarks/SCRIPT prints."""
-    return forked(ROOT / "benchmarks" / script, *flags, env={"PYTHONPATH": ROOT}, check=True).stdout
+    return python(ROOT / "benchmarks" / script, *flags, check=True).stdout
 
 
 SMALL = ("--backbone", "cifar_resnet8", "--batch-size", 4, "--steps", 2, "--rounds", 1, "--threads", 1)

@@ -73,9 +73,8 @@ def test_metadata_has_an_entry_per_attack(evaluated):
         assert (entry.metric_args["norm"], entry.metric_args["eps"], entry.metric_args["n"]) == ("Linf", "0.15", 30)
 
 
-def test_an_unmeasured_run_says_so(small_digits, do_train, tmp_path):
-    do_train(small_digits(epochs=2), tmp_path / "r")
-    text = card.write(tmp_path / "r").read_text()
+def test_an_unmeasured_run_says_so(small_digits, trained):
+    text = card.write(trained(small_digits(epochs=2))).read_text()
     assert "Nothing has been measured on a test split yet" in text and "model-index" not in text
 
 
@@ -218,20 +217,21 @@ def test_the_plain_lines_build_every_backbone_of_ours(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "options"), [("vit_tiny_patch16_224", {"depth": 1}), ("convnext_atto", {"depths": [1, 1, 1, 1]})]
-)
-def test_timms_own_architectures_need_no_piat_hub(evaluated, name, options, tmp_path):
-    model = piat_hub.create_model(name, img_size=32, **options).eval()
-    config = json.loads((evaluated / "config.json").read_text())["piat"]
-    save_pretrained(model, tmp_path / "v", config=from_dict(TrainConfig, config), input_size=(3, 32, 32))
-    lines = blocks(card.write(tmp_path / "v").read_text())
-    assert len(lines) == 2 and "piat_hub" not in lines[1]
-    script = f"{lines[1]}\nimport torch; torch.save(model(torch.ones(1, 3, 32, 32)).detach(), 'found.pt')"
+def test_timms_own_architectures_need_no_piat_hub(evaluated, tmp_path):
+    """The cards' second blocks, run where piat_hub is not installed."""
+    script = "import importlib.util, torch; assert importlib.util.find_spec('piat_hub') is None\n"
+    config = from_dict(TrainConfig, json.loads((evaluated / "config.json").read_text())["piat"])
+    models = {}
+    for name, options in (("vit_tiny_patch16_224", {"depth": 1}), ("convnext_atto", {"depths": [1, 1, 1, 1]})):
+        models[name] = piat_hub.create_model(name, img_size=32, **options).eval()
+        save_pretrained(models[name], tmp_path / name, config=config, input_size=(3, 32, 32))
+        lines = blocks(card.write(tmp_path / name).read_text())
+        assert len(lines) == 2 and "piat_hub" not in lines[1]
+        script += f"{lines[1]}\ntorch.save(model(torch.ones(1, 3, 32, 32)).detach(), '{name}.pt')\n"
     bare = os.environ | {"PYTHONPATH": str(Path(np.__file__).parent.parent)}  # see tests/test_push.py
-    check = "import importlib.util; assert importlib.util.find_spec('piat_hub') is None\n"
-    subprocess.run([sys.executable, "-S", "-c", check + script], env=bare, check=True, cwd=tmp_path)
-    assert torch.equal(torch.load(tmp_path / "found.pt", weights_only=True), model(torch.ones(1, 3, 32, 32)))
+    subprocess.run([sys.executable, "-S", "-c", script], env=bare, check=True, cwd=tmp_path)
+    for name, model in models.items():
+        assert torch.equal(torch.load(tmp_path / f"{name}.pt", weights_only=True), model(torch.ones(1, 3, 32, 32)))
 
 
 def test_what_only_piat_hub_can_build_says_so(evaluated, tmp_path):

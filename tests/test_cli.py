@@ -8,12 +8,11 @@ import subprocess
 import sys
 import time
 import tomllib
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from conftest import forked
+from conftest import PYTHON, ROOT, python
 from PIL import Image
 
 from piat_hub import cli
@@ -23,7 +22,6 @@ from piat_hub.cli.signals import go_on
 from piat_hub.config import Diverged, EvalConfig, RunOptions, ThreatModel, TrainConfig, recipes
 from piat_hub.records import results
 
-ROOT = Path(__file__).parent.parent
 BAD = [
     ("train resnet18-cifar1", "unknown recipe 'resnet18-cifar1' .did you mean 'resnet18-cifar10'"),
     ("train --method trade", "unknown method 'trade'.*known: .*nmse"),
@@ -148,8 +146,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(line, message, model, tmp_path
     assert sorted(p.name for p in [*tmp_path.iterdir(), *model.iterdir()]) == before
 
 
-def test_an_existing_run_costs_nothing(small_digits, do_train, tmp_path, capsys):
-    do_train(small_digits(epochs=2), tmp_path / "r")
+def test_an_existing_run_costs_nothing(small_digits, trained, tmp_path, capsys):
+    trained(small_digits(epochs=2))
     before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
     assert cli.main(["train", "--output", "r"]) == 2
     assert "r already holds a run; add --resume to go on with it, or name another --output" in capsys.readouterr().err
@@ -258,12 +256,12 @@ def test_train_then_evaluate_as_a_user_would(tmp_path):
     assert "held-out clean" in lines[3] and "lam 0.308" in lines[3] and "images/s" in lines[3]
     assert trained.stderr == ""  # no progress bar and no library's warnings where there is no terminal
     asked = ["r", "--attacks", "clean", "pgd3", "--n", "40", "--threads", "1"]
-    measured = forked(ROOT / "evaluate.py", *asked, check=True)
+    measured = python(ROOT / "evaluate.py", *asked, check=True)
     results = json.loads((tmp_path / "r/results.json").read_text())
     assert f"{100 * results['attacks']['pgd3']['accuracy']:.2f} %" in measured.stdout
     assert "r: Linf eps 0.15, 40 images of digits (test), last" in measured.stdout
     assert measured.stderr == ""
-    again = forked(ROOT / "train.py", *flags)
+    again = python(ROOT / "train.py", *flags)
     assert again.returncode == 2 and "train.py: error: r already holds a run" in again.stderr
 
 
@@ -278,18 +276,9 @@ def test_resuming_a_finished_run_says_so(small_digits, do_train, tmp_path, capsy
 @pytest.mark.slow
 def test_two_processes_train_the_same_run_directory(tmp_path):
     """DDP as Accelerate launches it on CPU: one set of files, checked by both, resumable."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(ROOT / "train.py"),
-    ]
-    command += ["--epochs", "2", "--train-size", "256", "--holdout", "50", "--threads", "1", "--output", "r"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+    flags = "--epochs 2 --clean-epochs 0 --train-size 128 --holdout 50 --steps 2 --threads 1 --output r"
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py", *flags.split()]
+    done = python(*words, check=True)
     assert done.stdout.count("epoch 2/2") == 1 and done.stdout.count("card ") == 1
     timing = [json.loads(line) for line in (tmp_path / "r/timing.jsonl").read_text().splitlines()]
     assert [t["processes"] for t in timing] == [2, 2]
@@ -298,16 +287,14 @@ def test_two_processes_train_the_same_run_directory(tmp_path):
     for path in (tmp_path / "r").rglob("*"):  # as if killed in the first epoch, then resumed
         if path.is_file() and path.name != "config.json":
             path.unlink()
-    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment)
-    assert again.returncode == 0, again.stderr[-2000:]
+    python(*words, "--resume", check=True)
     assert {name: (tmp_path / "r" / name).read_bytes() for name in files} == whole
 
     asked = ["r", "--attacks", "pgd3", "mim2", "--n", "90", "--batch-size", "20", "--threads", "1", "--output"]
     flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *flags.split()]  # torchrun takes --n for its own
-    launch += [str(ROOT / "evaluate.py"), *asked, "two"]
-    two = subprocess.run(launch, capture_output=True, text=True, env=environment)
-    assert two.returncode == 0 and two.stdout.count("PGD-3") == 1, two.stderr[-2000:]
+    launch = ["-m", "accelerate.commands.launch", *flags.split()]  # torchrun takes --n for its own
+    two = python(*launch, ROOT / "evaluate.py", *asked, "two", check=True)
+    assert two.stdout.count("PGD-3") == 1
     assert cli.main(["evaluate", *asked, "one"]) == 0
     one, both = (dict(np.load(tmp_path / where / "verdicts.npz")) for where in ("one", "two"))
     assert one.keys() == both.keys() and all(np.array_equal(one[k], both[k]) for k in one)
@@ -316,7 +303,7 @@ def test_two_processes_train_the_same_run_directory(tmp_path):
 def test_entry_points_name_the_same_function():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"piat": "piat_hub.cli:main"} and project["name"] == "piat-hub"
-    shown = forked("-m", "piat_hub", "list", check=True)
+    shown = python("-m", "piat_hub", "list", check=True)
     assert "Recipes:" in shown.stdout
 
 
@@ -378,14 +365,14 @@ def test_no_flag_but_n_is_one_that_torchrun_takes_for_an_abbreviation_of_its_own
 
 
 @pytest.mark.slow
-def test_compare_predict_sweep_checks_and_classes(small_digits, do_train, tmp_path, capsys):
+def test_compare_predict_sweep_checks_and_classes(small_digits, trained, tmp_path, capsys):
     from PIL import Image
 
     from piat_hub import data
 
     for seed in (0, 1):
-        do_train(small_digits(seed=seed), tmp_path / f"r{seed}")
-    flags = "--attacks pgd2 cw2 --n 40 --sweep-eps 0.05 0.1 --per-class --checks --surrogate r1"
+        trained(small_digits(epochs=2, seed=seed), f"r{seed}")
+    flags = "--attacks pgd2 cw2 --n 20 --sweep-eps 0.05 0.1 --per-class --checks --surrogate r1"
     assert cli.main(["evaluate", "r0", "r1", *flags.split()]) == 0
     shown = capsys.readouterr().out
     written = json.loads((tmp_path / "r0/results.json").read_text())
@@ -393,7 +380,7 @@ def test_compare_predict_sweep_checks_and_classes(small_digits, do_train, tmp_pa
     for point in written["sweep"]:
         assert f"{100 * point['attacks']['cw2']['accuracy']:.2f} %" in shown
     assert "worst case of these" in shown and "class" in shown and "transfer" in shown
-    assert {c["check"] for c in written["checks"]} >= {"steps", "transfer"} and written["checks"][0]["n"] == 40
+    assert {c["check"] for c in written["checks"]} >= {"steps", "transfer"} and written["checks"][0]["n"] == 20
     assert (tmp_path / "r0/sweep.png").read_bytes()[:4] == b"\x89PNG"
     card = (tmp_path / "r0/README.md").read_text()
     for result in written["checks"]:
@@ -412,9 +399,9 @@ def test_compare_predict_sweep_checks_and_classes(small_digits, do_train, tmp_pa
 
 
 def test_a_time_budget_stops_cleanly_and_says_what_was_run(
-    small_digits, do_train, do_evaluate, tmp_path, capsys, monkeypatch
+    small_digits, trained, do_evaluate, tmp_path, capsys, monkeypatch
 ):
-    do_train(small_digits(), tmp_path / "r")
+    trained(small_digits())
     whole = do_evaluate("r", "pgd2", "mim2", n=60, batch_size=10, output="whole").results
     ticks = iter([0.0, *[1.0] * 3, *[100.0] * 1000])
     monkeypatch.setattr(time, "monotonic", lambda: next(ticks, 100.0))
@@ -470,7 +457,7 @@ def test_the_first_images_of_a_folder_sorted_by_class_are_told():
 
 @pytest.mark.slow
 def test_a_reader_that_has_had_enough_is_no_error():
-    command = f"{sys.executable} -m piat_hub list | head -1"
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    command = f"{PYTHON} -m piat_hub list | head -1"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
     assert done.stderr == "" and len(done.stdout.splitlines()) == 1

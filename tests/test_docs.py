@@ -56,8 +56,8 @@ def test_relative_links_exist(document):
             assert (document.parent / target).exists(), target
 
 
-def test_the_readmes_python_runs(tmp_path, small_digits, do_train):
-    do_train(small_digits(epochs=2), tmp_path / "runs" / "demo")
+def test_the_readmes_python_runs(small_digits, trained):
+    trained(small_digits(epochs=2), "runs/demo")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert len(blocks) >= 2
     scope = {}

@@ -1,9 +1,6 @@
 """engine.py: the loop learns, warms up, stops at NaN, accumulates; two real processes agree with one."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
-from conftest import begun
+from conftest import begun, once, python
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -153,23 +150,18 @@ def test_shards_part_a_batch_evenly():
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory):
+def processes():
     """two_processes.py run by one and by two processes: {count: (report, gradients)}."""
-    folder = tmp_path_factory.mktemp("processes")
-    out = {}
-    for count in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        done = subprocess.run(
-            [*command, str(HERE / "two_processes.py"), str(folder)],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        report = json.loads((folder / f"report-{count}.json").read_text())
-        out[count] = report, torch.load(folder / f"gradients-{count}.pt", weights_only=True)
-    return out
+
+    def make(folder):
+        folder.mkdir()
+        for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]):
+            python(*launch, HERE / "two_processes.py", folder, check=True)
+
+    folder = once("processes", make)
+    reports = [json.loads((folder / f"report-{count}.json").read_text()) for count in (1, 2)]
+    gradients = [torch.load(folder / f"gradients-{count}.pt", weights_only=True) for count in (1, 2)]
+    return dict(zip((1, 2), zip(reports, gradients, strict=True), strict=True))
 
 
 @pytest.mark.slow

@@ -3,13 +3,12 @@
 import functools
 import itertools
 import json
-import subprocess
-import sys
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from conftest import python
 from torch import nn
 
 from piat_hub.attacks import ATTACKS
@@ -425,7 +424,7 @@ for owner, value in ((backends, "tf32"), (backends.cudnn.conv, "ieee")):
 
 @pytest.mark.slow
 def test_verdicts_are_fp32_also_where_the_model_sets_torchs_newer_flags():
-    subprocess.run([sys.executable, "-c", NEWER], check=True)  # from then on torch refuses the older names
+    python("-c", NEWER, check=True)  # from then on torch refuses the older names
 
 
 def test_images_or_attacks_of_another_kind_are_refused():

@@ -1,12 +1,11 @@
 """export.py: torch alone and onnxruntime give the model's logits for any batch; torch its gradients too."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
+from conftest import python
 
 import piat_hub
 from piat_hub import cli
@@ -43,8 +42,7 @@ def test_pt2_runs_with_torch_alone(saved, capsys):
     assert capsys.readouterr().out == f"{directory / 'model.pt2'}\n"
     x = torch.rand(5, 1, 8, 8, requires_grad=True)
     torch.save(x.detach(), "x.pt")
-    command = [sys.executable, "-c", TORCH_ALONE, str(directory / "model.pt2")]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    shown = python("-c", TORCH_ALONE, directory / "model.pt2", check=True)
     assert shown.stdout.strip() == "False"
     logits, gradient = torch.load("found.pt", weights_only=True)
     assert torch.equal(logits, model(x))

@@ -7,11 +7,8 @@ import json
 import os
 import random
 import resource
-import shlex
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -19,10 +16,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import forked
+from conftest import PYTHON, ROOT, die_after, killed
 from torch.nn.functional import cross_entropy
 
-import piat_hub
 from piat_hub import cli, data
 from piat_hub.config import Broken, Diverged, InputError, RunOptions
 from piat_hub.records import files, tensors
@@ -30,11 +26,29 @@ from piat_hub.training import engine, run, state
 from piat_hub.training.averages import EMA
 from piat_hub.training.guards import advise, collapsed, underflowing
 
+FOR_EVER = {"--epochs": 10**6, "--train-size": 64, "--holdout": 16, "--threads": 1, "--output": "r"}
+ENDLESS = ["piat_hub", "train", "digits", *(str(word) for pair in FOR_EVER.items() for word in pair)]
 SAME = ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "state/state.safetensors")
 
 
 def same_run(a, b):
     return all((a / name).read_bytes() == (b / name).read_bytes() for name in SAME)
+
+
+def begun(*words):
+    """`python WORDS…`, a warm one, under way."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([PYTHON, *words], env=os.environ | {"PYTHONPATH": str(ROOT)}, **pipes)
+
+
+def until(process, words):
+    """Wait for a line on its output that begins so; gives the epochs' lines up to that one."""
+    lines = []
+    for line in process.stdout:
+        lines += [line] * line.startswith("epoch ")
+        if line.startswith(words):
+            return lines
+    raise AssertionError(process.communicate()[1])
 
 
 def stopped_after(config, output, steps, **options):
@@ -48,19 +62,17 @@ def stopped_after(config, output, steps, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", [{}, {"method": "free_at", "ema": 0.9}, {"accumulation": 2, "swa": 0.3, "awp": 0.01}])
-def test_stopped_at_any_step_it_ends_with_the_same_bytes(small_digits, do_train, tmp_path, extra):
+def test_stopped_at_any_step_it_ends_with_the_same_bytes(small_digits, finished, tmp_path, extra):
     """Three steps at a time, so within epochs, at their ends and at the very end, each in a new call."""
     config = small_digits(train_size=192, **extra)
-    do_train(config, tmp_path / "whole")
     event, calls = stopped_after(config, tmp_path / "r", 3), 1
     while isinstance(event, run.Stopped):
         event, calls = stopped_after(config, tmp_path / "r", 3, resume=True), calls + 1
-    assert calls > 3 and same_run(tmp_path / "r", tmp_path / "whole")
+    assert calls > 3 and same_run(tmp_path / "r", finished(config))
 
 
-def test_save_every_steps_bounds_what_a_kill_costs(small_digits, do_train, tmp_path):
+def test_save_every_steps_bounds_what_a_kill_costs(small_digits, finished, tmp_path):
     config = small_digits(train_size=256)  # four steps an epoch
-    do_train(config, tmp_path / "whole")
     events = run.train(config, RunOptions(output=str(tmp_path / "r"), save_every_steps=2))
     for event in events:
         if isinstance(event, run.engine.Step) and (event.epoch, event.step) == (2, 4):
@@ -68,53 +80,46 @@ def test_save_every_steps_bounds_what_a_kill_costs(small_digits, do_train, tmp_p
     events.close()  # two steps after the state was saved
     again = [e for e in run.train(config, RunOptions(output=str(tmp_path / "r"), resume=True)) if hasattr(e, "step")]
     assert (again[0].epoch, again[0].step) == (2, 3)
-    assert same_run(tmp_path / "r", tmp_path / "whole")
+    assert same_run(tmp_path / "r", finished(config))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(small_digits, do_train, killed, tmp_path):
-    config = small_digits(train_size=192, epochs=4)
-    do_train(config, tmp_path / "whole")
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(small_digits, finished, do_train, tmp_path):
+    config, rng = small_digits(train_size=128), random.Random(0)
 
     def work(folder):
-        do_train(config, folder, resume=folder.exists(), save_every_steps=2)
+        do_train(config, folder, resume=folder.exists(), save_every_steps=1)
 
-    rng, kills, rounds = random.Random(0), 0, 0
-    while kills < 10:
-        rounds += 1
-        folder = tmp_path / str(rounds)
-        while killed(partial(work, folder), rng.uniform(0.02, 0.8)):
-            kills += 1
-        assert same_run(folder, tmp_path / "whole")
+    for name in ("cold", "warm"):  # the second is as fast as a forked process
+        clock = time.process_time()
+        work(tmp_path / name)
+    seconds = time.process_time() - clock
+    for number in range(2):
+        folder = tmp_path / str(number)
+        moments = [rng.uniform(0, seconds / 2) for _ in range(4)]
+        assert sum(killed(partial(work, folder), partial(die_after, moment)) for moment in moments) > 0
+        work(folder)
+        assert same_run(folder, finished(config))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
-    flags = [
-        "--epochs",
-        "25",
-        *["--train-size", "256", "--holdout", "32", "--steps", "2", "--threads", "1", "--output"],
-        "a run",
-    ]
-    command = [sys.executable, "-m", "piat_hub", "train", "digits", *flags]
-    environment = os.environ | {"PYTHONPATH": str(Path(piat_hub.__file__).parent.parent)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    while not (tmp_path / "a run/state/state.safetensors").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    out, err = process.communicate()
-    (line,) = [line for line in err.splitlines() if "error" in line]
-    before, _, advised = line.partition("all of it is saved: go on with ")
-    program, *words = shlex.split(advised)
-    assert process.returncode == 130 and "after epoch " in before, (out, err)
-    assert Path(shutil.which(program)).resolve() == Path(sys.executable).resolve()
-    assert words == [*command[1:], "--resume"]
-    forked(*words, check=True)
-    assert torch.isfinite(piat_hub.from_pretrained("a run").fc.weight).all()
-    assert len(files.read_metrics(Path("a run"))) == 25
+def test_a_signal_saves_and_says_how_to_go_on(number):
+    """A training that comes to no end by itself, stopped twice."""
+    done = 0
+    for resume, last in (([], 2), (["--resume"], 4)):
+        process = begun("-u", "-m", *ENDLESS, *resume)
+        epochs = until(process, f"epoch {last}/")
+        assert epochs[0].startswith(f"epoch {done + 1}/")
+        process.send_signal(number)
+        _, err = process.communicate()
+        (line,) = [line for line in err.splitlines() if "error" in line]
+        program, *words = shlex.split(line.partition("saved: go on with ")[2])
+        assert process.returncode == 130 and words == ["-m", *ENDLESS, "--resume"], err
+        assert Path(shutil.which(program) or program).samefile(PYTHON)
+        done = state_of("r").epochs
+        assert done >= last - 1
 
 
 def spoil(monkeypatch, at, harm):
@@ -241,10 +246,9 @@ def test_collapse_is_told_within_the_epoch(held, train, warns):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [300, 100_000])
-def test_a_full_disk_is_one_line_and_costs_nothing_that_was_saved(small_digits, do_train, tmp_path, limit):
+def test_a_full_disk_is_one_line_and_costs_nothing_that_was_saved(small_digits, finished, do_train, limit):
     """As by a quota: no file may grow beyond `limit` bytes, so that metrics, or the state, cannot be written."""
     config, state = small_digits(), Path("r/state/state.safetensors")
-    do_train(config, tmp_path / "whole")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     named = {300: "(metrics.jsonl|model_best.safetensors)", 100_000: "new.safetensors"}[limit]
     try:
@@ -257,13 +261,12 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_saved(small_digits, 
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert state.read_bytes() == kept and not list(Path("r").glob("**/.*"))
     do_train(config, "r", resume=True)
-    assert same_run(Path("r"), tmp_path / "whole")
+    assert same_run(Path("r"), finished(config))
 
 
 @pytest.mark.slow
-def test_a_folder_that_turns_read_only_is_one_line(small_digits, do_train, tmp_path, monkeypatch):
+def test_a_folder_that_turns_read_only_is_one_line(small_digits, finished, do_train, monkeypatch):
     config = small_digits()
-    do_train(config, tmp_path / "whole")
     real = os.replace
 
     def refused(a, b):
@@ -276,39 +279,16 @@ def test_a_folder_that_turns_read_only_is_one_line(small_digits, do_train, tmp_p
         with pytest.raises(Broken, match=r"state\.safetensors cannot be written: Read-only file system"):
             do_train(config, "r")
     do_train(config, "r", resume=True)
-    assert same_run(Path("r"), tmp_path / "whole")
+    assert same_run(Path("r"), finished(config))
 
 
-def torchrun(*extra):
-    """Two processes of one training, of forty epochs."""
-    flags = [
-        "--epochs",
-        "25",
-        "--train-size",
-        "256",
-        "--holdout",
-        "32",
-        "--steps",
-        "2",
-        "--threads",
-        "1",
-        "--output",
-        "r",
-    ]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "piat_hub", "train"]
-    environment = os.environ | {"PYTHONPATH": str(Path(piat_hub.__file__).parent.parent)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    return subprocess.Popen([*command, "digits", *flags, *extra], **pipes)
-
-
-def process_of_rank(launcher, rank):
-    """The id of the launcher's child that works as this rank."""
-    for status in Path("/proc").glob("[0-9]*/stat"):
+def process_of_rank(rank):
+    """The id of the process in this folder that works as this rank."""
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            told = (status.parent / "environ").read_bytes().split(b"\0")
-            if parent == launcher.pid and f"RANK={rank}".encode() in told:
-                return int(status.parent.name)
+            told = (process / "environ").read_bytes().split(b"\0")
+            if (process / "cwd").samefile(".") and f"RANK={rank}".encode() in told:
+                return int(process.name)
     raise AssertionError(f"no process of rank {rank}")
 
 
@@ -316,33 +296,31 @@ def process_of_rank(launcher, rank):
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks in /proc")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_process_dies_and_the_others_say_so_and_stop(rank):
-    launcher = torchrun()
-    while not Path("r/state/before.safetensors").exists():
-        assert launcher.poll() is None
-        time.sleep(0.05)
-    os.kill(process_of_rank(launcher, rank), signal.SIGKILL)
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", *ENDLESS]
+    launcher = begun(*words)
+    until(launcher, "epoch 2/")
+    os.kill(process_of_rank(rank), signal.SIGKILL)
     _, err = launcher.communicate()
     assert launcher.returncode == 1
     (line,) = [line for line in err.splitlines() if "another process has ended" in line]
-    advised = (
-        "-m piat_hub train digits --epochs 25 --train-size 256 --holdout 32 --steps 2 --threads 1 --output r --resume"
-    )
+    advised = shlex.join(["-m", *ENDLESS, "--resume"])
     assert f"what is finished is saved: go on with the same launcher and {advised}" in line and len(line) < 400
     if rank == 0:
         done = state_of("r")
-        out, err = torchrun("--resume").communicate()
-        assert f"epoch {done.epochs + 1}/25" in out and "epoch 25/25" in out, (out, err)
+        again = begun(*words, "--resume")
+        assert until(again, "epoch ")[0].startswith(f"epoch {done.epochs + 1}/")
+        again.terminate()
+        again.communicate()
 
 
 def state_of(folder):
     return state._read(Path(folder) / "state/state.safetensors")[0]
 
 
-def test_a_damaged_metric_is_named_and_written_again(small_digits, do_train, tmp_path):
-    metrics = do_train(small_digits(), "r")
-    path = Path("r/metrics.jsonl")
+def test_a_damaged_metric_is_named_and_written_again(small_digits, trained, do_train):
+    path = trained(small_digits()) / "metrics.jsonl"
     whole = path.read_text()
-    assert files.read_metrics(Path("r")) == metrics == [json.loads(line) for line in whole.splitlines()]
+    assert files.read_metrics(Path("r")) == [json.loads(line) for line in whole.splitlines()]
     path.write_text(whole.replace('"epoch": 2, "lam": 0.25', '"epoch": 2, "lam": 0.26'))
     with pytest.raises(InputError, match=r"metrics\.jsonl is damaged in line 2 .*--resume writes it again"):
         files.read_metrics(Path("r"))
@@ -368,10 +346,9 @@ def test_class_names_that_cannot_be_printed_are_told_before_the_first_step(small
     assert not Path("r").exists()
 
 
-def test_without_its_config_a_run_goes_on_from_its_state(small_digits, do_train, tmp_path):
-    do_train(small_digits(), tmp_path / "whole")
-    do_train(small_digits(), "r")
+def test_without_its_config_a_run_goes_on_from_its_state(small_digits, trained, finished, do_train):
+    trained(small_digits())
     whole = Path("r/config.json").read_bytes()
     Path("r/config.json").unlink()
     do_train(small_digits(), "r", resume=True)
-    assert Path("r/config.json").read_bytes() == whole and same_run(Path("r"), tmp_path / "whole")
+    assert Path("r/config.json").read_bytes() == whole and same_run(Path("r"), finished(small_digits()))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import forked
+from conftest import python
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -350,7 +350,7 @@ def test_a_full_disk_ends_an_export_in_one_line(stranger, kind):
     """As on a full disk every write beyond a size is refused, in a process of its own."""
     model = stranger()
     Path("full.py").write_text(FULL)
-    done = forked("full.py", "export", model, "--formats", kind, "--output", "out")
+    done = python("full.py", "export", model, "--formats", kind, "--output", "out")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert f"out/model.{kind} cannot be written" in done.stderr and not list(Path("out").iterdir())
 

@@ -155,10 +155,10 @@ def test_config_is_timms_format_with_a_piat_block(saved):
     assert config["pretrained_cfg"]["input_size"] == [1, 8, 8] and config["pretrained_cfg"]["crop_pct"] == 1.0
 
 
-def test_list_pretrained_shows_model_cards_with_what_was_measured(small_digits, do_train, do_evaluate):
+def test_list_pretrained_shows_model_cards_with_what_was_measured(small_digits, trained, do_evaluate):
     assert piat_hub.list_pretrained() == []
     for name in ("one", "two"):
-        do_train(small_digits(epochs=2, train_size=128), f"model_cards/{name}")
+        trained(small_digits(epochs=2), f"model_cards/{name}")
     do_evaluate("model_cards/two", "clean", "pgd2", n=30)
     one, two = piat_hub.list_pretrained()
     results = json.loads(Path("model_cards/two/results.json").read_text())["attacks"]

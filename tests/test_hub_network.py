@@ -2,16 +2,14 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import datasets
 import numpy as np
 import pytest
 import timm
 import torch
+from conftest import python
 from hub_server import serve
 from PIL import Image
 
@@ -21,8 +19,6 @@ from piat_hub.config import recipes
 from piat_hub.hub.save import save_pretrained
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parent.parent
 
 
 def cifar_like(n, seed):
@@ -58,14 +54,8 @@ def endpoint(tmp_path_factory):
 @pytest.fixture
 def online(endpoint, tmp_path):
     """Run piat with the server as its Hub and an empty cache; gives the finished process."""
-    environment = os.environ | {"HF_ENDPOINT": endpoint[0], "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-
-    def run(*command, **extra):
-        process = [sys.executable, *command]
-        return subprocess.run(process, capture_output=True, text=True, env=environment | extra)
-
-    return run
+    environment = {"HF_ENDPOINT": endpoint[0], "HF_HOME": tmp_path / "cache", "HF_HUB_OFFLINE": "0"}
+    return partial(python, HF_HUB_DISABLE_XET="1", **environment)
 
 
 LOAD = """

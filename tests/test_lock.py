@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from conftest import another, forked
+from conftest import another, python
 
 from piat_hub import cli
 from piat_hub.config import Broken, EvalConfig, InputError, InUse, RunOptions
@@ -123,7 +123,7 @@ def test_a_child_that_ends_leaves_its_parents_lock_alone(impatient):
             holding.__exit__(None, None, None)
         os._exit(0)
     os.waitpid(child, 0)
-    done = forked("-m", "piat_hub", "train", "digits", "--output", "r")
+    done = python("-m", "piat_hub", "train", "digits", "--output", "r")
     assert done.returncode == 2 and f"in use by process {os.getpid()}" in done.stderr
     holding.__exit__(None, None, None)
     assert not Path("r").exists()

@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import PYTHON, ROOT
 
 import piat_hub
 from piat_hub import data
@@ -14,8 +14,7 @@ from piat_hub.records.groups import common_attacks, read_run
 
 pytestmark = pytest.mark.slow
 
-HERE = Path(__file__).parent.parent
-WORDS = ["digits", "--epochs", "12", "--train-size", "192", "--holdout", "32", "--threads", "1"]
+WORDS = ["digits", "--epochs", "4", "--train-size", "64", "--holdout", "32", "--threads", "1"]
 TIMEOUT = """#!/usr/bin/env bash
 # stands for `timeout --foreground --signal TERM SECONDS …`: its time is over when the first state is written
 shift 4
@@ -26,15 +25,14 @@ kill -TERM $! && wait $! || exit 124
 
 def piece(**settings):
     """One call of the script."""
-    settings = {"PYTHON": sys.executable, "PYTHONPATH": str(HERE), "AA": "2"} | settings
+    settings = {"PYTHON": PYTHON, "PYTHONPATH": str(ROOT), "AA": "2"} | settings
     command = ["bash", "model_cards/piece.sh", "out", "mine", *WORDS]
     return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
 
 
-@pytest.mark.slow
 def test_a_model_made_in_pieces_comes_back_whole_as_fp16():
     for name in ("train.py", "evaluate.py", "model_cards"):
-        (Path.cwd() / name).symlink_to(HERE / name)
+        (Path.cwd() / name).symlink_to(ROOT / name)
     Path("timeout").write_text(TIMEOUT)
     Path("timeout").chmod(0o755)
     stopped = piece(PATH=f"{Path.cwd()}:{os.environ['PATH']}")
@@ -47,7 +45,7 @@ def test_a_model_made_in_pieces_comes_back_whole_as_fp16():
     Path("back").mkdir()
     subprocess.run("cat out/mine.tar.* | tar x -C back", shell=True, check=True)
     back = read_run("back/mine")
-    assert len(back.metrics) == 12
+    assert len(back.metrics) == 4
     counts = {attack: back.figures(attack)["n"] for attack in common_attacks([back])}
     assert counts == {"clean": 400, "pgd20": 400, "pgd100": 400, "mim20": 400, "cw20": 400, "aa": 2}
     sizes = [(Path(name) / "model.safetensors").stat().st_size for name in ("back/mine", "runs/mine-fp32")]
@@ -60,8 +58,8 @@ def test_a_model_made_in_pieces_comes_back_whole_as_fp16():
 
 def test_an_error_of_training_ends_the_piece():
     for name in ("train.py", "evaluate.py", "model_cards"):
-        (Path.cwd() / name).symlink_to(HERE / name)
-    settings = {"PYTHON": sys.executable, "PYTHONPATH": str(HERE)}
+        (Path.cwd() / name).symlink_to(ROOT / name)
+    settings = {"PYTHON": PYTHON, "PYTHONPATH": str(ROOT)}
     command = ["bash", "model_cards/piece.sh", "out", "mine", "digitz"]
     refused = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
     assert refused.returncode == 2 and "did you mean 'digits'" in refused.stderr and not Path("runs").exists()

@@ -218,8 +218,8 @@ def test_only_runs_of_one_benchmark_compare():
     }
 
 
-def test_a_run_is_read_from_its_directory(small_digits, do_train, do_evaluate):
-    do_train(small_digits(epochs=2), "r")
+def test_a_run_is_read_from_its_directory(small_digits, trained, do_evaluate):
+    trained(small_digits(epochs=2))
     do_evaluate("r", "pgd2", n=50)
     read = read_run("r")
     assert len(read.metrics) == 2 and read.figures("pgd2")["n"] == 50 and read.figures("aa") is None

@@ -10,6 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from conftest import once
 from PIL import Image
 
 from piat_hub import cli
@@ -22,22 +23,22 @@ pytestmark = pytest.mark.slow
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 POINTS = 3
-KEPT: list[Path] = []  # where the two runs lie, once they are made
 
 
 @pytest.fixture
-def two_runs(small_digits, do_train, do_evaluate, monkeypatch, tmp_path_factory):
+def two_runs(small_digits, finished, do_evaluate, monkeypatch):
     """PGD-AT and PIAT+NMSE, trained for six epochs and evaluated; the landscape has few points."""
     monkeypatch.setattr(gallery, "SETTINGS", gallery.SETTINGS | {"points": POINTS})
     monkeypatch.setattr(gallery, "IMAGES", {"landscape": 10, "images": 3})
-    if not KEPT:
-        plain = small_digits(epochs=6, method="pgd_at")
-        plain = dataclasses.replace(plain, interpolation=dataclasses.replace(plain.interpolation, kind="none"))
-        for name, config in (("runs/a", plain), ("runs/b", small_digits(epochs=6))):
-            do_train(config, name)
-            do_evaluate(name, "pgd3", n=40)
-        KEPT.append(shutil.copytree("runs", tmp_path_factory.mktemp("kept") / "runs"))
-    shutil.copytree(KEPT[0], "runs", dirs_exist_ok=True)
+    plain = small_digits(train_size=128, epochs=6, method="pgd_at")
+    plain = dataclasses.replace(plain, interpolation=dataclasses.replace(plain.interpolation, kind="none"))
+
+    def make(folder):
+        for name, config in (("a", plain), ("b", small_digits(train_size=128, epochs=6))):
+            shutil.copytree(finished(config), folder / name)
+            do_evaluate(folder / name, "pgd3", n=40)
+
+    shutil.copytree(once("runs", make), "runs", dirs_exist_ok=True)
     return ["runs/a", "runs/b"]
 
 

@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import time
 import zipfile
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import die_after, killed
 from torch import nn
 
 from piat_hub.config import InputError, ThreatModel
@@ -150,24 +152,26 @@ def test_damaged_results_are_moved_aside_never_deleted(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_twenty_random_moments_the_verdicts_are_the_same_bytes(killed, tmp_path):
-    """SIGKILL at random moments, resumed by a new process each time, until it is done: the bytes of one never stopped."""
-    attacks = ["pgd9", "mim5"]
+def test_killed_at_random_moments_the_verdicts_are_the_same_bytes(tmp_path):
+    """Killed again and again, resumed by a new process each time, until it is done: the bytes of one never stopped."""
+    rng = random.Random(0)
 
     def work(folder):
         model, split = noisy()
         results = Results.of(split, THREAT)
         results.resume(folder, stopped=True)
-        for _ in measure(model, split, attacks, results, batch_size=2, save=lambda r: r.save(folder)):
+        for _ in measure(model, split, ["pgd9", "mim5"], results, batch_size=4, save=lambda r: r.save(folder)):
             pass
 
-    work(tmp_path / "whole")
-    rng, kills, rounds = random.Random(0), 0, 0
-    while kills < 20:
-        rounds += 1
-        folder = tmp_path / str(rounds)
-        while killed(partial(work, folder), rng.uniform(0.005, 0.15)):
-            kills += 1
+    for name in ("cold", "whole"):
+        clock = time.process_time()
+        work(tmp_path / name)
+    seconds = time.process_time() - clock
+    for number in range(4):
+        folder = tmp_path / str(number)
+        moments = [rng.uniform(0, seconds / 2) for _ in range(5)]
+        assert sum(killed(partial(work, folder), partial(die_after, moment)) for moment in moments) > 0
+        work(folder)
         verdicts, whole = (np.load(f / "verdicts.npz") for f in (folder, tmp_path / "whole"))
         assert all(np.array_equal(verdicts[k], whole[k]) for k in whole.files) and verdicts.files == whole.files
         assert (folder / "verdicts.npz").read_bytes() == (tmp_path / "whole/verdicts.npz").read_bytes()

@@ -1,13 +1,10 @@
 """run.py: the run directory as users find it, resume to the same bytes, refusals that cost nothing."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import shutil
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,12 +13,12 @@ from unittest import mock
 import pytest
 import timm
 import torch
-from conftest import FIELDS
+from conftest import FIELDS, python
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from piat_hub import backbones, data, methods
-from piat_hub.attacks import pgd
+from piat_hub.attacks.core import ascend
 from piat_hub.config import (
     AttackConfig,
     Diverged,
@@ -85,43 +82,33 @@ def test_best_is_the_held_out_best_and_last_the_last(small_digits, do_train, tmp
 
 
 def test_without_held_out_images_there_is_no_best(small_digits, do_train, tmp_path):
-    metrics = do_train(small_digits(holdout=0), tmp_path / "r")
+    metrics = do_train(small_digits(holdout=0, train_size=64, epochs=2), tmp_path / "r")
     assert metrics[0]["holdout_pgd10_acc"] is None and metrics[0]["train_pgd10_acc"] is not None
     assert not (tmp_path / "r" / "model_best.safetensors").exists()
+
+
+ALL = ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "config.json", "state/state.safetensors")
+
+
+def train_and_resume(config, tmp_path, *after):
+    """Train to the end, and once more from copies of the run as it stood after these epochs; all end with the same bytes."""
+    for event in run.train(config, RunOptions(output=str(tmp_path / "whole"))):
+        if isinstance(event, run.EpochDone) and event.metrics["epoch"] in after:
+            shutil.copytree(tmp_path / "whole", tmp_path / f"{event.metrics['epoch']}")
+    for epoch in after:
+        torch.manual_seed(1234)
+        list(run.train(config, RunOptions(output=str(tmp_path / f"{epoch}"), resume=True)))
+        for name in ALL:
+            assert (tmp_path / f"{epoch}" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    return tmp_path / "whole"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "law", [dict(), dict(kind="none"), dict(bn="recalibrate"), dict(kind="constant", constant=0.7)]
 )
-def test_resumed_at_any_epoch_ends_with_the_same_bytes(small_digits, do_train, tmp_path, law):
-    config = small_digits(interpolation=InterpolationConfig(**law))
-    do_train(config, tmp_path / "whole")
-    names = ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "config.json", "state/state.safetensors")
-    whole = {n: (tmp_path / "whole" / n).read_bytes() for n in names}
-    for stop in (1, 2):
-        output = tmp_path / f"stopped{stop}"
-        for event in run.train(config, RunOptions(output=str(output))):
-            if isinstance(event, run.EpochDone) and event.metrics["epoch"] == stop:
-                break
-        torch.manual_seed(1234)
-        do_train(config, output, resume=True)
-        assert {n: (output / n).read_bytes() for n in names} == whole
-
-
-ALL = ("model.safetensors", "metrics.jsonl", "config.json", "state/state.safetensors")
-
-
-def train_and_resume(config, tmp_path, after):
-    """Train to the end, and once more from a copy of the run as it stood after an epoch; both end with the same bytes."""
-    for event in run.train(config, RunOptions(output=str(tmp_path / "whole"))):
-        if isinstance(event, run.EpochDone) and event.metrics["epoch"] == after:
-            shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    torch.manual_seed(1234)
-    list(run.train(config, RunOptions(output=str(tmp_path / "resumed"), resume=True)))
-    for name in ALL:
-        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    return tmp_path / "whole"
+def test_resumed_at_any_epoch_ends_with_the_same_bytes(small_digits, tmp_path, law):
+    train_and_resume(small_digits(train_size=192, interpolation=InterpolationConfig(**law)), tmp_path, 1, 2)
 
 
 def pgd10_acc(directory):
@@ -142,8 +129,8 @@ def trained_clean(tmp_path_factory):
 
 MEDIUM = dataclasses.replace(
     recipes.get("digits"),
-    **dict(train_size=384, holdout=32, epochs=8, clean_epochs=1, batch_size=64),
-    attack=AttackConfig(steps=5, step_size=0.0375),
+    **dict(train_size=768, holdout=16, epochs=4, clean_epochs=1, batch_size=64),
+    attack=AttackConfig(steps=3, step_size=0.0625),
     interpolation=InterpolationConfig(kind="none"),
 )
 
@@ -158,7 +145,7 @@ def test_every_method_beats_standard_training_and_resumes_bit_for_bit(method, ki
     law = InterpolationConfig(kind=kind)
     config = dataclasses.replace(MEDIUM, method=method, method_args=FIELDS.get(method, {}), interpolation=law)
     assert trained_clean < 0.08
-    assert pgd10_acc(train_and_resume(config, tmp_path, after=6)) > trained_clean + 0.08
+    assert pgd10_acc(train_and_resume(config, tmp_path, 3)) > trained_clean + 0.08
 
 
 @pytest.mark.slow
@@ -166,7 +153,7 @@ def test_every_method_beats_standard_training_and_resumes_bit_for_bit(method, ki
 def test_piat_ema_swa_and_awp_compose_and_resume_bit_for_bit(small_digits, tmp_path, norm):
     threat = ThreatModel(norm=norm, eps=0.1 if norm == "Linf" else 0.5)
     everything = dict(ema=0.9, swa=0.4, awp=0.01, method="trades", threat_model=threat)
-    directory = train_and_resume(small_digits(epochs=5, **everything), tmp_path, after=3)
+    directory = train_and_resume(small_digits(train_size=128, epochs=5, **everything), tmp_path, 3)
     weights = {k: t for k, t in load_file(directory / "state/state.safetensors").items() if not k.startswith("optim")}
     saved = load_file(directory / "model.safetensors")
     for part in ("model", "ema/copy", "swa/copy"):
@@ -179,7 +166,7 @@ def test_piat_ema_swa_and_awp_compose_and_resume_bit_for_bit(small_digits, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize(("field", "part"), [("ema", "ema/copy"), ("swa", "swa/copy")])
 def test_the_side_copy_is_what_is_saved_and_measured(small_digits, do_train, tmp_path, field, part):
-    do_train(small_digits(**{field: 0.5}), tmp_path / "r")
+    do_train(small_digits(train_size=128, **{field: 0.5}), tmp_path / "r")
     state, saved = load_file(tmp_path / "r/state/state.safetensors"), load_file(tmp_path / "r/model.safetensors")
     assert all(torch.equal(saved[k], state[f"{part}/{k}"]) for k in saved)
     assert any(not torch.equal(saved[k], state[f"model/{k}"]) for k in saved)
@@ -189,12 +176,12 @@ def test_the_side_copy_is_what_is_saved_and_measured(small_digits, do_train, tmp
 @pytest.mark.parametrize("method", methods.names())
 def test_every_method_trains_in_l2(small_digits, do_train, tmp_path, method):
     threat = ThreatModel(norm="L2", eps=0.5)
-    config = small_digits(train_size=128, epochs=2, clean_epochs=0, holdout=16, method=method, threat_model=threat)
+    config = small_digits(train_size=64, epochs=2, clean_epochs=0, holdout=16, method=method, threat_model=threat)
     config = dataclasses.replace(config, method_args=FIELDS.get(method, {}))
     asked = []
-    with mock.patch("piat_hub.training.setup.pgd", lambda *a, **k: asked.append(k["norm"]) or pgd(*a, **k)):
+    with mock.patch("piat_hub.training.setup.ascend", lambda *a, **k: asked.append(k["norm"]) or ascend(*a, **k)):
         metrics = do_train(config, tmp_path / "r")
-    assert metrics[-1]["train_loss"] < 3 and set(asked) == {"L2"}
+    assert metrics[-1]["train_loss"] < 3 and set(asked) == (set() if method == "standard" else {"L2"})
 
 
 @pytest.mark.slow
@@ -202,7 +189,7 @@ def test_every_method_trains_in_l2(small_digits, do_train, tmp_path, method):
 def test_a_timm_backbone_trains_on_resized_images_and_is_measured_on_them(
     small_digits, do_train, do_evaluate, tmp_path, backbone
 ):
-    config = small_digits(backbone=backbone, img_size=16, train_size=32, holdout=16, epochs=1, clean_epochs=0)
+    config = small_digits(backbone=backbone, img_size=16, train_size=16, holdout=4, epochs=1, clean_epochs=0)
     config = dataclasses.replace(config, batch_size=16, attack=dataclasses.replace(config.attack, steps=1))
     do_train(config, tmp_path / "r")
     assert json.loads((tmp_path / "r/config.json").read_text())["pretrained_cfg"]["input_size"] == [1, 16, 16]
@@ -227,61 +214,48 @@ def test_replays_refuse_accumulation(small_digits, do_train, tmp_path):
 
 
 @pytest.mark.slow
-def test_stopped_within_an_epoch_resumes_from_the_last_whole_one(small_digits, do_train, tmp_path):
+def test_stopped_within_an_epoch_resumes_from_the_last_whole_one(small_digits, finished, do_train, tmp_path):
     config = small_digits()
-    do_train(config, tmp_path / "whole")
     for event in run.train(config, RunOptions(output="cut")):
         if isinstance(event, engine.Step) and (event.epoch, event.step) == (3, 2):
             break
     with (tmp_path / "cut/metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "half": "written by a run that was killed"')
     do_train(config, tmp_path / "cut", resume=True)
-    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
-    assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def whole(small_digits, tmp_path_factory):
-    """A run of `small_digits()` that was never stopped."""
-    output = tmp_path_factory.mktemp("whole") / "r"
-    list(run.train(small_digits(), RunOptions(output=str(output), threads=1)))
-    return output
+    assert bytes_of(tmp_path / "cut") == bytes_of(finished(config))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["save_weights", "append", "State.save"])
-@pytest.mark.parametrize("call", [1, 2, 3, 4])
-def test_killed_between_the_files_of_an_epoch_nothing_is_lost(
-    whole, small_digits, do_train, tmp_path, monkeypatch, point, call
-):
-    """Stopped just before or after each file that an epoch's end writes."""
-    config = small_digits()
-    owner, name = {
-        "save_weights": (run, "save_weights"),
-        "append": (run, "append"),
-        "State.save": (run.State, "save"),
-    }[point]
-    real, count = getattr(owner, name), itertools.count(1)
+def test_killed_between_the_files_of_an_epoch_nothing_is_lost(small_digits, finished, do_train, tmp_path, monkeypatch):
+    """The run as a kill just before or after each file that an epoch's end writes would leave it, resumed from there."""
+    config, left = small_digits(), []
 
-    def dies(*args):
-        number = next(count)
-        if number == 2 * call:  # after the file
-            real(*args)
-        if number >= 2 * call - 1:
-            raise KeyboardInterrupt
-        return real(*args)
+    def watched(real, name):
+        def write(*args):
+            left.append(shutil.copytree("r", tmp_path / f"{len(left)} before {name}"))
+            done = real(*args)
+            left.append(shutil.copytree("r", tmp_path / f"{len(left)} after {name}"))
+            return done
 
-    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        patch.setattr(owner, name, dies)
-        do_train(config, tmp_path / "r")
-    do_train(config, tmp_path / "r", resume=True)
-    for file in ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "state/state.safetensors"):
-        assert (tmp_path / "r" / file).read_bytes() == (whole / file).read_bytes(), file
+        return write
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((run, "save_weights"), (run, "append"), (run.State, "save")):
+            patch.setattr(owner, name, watched(getattr(owner, name), name))
+        do_train(config, "r")
+    assert len(left) >= 2 * 3 * config.epochs
+    seen = set()
+    for folder in left:
+        content = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file())).digest()
+        if content not in seen:  # after one file is before the next
+            seen.add(content)
+            do_train(config, folder, resume=True)
+            for file in ("model.safetensors", "model_best.safetensors", "metrics.jsonl", "state/state.safetensors"):
+                assert (folder / file).read_bytes() == (finished(config) / file).read_bytes(), (folder, file)
 
 
-def test_a_run_that_lost_its_state_is_not_begun_again(whole, small_digits, do_train, tmp_path):
-    shutil.copytree(whole, tmp_path / "r")
-    for state in (tmp_path / "r/state").iterdir():
+def test_a_run_that_lost_its_state_is_not_begun_again(small_digits, trained, do_train, tmp_path):
+    for state in (trained(small_digits()) / "state").iterdir():
         state.unlink()
     before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
     with pytest.raises(InputError, match="has weights but no .*state.safetensors"):
@@ -308,16 +282,16 @@ def test_unusable_outputs_and_backbones_leave_nothing(small_digits, do_train, tm
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_resuming_a_finished_run_changes_nothing(small_digits, do_train, tmp_path):
-    do_train(small_digits(), tmp_path / "r")
+def test_resuming_a_finished_run_changes_nothing(small_digits, trained, do_train, tmp_path):
+    trained(small_digits())
     before = {n: (tmp_path / "r" / n).read_bytes() for n in sorted(FILES)}
     (tmp_path / "r" / "model.safetensors").unlink()  # killed between state and weights
     assert do_train(small_digits(), tmp_path / "r", resume=True) == []
     assert {n: (tmp_path / "r" / n).read_bytes() for n in sorted(FILES)} == before
 
 
-def test_an_existing_run_is_not_overwritten(small_digits, do_train, tmp_path):
-    do_train(small_digits(), tmp_path / "r")
+def test_an_existing_run_is_not_overwritten(small_digits, trained, do_train, tmp_path):
+    trained(small_digits())
     before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
     with pytest.raises(InputError, match="already holds a run; add --resume .* or name another --output"):
         do_train(small_digits(seed=1), tmp_path / "r")
@@ -327,10 +301,10 @@ def test_an_existing_run_is_not_overwritten(small_digits, do_train, tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_to_resume_and_damaged_state(small_digits, do_train, tmp_path):
+def test_nothing_to_resume_and_damaged_state(small_digits, trained, do_train, tmp_path):
     with pytest.raises(InputError, match="holds no run to resume"):
         do_train(small_digits(), tmp_path / "none", resume=True)
-    do_train(small_digits(), tmp_path / "r")
+    trained(small_digits())
     state, before = (tmp_path / "r/state" / f"{name}.safetensors" for name in ("state", "before"))
     whole = state.read_bytes()
     state.write_bytes(whole[:-100])
@@ -360,7 +334,8 @@ def test_divergence_names_epoch_step_and_last_good_state(small_digits, tmp_path,
 
 @pytest.mark.slow
 def test_bf16_trains_and_is_checked_in_fp32(small_digits, do_train, do_evaluate, tmp_path):
-    metrics = do_train(small_digits(mixed_precision="bf16"), tmp_path / "r")
+    config = small_digits(mixed_precision="bf16", train_size=128, attack=AttackConfig(steps=3, step_size=0.0375))
+    metrics = do_train(config, tmp_path / "r")
     assert metrics[-1]["train_loss"] < metrics[0]["train_loss"] + 0.5
     assert all(t.dtype in (torch.float32, torch.int64) for t in load_file(tmp_path / "r/model.safetensors").values())
     assert do_evaluate("r", "clean").results.attacks["clean"]["n"] == 400
@@ -388,7 +363,7 @@ def test_sharded_weights_are_refused_also_where_accelerate_says_so(small_digits,
 @pytest.mark.slow
 def test_a_compiled_launch_trains_and_saves_plain_names(small_digits, do_train, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
-    do_train(small_digits(epochs=2), tmp_path / "r")
+    do_train(small_digits(epochs=2, train_size=64), tmp_path / "r")
     assert not any("_orig_mod" in name for name in load_file(tmp_path / "r/model.safetensors"))
 
 
@@ -399,7 +374,7 @@ def test_batch_must_divide(small_digits):
 
 def test_tensorboard_gets_the_metrics(small_digits, tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    list(run.train(small_digits(epochs=2), RunOptions(output="r", tracker="tensorboard")))
+    list(run.train(small_digits(epochs=2, train_size=64), RunOptions(output="r", tracker="tensorboard")))
     log = next(tmp_path.glob("r/**/events.out.tfevents*")).parent
     events = event_accumulator.EventAccumulator(str(log)).Reload()
     logged = [e.value for e in events.Scalars("holdout_pgd10_acc")]
@@ -416,8 +391,8 @@ def test_method_fields(small_digits):
 
 
 @pytest.mark.slow
-def test_evaluate_writes_into_the_run_and_the_card_follows(small_digits, do_train, do_evaluate, tmp_path):
-    do_train(small_digits(), tmp_path / "r")
+def test_evaluate_writes_into_the_run_and_the_card_follows(small_digits, trained, do_evaluate, tmp_path):
+    trained(small_digits())
     done = do_evaluate("r", "clean", "pgd2", n=50)
     assert done.directory.resolve() == tmp_path / "r"
     written = json.loads((tmp_path / "r/results.json").read_text())
@@ -434,17 +409,17 @@ def test_evaluate_writes_into_the_run_and_the_card_follows(small_digits, do_trai
     assert json.loads((tmp_path / "elsewhere/results.json").read_text())["dataset"]["n"] == 60
 
 
-def test_results_never_land_beside_another_model(small_digits, do_train, do_evaluate, tmp_path):
+def test_results_never_land_beside_another_model(small_digits, trained, do_evaluate, tmp_path):
     for name, seed in (("a", 0), ("b", 1)):
-        do_train(small_digits(epochs=2, seed=seed), tmp_path / name)
+        trained(small_digits(epochs=2, seed=seed), name)
     before = sorted(p.name for p in (tmp_path / "b").iterdir())
     with pytest.raises(InputError, match="b holds another model; name another --output"):
         do_evaluate("a", "clean", output="b")
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == before
 
 
-def test_weights_digest_is_the_files_own_and_sees_every_tensor(small_digits, do_train, tmp_path):
-    do_train(small_digits(), tmp_path / "r")
+def test_weights_digest_is_the_files_own_and_sees_every_tensor(small_digits, trained, tmp_path):
+    trained(small_digits())
     file = hashlib.sha256((tmp_path / "r/model.safetensors").read_bytes()).hexdigest()
     assert weights_digest(load_model("r")[0]) == file
     net = torch.nn.Linear(2, 2)
@@ -476,7 +451,7 @@ def test_a_model_of_ones_own(tmp_path):
         "for m in ('mine:Net', 'mine:net', 'mine:number', 'mine:absent', 'absent:x', 'math:pi', 'json:loads')]\n"
         "print(json.dumps(codes))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = python("-c", program, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == [0, 0, 2, 2, 2, 2, 2]
     assert (tmp_path / "results/mine-Net/results.json").exists()
     errors = done.stderr.strip().splitlines()
@@ -537,15 +512,14 @@ def test_freed_memory_is_kept():
                 tensor = torch.ones(2**24)
                 del tensor
             print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
-        shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        pages.append(int(shown.stdout))
+        pages.append(int(python("-c", script, check=True).stdout))
     assert pages[0] > 5 * pages[1], pages
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_a_trained_model_with_another_head(small_digits, do_train, tmp_path):
+def test_a_run_starts_from_a_trained_model_with_another_head(small_digits, trained, do_train, tmp_path):
     """Five classes of digits from a model of ten: the same weights but for the head, before the first step."""
-    do_train(small_digits(epochs=2), tmp_path / "ten")
+    trained(small_digits(epochs=2), "ten")
     digits = data.load("digits", "train")
     for i in digits.labels.less(5).nonzero().flatten()[:150].tolist():
         place = tmp_path / "d" / "train" / str(int(digits.labels[i])) / f"{i}.png"
@@ -582,8 +556,8 @@ def test_a_run_starts_from_a_trained_model_with_another_head(small_digits, do_tr
         do_train(config, tmp_path / "bound", resume=True)
 
 
-def test_weights_that_do_not_fit_are_refused(small_digits, do_train, tmp_path):
-    do_train(small_digits(epochs=1, clean_epochs=0), tmp_path / "r")
+def test_weights_that_do_not_fit_are_refused(small_digits, trained, do_train, tmp_path):
+    trained(small_digits(epochs=2))
     for changes, message in (
         ({"backbone": "cifar_resnet20"}, "cifar_resnet8. do not fit this backbone at"),
         ({"init_from": "imagenet"}, "cifar_resnet8 is ours and has no ImageNet weights"),
@@ -654,13 +628,14 @@ def test_imagenets_weights_are_timms(small_digits, monkeypatch):
 
 
 @pytest.mark.slow
-def test_tracked_test_images_are_recorded_and_change_nothing(small_digits, do_train, do_evaluate):
-    metrics = {name: do_train(small_digits(), name, track_test=name == "tracked") for name in ("plain", "tracked")}
-    for plain, tracked in zip(*metrics.values(), strict=True):
+def test_tracked_test_images_are_recorded_and_change_nothing(small_digits, finished, do_train, do_evaluate):
+    config = small_digits(epochs=2)
+    plain_run, metrics = finished(config), do_train(config, "tracked", track_test=True)
+    for plain, tracked in zip(lines(plain_run / "metrics.jsonl"), metrics, strict=True):
         assert set(tracked) - set(plain) == {"test_clean_acc", "test_pgd10_acc"}
         assert {key: tracked[key] for key in plain} == plain
     for name in ("model.safetensors", "model_best.safetensors"):
-        assert (Path("plain") / name).read_bytes() == (Path("tracked") / name).read_bytes()
+        assert (plain_run / name).read_bytes() == (Path("tracked") / name).read_bytes()
     clean = do_evaluate("tracked", "clean").results.attacks["clean"]
-    assert clean["n"] == 400 and metrics["tracked"][-1]["test_clean_acc"] == clean["accuracy"]
-    assert metrics["tracked"][-1]["test_pgd10_acc"] < clean["accuracy"]
+    assert clean["n"] == 400 and metrics[-1]["test_clean_acc"] == clean["accuracy"]
+    assert metrics[-1]["test_pgd10_acc"] < clean["accuracy"]

@@ -4,19 +4,18 @@ import argparse
 import contextlib
 import re
 import shlex
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT, python
 from PIL import Image
 
 from piat_hub import attacks, cli, methods
 from piat_hub.cli.flags import Parser
 from piat_hub.config import recipes
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+SPHINX = ("sphinx", "-W", "--keep-going", "-q", "-b", "html")
 PAGES = [*sorted((DOCS / "guides").glob("*.md")), DOCS / "interpolation.md", *sorted((DOCS / "methods").glob("*.md"))]
 STOPS = {  # command -> what it calls once its flags are read and hold together; others end with the parser
     "train": "piat_hub.cli.train.run_training",
@@ -90,9 +89,7 @@ def launched(words):
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_stands_alone(tmp_path):
     """One test, as one build takes half a minute; warnings are errors, as in `make docs`."""
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", str(tmp_path / "trees"), "-b", "html"]
-    done = subprocess.run([*command, str(DOCS), str(tmp_path / "html")], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-4000:]
+    python("-m", *SPHINX, "-d", tmp_path / "trees", DOCS, tmp_path / "html", check=True)
     nothing_comes_from_another_host(tmp_path / "html")
     formulas_are_mathml(tmp_path / "html")
     the_reference_has_every_module_of_its_rooms(tmp_path / "html")
@@ -149,40 +146,22 @@ def test_a_warning_fails_the_build(tmp_path):
     (tmp_path / "undocumented.py").write_text('"""A module."""\n\n\ndef f():\n    pass\n')
     text = (tmp_path / "conf.py").read_text().replace('startswith("piat_hub")', 'startswith("undocumented")')
     (tmp_path / "conf.py").write_text(f"import sys\n\nsys.path.insert(0, {str(tmp_path)!r})\n{text}")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-b",
-        "html",
-        str(tmp_path),
-        str(tmp_path / "o"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python("-m", *SPHINX, tmp_path, tmp_path / "o")
     assert done.returncode == 1
     for said in ("nowhere.md", "isn't included in any toctree", "undocumented.f has no docstring"):
         assert said in done.stderr, said
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, small_digits):
+@pytest.fixture
+def place(tmp_path, trained, small_digits):
     """A folder as the guides assume it: runs/demo, a digits run of two epochs, and photographs of two sizes."""
-    from piat_hub.config import RunOptions
-    from piat_hub.training import run
-
-    home = tmp_path_factory.mktemp("guide")
-    config = small_digits(epochs=2, train_size=128, holdout=32)
-    for _ in run.train(config, RunOptions(output=str(home / "runs" / "demo"), threads=1)):
-        pass
+    trained(small_digits(epochs=2), tmp_path / "runs" / "demo")
     for split in ("train", "test"):
         for label in ("cat", "dog"):
-            (folder := home / "photographs" / split / label).mkdir(parents=True)
+            (folder := tmp_path / "photographs" / split / label).mkdir(parents=True)
             for side in (32, 40):
                 Image.new("RGB", (side, 32), {"cat": "black", "dog": "white"}[label]).save(folder / f"{side}.png")
-    return home
+    return tmp_path
 
 
 @contextlib.contextmanager
@@ -200,25 +179,22 @@ def registers_put_back():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
-def test_the_python_of_a_page_runs(page, place, tmp_path, monkeypatch):
+def test_the_python_of_a_page_runs(page, place, monkeypatch):
     """Block after block in one namespace; one that begins with `# NAME.py` is written to that file first."""
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "demo").symlink_to(place / "runs" / "demo")
-    (tmp_path / "photographs").symlink_to(place / "photographs")
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.setitem(sys.modules, "guide", type(sys)("guide"))  # where a page's dataclasses live
     scope = {"__name__": "guide"}
     with registers_put_back():
         for code in blocks(page, "python"):
             if name := re.match(r"# (\w+\.py)\n", code):
-                (tmp_path / name[1]).write_text(code)
+                (place / name[1]).write_text(code)
             exec(compile(code, str(page), "exec"), scope)
 
 
-def test_a_page_whose_python_fails_would_be_caught(place, tmp_path, monkeypatch):
-    (tmp_path / "page.md").write_text("```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n")
+def test_a_page_whose_python_fails_would_be_caught(place, monkeypatch):
+    (place / "page.md").write_text("```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n")
     with pytest.raises(AssertionError):
-        test_the_python_of_a_page_runs(tmp_path / "page.md", place, tmp_path, monkeypatch)
+        test_the_python_of_a_page_runs(place / "page.md", place, monkeypatch)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "bash", "console")], ids=lambda p: p.stem)
