@@ -16,7 +16,7 @@ from piat_hub.methods import divergence
 from piat_hub.training import run
 from piat_hub.training.setup import make_attack, make_method
 
-NEED_PGD = ("fat", "free_at", "gairat", "stat")
+NEED_PGD = ("fat", "fgsm_rs", "free_at", "gairat", "las_at", "n_fgsm", "stat")
 
 
 def within(point, image, eps, norm):
@@ -143,16 +143,18 @@ def test_n_steps_cost_one_forward_more_and_as_many_backwards(tiny):
 
 
 def test_training_crafts_with_what_is_configured(small_digits):
-    attack = make_attack(small_digits(attack=AttackConfig("apgd", 3)))
+    attack = make_attack(small_digits(attack=AttackConfig(3, crafting="apgd")))
     assert isinstance(attack, partial) and attack.func is few_steps
     assert attack.keywords == {"eps": 0.15, "norm": "Linf", "steps": 3}
-    rising = small_digits(attack=AttackConfig("apgd", 3), clean_epochs=0, schedule=ScheduleConfig(eps_warmup_epochs=1))
+    rising = small_digits(
+        attack=AttackConfig(3, crafting="apgd"), clean_epochs=0, schedule=ScheduleConfig(eps_warmup_epochs=1)
+    )
     assert schedules.budget(rising, 1, 1, 2) == {"eps": 0.075}
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_who_looks_into_the_steps_refuses_apgd_in_one_line(small_digits, name):
-    config = small_digits(method=name, attack=AttackConfig("apgd", 2))
+    config = small_digits(method=name, attack=AttackConfig(2, crafting="apgd"))
     if name not in NEED_PGD:
         make_method(config)
         return
@@ -182,7 +184,7 @@ ALL = ("model.safetensors", "metrics.jsonl", "config.json", "state/state.safeten
 )
 def test_runs_with_apgd_resume_to_the_same_bytes(small_digits, tmp_path, name, changes):
     small = dict(train_size=32, holdout=4, epochs=2, clean_epochs=0, batch_size=16, method=name) | changes
-    config = small_digits(**small, attack=AttackConfig("apgd", 2))
+    config = small_digits(**small, attack=AttackConfig(2, crafting="apgd"))
     options = RunOptions(output=str(tmp_path / "whole"))
     for event in run.train(config, options):
         if isinstance(event, run.EpochDone) and event.metrics["epoch"] == 1:

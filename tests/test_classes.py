@@ -157,7 +157,8 @@ def test_a_command_says_it_and_verdicts_keep_the_models_numbers(saved, capsys):
 
     assert cli.main(["evaluate", "m", "--dataset", "d", "--attacks", "clean", "--output", "r", "--threads", "1"]) == 0
     assert (
-        "m: d has 2 of the 3 classes of the model: an answer outside of them counts as wrong" in capsys.readouterr().out
+        "note: d has 2 of the 3 classes of the model: an answer outside of them counts as wrong"
+        in capsys.readouterr().out
     )
     assert json.loads((saved / "r/results.json").read_text())["per_class"]["label_names"] == list(NAMES)
     with np.load("r/verdicts.npz") as verdicts:

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from piat_hub import data
@@ -240,7 +241,7 @@ def test_at_most_a_thousand_are_held_out_by_default(small_digits, monkeypatch):
     monkeypatch.setattr(
         data, "load", lambda *_: data.Split(pixels, torch.arange(50_000) % 10, tuple("0123456789"), "many")
     )
-    setup = make_setup(small_digits(holdout=None, train_size=None), RunOptions(), Path("r"))
+    setup = make_setup(small_digits(holdout=None, train_size=None), RunOptions(), Path("r"), Accelerator())
     assert len(setup.held) == 1000 == setup.parts.config.holdout and len(setup.parts.split) == 49_000
 
 

@@ -321,7 +321,7 @@ def test_a_model_of_one_answer_is_said_to_be_one(stranger, capsys):
     line = (
         "every image of class 3 is right and none of any other: so does a model that answers this class to everything"
     )
-    assert f"warning: {line}" in capsys.readouterr().out and line in (model / "README.md").read_text()
+    assert f"note: {line}" in capsys.readouterr().out and line in (model / "README.md").read_text()
     record = read_record(model / "results.json")
     assert record.one_class == "3"
     record.per_class["clean"][4] = 0.1

@@ -18,6 +18,7 @@ from piat_hub.hub.save import save_weights
 from piat_hub.leaderboard import submission as leaderboard
 from piat_hub.records.files import read_json
 from piat_hub.records.results import Record, read_record
+from piat_hub.records.statistics import proportion
 
 PAPER = leaderboard.Paper("Kun He, Xin Liu", "AdvML-Frontiers 2023", "https://arxiv.org/abs/2303.13955")
 KEYS = {
@@ -97,7 +98,7 @@ CLAIMS = {
     "split": (lambda r: r["dataset"].update(split="train"), "40 images of the train split"),
     "version": (lambda r: r["attacks"]["aa"].update(changed="4 classes"), r"not the standard version \(4 classes\)"),
     "clean": (
-        lambda r: r["attacks"]["clean"].update(accuracy=1.0, correct=r["dataset"]["n"], ci95=[0.9, 1.0]),
+        lambda r: r["attacks"]["clean"].update(proportion(r["dataset"]["n"], r["dataset"]["n"])),
         r"its clean accuracy is [\d.]+ % here, not the 100\.00 %",
     ),
 }

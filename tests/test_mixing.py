@@ -17,7 +17,7 @@ from piat_hub.training import run
 from piat_hub.training.mixing import mixed
 from piat_hub.training.setup import make_method
 
-NEED_CLASS = ("fat", "gairat", "mart")
+NEED_CLASS = ("fat", "gairat", "las_at", "mart")
 LINEAR = ("standard", "pgd_at", "nmse", "trades", "alp", "free_at")  # in the label
 
 
@@ -116,8 +116,7 @@ def test_score_and_stat_take_the_target_where_they_took_the_class(tiny):
     model, (x, x_adv, _) = tiny().double(), batch()
     y = torch.rand(5, 4, dtype=torch.float64).softmax(1)
     p, p_adv = model(x).softmax(1), model(x_adv).softmax(1)
-    label = 0.9 * y + 0.1 / 3 * (1 - y)
-    expected = ((p - label) ** 2).sum(1).mean() + 4 * ((p_adv - p) ** 2).sum(1).mean()
+    expected = ((p - y) ** 2).sum(1).mean() + 4 * ((p_adv - p) ** 2).sum(1).mean()
     assert loss_and_gradient(model, "score", x, x_adv, y)[0].item() == pytest.approx(expected.item(), rel=1e-12)
     z = [model(x), model(x_adv), model((2 * x - x_adv).clamp(0, 1))]
     apart = []
@@ -165,6 +164,10 @@ def test_helpers_read_both_kinds_of_label():
 @pytest.mark.parametrize("fields", [{"mixup": 0.8}, {"cutmix": 1.0}, {"smoothing": 0.1}])
 def test_who_needs_the_class_refuses_blended_images_in_one_line(small_digits, name, fields):
     config = small_digits(method=name, mixing=MixingConfig(**fields))
+    if name == "las_at" and "smoothing" in fields:
+        with pytest.raises(InputError, match="las_at smooths labels itself, to 0.7; set --method.label in place of"):
+            make_method(config)
+        return
     if name not in NEED_CLASS or "smoothing" in fields:
         make_method(config)
         return

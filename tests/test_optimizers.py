@@ -248,7 +248,7 @@ def test_an_average_that_begins_later_is_the_model_until_then():
         assert ema.step(averaging=False) == 0 and ema.steps == 0
         assert all(torch.equal(a, b) for a, b in zip(model_now, ema.copy.state_dict().values(), strict=True))
     before, now = ema.copy[0].weight.clone(), moved()
-    assert ema.step() == 2 / 11 and torch.allclose(ema.copy[0].weight, before + 9 / 11)
+    assert ema.step() == 1 / 10 and torch.allclose(ema.copy[0].weight, before + 9 / 10)
     assert torch.equal(ema.copy[1].running_mean, model[1].running_mean) and len(now) == 7
 
 
@@ -276,7 +276,7 @@ def test_bn_momentum_and_drop_path_reach_the_backbone(small_digits, do_train, tm
     from piat_hub.training.setup import make_setup
 
     config = small_digits(train_size=64, holdout=8, bn_momentum=0.01, drop_path=0.3)
-    setup = make_setup(config, RunOptions(), tmp_path)
+    setup = make_setup(config, RunOptions(), tmp_path, Accelerator())
     assert {m.momentum for m in setup.bare.modules() if isinstance(m, nn.BatchNorm2d)} == {0.01}
     rates = [m.drop_prob for m in setup.bare.modules() if type(m).__name__ == "DropPath"]
     assert rates and max(rates) == pytest.approx(0.3)

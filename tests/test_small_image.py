@@ -169,9 +169,9 @@ def test_sizes_that_patches_do_not_divide_and_families_without_a_rule():
         1,
         3,
     )
-    with pytest.raises(InputError, match="cannot be built for 32x32 images and its weights loaded"):
+    with pytest.raises(InputError, match="none.safetensors.*: the pretrained weights of resnet18 cannot be had"):
         make("resnet18", pretrained=True, pretrained_cfg_overlay={"file": "none.safetensors"})
-    with pytest.raises(InputError, match="cifar_resnet18 cannot be built for 32x32 images and its weights loaded"):
+    with pytest.raises(InputError, match="the pretrained weights of cifar_resnet18 cannot be had"):
         piat_hub.create_model("cifar_resnet18", pretrained=True)
     assert piat_hub.create_model("small_image", base="resnet18", img_size=32).conv1.conv.stride == (1, 1)
 

@@ -61,7 +61,18 @@ def few_steps(
     objective: Objective = cross_entropy,
     start: Start = 0.0,
 ) -> Tensor:
-    """`apgd` without a look at what it is given, which would make a GPU wait; what training calls."""
+    """`apgd` without a look at what it is given, which would make a GPU wait; what training calls.
+
+    Args:
+        model: see `apgd` for this and all that follows.
+        x: clean images, (B, C, H, W) in [0, 1].
+        y: class numbers (B,), or probabilities (B, K).
+        eps: budget in pixel units, one number or (B, 1, 1, 1).
+        steps: iterations.
+        norm: "Linf" or "L2".
+        objective: (logits (B, K), y) -> a sum over the batch, which is maximised.
+        start: "uniform", the scale of Gaussian noise in pixel units, or the starting points.
+    """
     (_, _, project), x = ball(norm), x.detach()
     now = before = best = start_at(x, eps, norm, start)
     step_size = 2 * eps * torch.ones_like(x[:, :1, :1, :1])  # (B, 1, 1, 1)

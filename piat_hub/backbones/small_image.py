@@ -12,6 +12,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.models import generate_default_cfgs, is_model_in_modules, load_pretrained, register_model
 from timm.models._builder import pretrained_cfg_for_features, resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
@@ -260,7 +261,8 @@ def made(base: str, size: int, /, **kwargs: Any) -> nn.Module:
     except Exception as error:  # timm passes on whatever its models, the network or the Hub raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if kwargs.get("pretrained"):
-            cause = "HF_HUB_OFFLINE is set, and they are not in the cache" if constants.HF_HUB_OFFLINE else reason
+            offline = constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError)
+            cause = "HF_HUB_OFFLINE is set, and they are not in the cache" if offline else reason
             raise InputError(
                 f"{cause}: the pretrained weights of {base} cannot be had; fetch them where there is a network"
             ) from error

@@ -65,11 +65,11 @@ class ThreatModel:
 class AttackConfig:
     """The attack that training crafts its adversarial examples with."""
 
+    steps: int = option(10, "attack iterations", least=1)
+    step_size: float = option(2 / 255, "length of one step of PGD", unit="pixels", above=0)
     crafting: Literal["pgd", "apgd"] = option(
         "pgd", "the attack: PGD, or APGD, which takes 2 or 3 steps, from 2 eps on, and keeps the best point"
     )
-    steps: int = option(10, "attack iterations", least=1)
-    step_size: float = option(2 / 255, "length of one step of PGD", unit="pixels", above=0)
 
     def __post_init__(self) -> None:
         check(self)

@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 from piat_hub.attacks import ball
 from piat_hub.config import InputError, TrainConfig, check, option
 from piat_hub.config.schedules import lr_between
-from piat_hub.methods.base import Attack, Method, at_least_fp32, eval_logits, register
+from piat_hub.methods.base import Attack, Method, at_least_fp32, eval_logits, likeliest, register
 
 # what a strategy chooses from: budget and step size in levels, of which the run's eps is 8, and steps
 EPS, STEPS, STEP_SIZE, LEVELS = range(3, 16), range(3, 15), range(1, 6), 8
@@ -55,10 +55,14 @@ class LASAT:
             config: says the threat model, the lookahead's learning rate and the seed of the strategy network.
 
         Raises:
-            InputError: for AWP, which takes each loss twice.
+            InputError: for AWP, which takes each loss twice, and for smoothing, which it has of its own.
         """
         if config.awp is not None:
             raise InputError(f"las_at learns from each loss, and awp {config.awp} takes each twice; leave out --awp")
+        if config.mixing.smoothing:
+            raise InputError(
+                f"las_at smooths labels itself, to {self.label}; set --method.label in place of --smoothing"
+            )
         return LASRun(self, config)
 
     def soft_loss(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -66,10 +70,10 @@ class LASAT:
 
         Args:
             logits: (B, K).
-            y: class numbers, (B,).
+            y: class numbers (B,), or probabilities (B, K), of which the likeliest class counts.
         """
         log_p = at_least_fp32(logits).log_softmax(1)
-        true = log_p.gather(1, y[:, None]).squeeze(1)  # (B,)
+        true = log_p.gather(1, likeliest(y)[:, None]).squeeze(1)  # (B,)
         others = (log_p.sum(1) - true) / (log_p.shape[1] - 1)
         return -(self.label * true + (1 - self.label) * others).mean()
 
