@@ -1,7 +1,5 @@
 """APGD in few steps, as an inner attack of training (Croce & Hein 2020, Alg. 1; Singh, Croce & Hein 2023)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -4,8 +4,6 @@ The rest is timm's own ConvNeXt-T and DeiT-S. Both take images in [0, 1], withou
 its `mean` and `std`, one number a channel, which become a layer before the first convolution.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

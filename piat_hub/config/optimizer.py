@@ -1,7 +1,5 @@
 """How a gradient becomes a step, and how the learning rate and the budget move along a run; in timm's words."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@ A step lies between two shares of the run, `before` and `after` it, in [0, 1]. S
 OneCycleLR, and of timm's CosineLRScheduler stepped per update with warmup_prefix=False.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

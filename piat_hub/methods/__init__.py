@@ -11,30 +11,17 @@ import importlib
 import pkgutil
 
 from piat_hub.methods.base import (
-    Attack,
-    Method,
-    at_least_fp32,
-    divergence,
-    eval_logits,
-    get,
-    likeliest,
-    names,
-    probability_of,
-    register,
+    Attack as Attack,
+    Method as Method,
+    at_least_fp32 as at_least_fp32,
+    divergence as divergence,
+    eval_logits as eval_logits,
+    get as get,
+    likeliest as likeliest,
+    names as names,
+    probability_of as probability_of,
+    register as register,
 )
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
-
-__all__ = [
-    "Attack",
-    "Method",
-    "at_least_fp32",
-    "divergence",
-    "eval_logits",
-    "get",
-    "likeliest",
-    "names",
-    "probability_of",
-    "register",
-]

@@ -1,7 +1,5 @@
 """Soft targets: label smoothing, and timm's Mixup and CutMix, drawn anew from a step's own seed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

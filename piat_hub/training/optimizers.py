@@ -1,7 +1,5 @@
 """timm's optimizers: which parameters weight decay leaves out, how the rate falls from layer to layer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import timm.optim
