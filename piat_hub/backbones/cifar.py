@@ -17,6 +17,7 @@ from timm.models.resnetv2 import PreActBasic, ResNetV2
 from torch import Tensor, nn
 
 from piat_hub.backbones import small_image
+from piat_hub.backbones.normalization import behind
 from piat_hub.records import published
 
 
@@ -114,7 +115,7 @@ def _first_conv(in_chans: int, out_chans: int, mean: Sequence[float], std: Seque
     """3x3, of stride 1; with mean and std behind their normalisation. InputError unless they fit the channels."""
     conv = nn.Conv2d(in_chans, out_chans, 3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return small_image.behind(conv, mean, std)
+    return behind(conv, mean, std)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

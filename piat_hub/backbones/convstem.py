@@ -13,7 +13,7 @@ from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from piat_hub.backbones import small_image
+from piat_hub.backbones.normalization import behind
 
 
 def conv_stem(in_chans: int, widths: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:
@@ -29,7 +29,7 @@ def conv_stem(in_chans: int, widths: Sequence[int], mean: Sequence[float], std: 
     for before, width in zip((in_chans, *widths), widths, strict=False):
         layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), LayerNorm2d(width), nn.GELU()]
     first: Any = layers[0]
-    return nn.Sequential(small_image.behind(first, mean, std), *layers[1:])
+    return nn.Sequential(behind(first, mean, std), *layers[1:])
 
 
 class ConvStemNeXt(ConvNeXt):

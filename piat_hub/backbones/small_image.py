@@ -5,19 +5,18 @@ in 4x4 features, as in the CIFAR literature; transformers get smaller patches. A
 """
 
 import importlib
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
-import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.models import generate_default_cfgs, is_model_in_modules, load_pretrained, register_model
 from timm.models._builder import pretrained_cfg_for_features, resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
-from torch import Tensor, nn
+from torch import nn
 
+from piat_hub.backbones.normalization import fold_normalization, normalize_before, unpadded
 from piat_hub.config import InputError
 
 LARGEST = 64  # images of more pixels a side are not small: the model stays as timm builds it
@@ -149,58 +148,6 @@ def divide_reductions(model: Any) -> None:
         info["reduction"] = max(1, info["reduction"] // 4)
 
 
-class Normalize(nn.Module):
-    """(x - mean) / std of images (B, C, H, W) in [0, 1], before the stem's convolution.
-
-    Args:
-        mean: (C,), for images in [0, 1].
-        std: (C,), above 0.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean.view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(-1, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The normalised images, (B, C, H, W)."""
-        return (x - self.mean) / self.std
-
-
-def normalized(conv: nn.Module, mean: Tensor, std: Tensor) -> nn.Sequential:
-    """A convolution that takes images in [0, 1] and pads them, where it does, after their normalisation.
-
-    Args:
-        conv: takes normalised images (B, C, H, W).
-        mean: (C,), for images in [0, 1].
-        std: (C,), above 0.
-    """
-    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), conv=conv))
-
-
-def behind(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """The convolution, behind the normalisation by mean and std, one number a channel each; itself where both are empty.
-
-    Args:
-        conv: takes normalised images (B, C, H, W).
-        mean: for images in [0, 1].
-        std: each above 0.
-
-    Raises:
-        InputError: unless they fit its channels.
-    """
-    if not mean and not std:
-        return conv
-    if len(mean) != conv.in_channels or len(std) != conv.in_channels or not all(s > 0 for s in std):
-        raise InputError(
-            f"mean {mean} and std {std} must be {conv.in_channels} numbers each, std above 0; give one per channel"
-        )
-    return normalized(conv, torch.tensor(mean).float(), torch.tensor(std).float())
-
-
 def adapt(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The timm model `base` for images of img_size x img_size; above `LARGEST` pixels its strides stay as they are.
 
@@ -278,12 +225,6 @@ def folds(base: str, model: nn.Module) -> bool:
     return family(base) in KEYWORDS and unpadded(model)
 
 
-def unpadded(model: nn.Module) -> bool:
-    """Whether images enter by convolutions with a bias and without padding."""
-    first = [model.get_submodule(path) for path in first_convolutions(model)]
-    return all(isinstance(c, nn.Conv2d) and c.bias is not None and c.padding in (0, (0, 0)) for c in first)
-
-
 def take_over(model: nn.Module, source: nn.Module) -> None:
     """Load every tensor of `source` that has its name and shape in `model`; timm resamples patches and positions.
 
@@ -297,38 +238,6 @@ def take_over(model: nn.Module, source: nn.Module) -> None:
         weights = resample(weights, model)
     own = model.state_dict()
     model.load_state_dict({k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}, strict=False)
-
-
-def first_convolutions(model: Any) -> list[str]:
-    """The submodules that images enter by, as timm records them (RepVGG has two)."""
-    first = model.pretrained_cfg["first_conv"]
-    return [first] if isinstance(first, str) else list(first)
-
-
-def statistics(model: Any) -> tuple[Tensor, Tensor]:
-    """(mean, std), (C,) each; for other than 3 channels the mean over red, green and blue."""
-    both = (torch.tensor(model.pretrained_cfg[name]) for name in ("mean", "std"))
-    mean, std = (t if model.in_chans == 3 else t.mean().expand(model.in_chans) for t in both)
-    return mean.clone(), std.clone()
-
-
-def normalize_before(model: Any) -> None:
-    """A `Normalize` before each first convolution; exact also where that pads."""
-    paths = first_convolutions(model)
-    for path in paths:
-        model.set_submodule(path, normalized(model.get_submodule(path), *statistics(model)))
-    first = tuple(f"{path}.conv" for path in paths)
-    model.pretrained_cfg["first_conv"] = model._traits["first_conv"] = first[0] if len(first) == 1 else first
-
-
-@torch.no_grad()
-def fold_normalization(model: Any) -> None:
-    """Change the patch projection's weight and bias so that it takes images in [0, 1]: exact, as it does not pad."""
-    mean, std = (t.view(1, -1, 1, 1) for t in statistics(model))
-    for path in first_convolutions(model):
-        conv = model.get_submodule(path)
-        conv.weight.div_(std)
-        conv.bias.sub_((conv.weight * mean).sum((1, 2, 3)))
 
 
 def features(model: Any, out_indices: int | Sequence[int] | None = None) -> nn.Module:

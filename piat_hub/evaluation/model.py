@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from piat_hub import data
-from piat_hub.backbones.small_image import Normalize
+from piat_hub.backbones.normalization import Normalize
 from piat_hub.config import InputError
 from piat_hub.evaluation.own_code import Front, imported
 from piat_hub.evaluation.verdict import logits_of, verdict_mode

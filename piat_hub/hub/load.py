@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from piat_hub.backbones import create_model
-from piat_hub.backbones.small_image import Normalize
+from piat_hub.backbones.normalization import Normalize
 from piat_hub.config import InputError, nearest, numbers_of
 from piat_hub.hub import card, untrusted
 from piat_hub.hub.save import ORIGIN
