@@ -1,7 +1,5 @@
 """One writer at a time in a directory."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
