@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# All that a borrowed CUDA device is worth, most valuable first: `bash benchmarks/cuda.sh OUT [PART…]`, PART being tests, step,
+# attacks or model (all of them). Each piece of a part is done once: a call stops after LIMIT seconds (540) or at a failure, and the
+# same command goes on behind it, until it says "all done".
+#
+# DATASET: CIFAR-10 as images, for attacks and model (else they are left out, and that is said). PEERS: a folder of the authors'
+# checkouts TRADES, MART and GAIRAT, for the ratios of step. DEVICE=cpu, BACKBONES, ROUNDS, N: to rehearse it in minutes without a
+# device. PYTHON: the interpreter (python).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=$1 && shift
+parts=${*:-tests step attacks model}
+python=${PYTHON:-python} device=${DEVICE:-cuda} limit=${LIMIT:-540}
+export PYTHONPATH=$PWD DEVICE=$device
+mkdir -p "$out/done"
+
+once() { # NAME COMMAND…: run it unless it has ended well before, as long as the call has time
+  local name=$1 left=$((limit - SECONDS)) code=0 && shift
+  [ ! -e "$out/done/$name" ] || return 0
+  ((left > 20)) || { echo "cuda.sh: the call's time is spent before $name; the same command goes on" && exit 3; }
+  echo "== $name"
+  timeout --foreground --signal TERM "$left" "$@" >"$out/$name.log" 2>&1 || code=$?
+  tail -n 12 "$out/$name.log"
+  [ "$code" = 0 ] || { echo "cuda.sh: $name ended with $code; the same command goes on there" && exit "$code"; }
+  touch "$out/done/$name"
+}
+
+has_data() { [ -n "${DATASET:-}" ] || { echo "cuda.sh: $1 is left out: name CIFAR-10's images in DATASET" && return 1; }; }
+
+tests() { once tests "$python" -m pytest -m cuda -p no:cacheprovider -rs --durations=0 tests/test_cuda.py; }
+
+step() { # eager, compiled, and as CUDA graphs, beside the authors' code
+  local backbone precision compile
+  for backbone in ${BACKBONES:-resnet18 wrn_32_10}; do
+    for precision in bf16 no; do
+      for compile in eager default reduce-overhead; do
+        local flags=(--method trades --backbone "$backbone" --mixed-precision "$precision" --rounds "${ROUNDS:-7}")
+        [ "$compile" = eager ] || flags+=(--compile "$compile")
+        [ -z "${PEERS:-}" ] || flags+=(--peer "$PEERS/TRADES")
+        [ -z "${BATCH:-}" ] || flags+=(--batch-size "$BATCH")
+        once "step-$backbone-$precision-$compile" "$python" benchmarks/step.py "${flags[@]}" --output "$out/step.jsonl"
+      done
+    done
+  done
+}
+
+attacks() { # seconds stand in each results.json beside its attack
+  has_data attacks || return 0
+  local attack
+  for attack in aa malt; do
+    "$python" -c "from piat_hub.config import ThreatModel; from piat_hub.evaluation.suites import suite
+suite('$attack', ThreatModel('Linf', 8 / 255), 10)" 2>/dev/null || { echo "cuda.sh: there is no attack $attack yet" && continue; }
+    once "attacks-$attack" "$python" evaluate.py model_cards/resnet20-cifar10-jpeg --dataset "$DATASET" --attacks clean "$attack" \
+      --n "${N:-1000}" --output "$out/attacks-$attack" --resume
+  done
+}
+
+model() { # piece.sh saves what it has when its own time is spent
+  has_data model || return 0
+  PIECE=$((limit - SECONDS - 20)) PYTHON=$python once model bash model_cards/piece.sh "$out" resnet18-cifar10-jpeg resnet18-cifar10 \
+    --dataset "$DATASET" --mixed-precision bf16 --compile ${MODEL_FLAGS:-}
+}
+
+for part in $parts; do "$part"; done
+echo "cuda.sh: all done"
