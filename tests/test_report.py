@@ -136,7 +136,7 @@ def test_a_report_says_what_was_measured(two_runs):
         assert percent(found["accuracy"]) in text and percent(found["ci95"][0]) in text
     assert "digits, Linf eps 0.15" in text and "minus PGD-AT, seed 0" in text
     assert "method pgd_at nmse" in text and "interpolation.kind none piat" in text  # what differs
-    assert "Not checked for gradient masking: 2 of 2 runs" in text and "accelerate launch train.py digits" in text
+    assert "Not checked for gradient masking: 2 of 2 runs" in text and "piat train digits" in text
     assert "as published" not in text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -103,7 +104,7 @@ def _gallery(runs: Sequence[RunDirectory], given: argparse.Namespace) -> Iterato
         if len(points) == 2:
             each = f"PGD-{gallery.SETTINGS['steps']} on {gallery.IMAGES['landscape']} images"
             minutes = math.ceil((points[1] - points[0]) * (bar.total or 0) / 60)
-            bar.write(f"landscape: {bar.total} points, each of them {each}: about {minutes} min; --only leaves it out")
+            bar.write(f"landscape: {bar.total} points, each of them {each}: about {minutes} min; --only leaves it out", file=sys.stderr)
 
     with tqdm(unit="point", desc="landscape", disable=None) as bar:
         options = {"filterwise": given.filterwise, "dataset": given.dataset, "on_point": on_point}
