@@ -102,7 +102,7 @@ def _gallery(runs: Sequence[RunDirectory], given: argparse.Namespace) -> Iterato
         points.append(time.monotonic())
         bar.update()
         if len(points) == 2:
-            each = f"PGD-{gallery.SETTINGS['steps']} on {gallery.IMAGES['landscape']} images"
+            each = f"each PGD-{gallery.SETTINGS['steps']} on {gallery.IMAGES['landscape']} images"
             minutes = math.ceil((points[1] - points[0]) * (bar.total or 0) / 60)
             bar.write(f"landscape: {bar.total} points, each of them {each}: about {minutes} min; --only leaves it out", file=sys.stderr)
 
