@@ -217,7 +217,7 @@ def test_a_browser_shows_it_in_both_themes_and_widths(two_runs, width, dark):
 
 def test_a_landscape_says_how_long_it_takes(two_runs, capsys):
     assert cli.main(["figures", "runs/a", "--output", "out", "--only", "landscape"]) == 0
-    line = f"landscape: {POINTS**2} points, each of them PGD-10 on 10 images: about 1 min; --only leaves it out"
-    assert line in capsys.readouterr().out
+    line = f"landscape: {POINTS**2} points, each PGD-10 on 10 images: about 1 min; --only leaves it out"
+    assert line in capsys.readouterr().err
     assert cli.main(["figures", "runs/a", "--output", "out", "--only", "landscape"]) == 0  # kept: nothing takes long
-    assert "about" not in capsys.readouterr().out
+    assert "about" not in capsys.readouterr().err
