@@ -127,6 +127,70 @@ def test_modes_and_flags_come_back_also_after_an_error(tiny):
     assert all(p.grad is None for p in model.parameters())
 
 
+GOOD = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 3])
+REFUSED = {
+    "normalised": ((GOOD[0] - 0.5) / 0.25, GOOD[1], r"x lies in \[-.*\]; attacks take images in \[0, 1\]"),
+    "levels": (255 * GOOD[0], GOOD[1], r"x lies in \[.*\]; .* scale the images"),
+    "NaN": (GOOD[0] * torch.nan, GOOD[1], "x holds NaN"),
+    "uint8": ((255 * GOOD[0]).byte(), GOOD[1], r"x is torch.uint8; .* piat_hub.data.to_unit\(images\)"),
+    "array": (GOOD[0].numpy(), GOOD[1], "x is a ndarray"),
+    "one image": (GOOD[0][0], GOOD[1][:1], r"x has shape \(3, 2, 2\), not \(B, C, H, W\)"),
+    "too few labels": (GOOD[0], GOOD[1][:3], r"y is torch.int64 of shape \(3,\); .* int64 of shape \(4,\)"),
+    "one-hot": (GOOD[0], torch.eye(4), r"y is torch.float32 of shape \(4, 4\)"),
+    "int32": (GOOD[0], GOOD[1].int(), r"y is torch.int32 of shape \(4,\)"),
+    "list": (GOOD[0], [0, 1, 2, 3], "y is a list"),
+    "labels from 1": (GOOD[0], GOOD[1] + 1, "y holds 4, the model has 4 classes, from 0"),
+    "negative": (GOOD[0], GOOD[1] - 1, "y holds -1; class numbers begin at 0"),
+    "elsewhere": (GOOD[0].to("meta"), GOOD[1], "the model is on cpu, x on meta, y on cpu; put all on one device"),
+}
+
+
+@pytest.mark.parametrize("given", REFUSED)
+@pytest.mark.parametrize("attack", [*ATTACKS.values(), autoattack], ids=[*ATTACKS, "autoattack"])
+def test_what_no_attack_can_be_asked_is_refused_in_one_line(tiny, attack, given):
+    x, y, message = REFUSED[given]
+    with pytest.raises(ValueError, match=message) as refused:
+        attack(tiny(), x, y)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS.values(), autoattack], ids=[*ATTACKS, "autoattack"])
+def test_contexts_models_and_budgets_that_cannot_be(tiny, attack):
+    x, y = GOOD
+    assert attack(tiny(), x[:0], y[:0]).shape == (0, 3, 2, 2)
+    assert not torch.equal(pgd(tiny(), 1.0000005 * x.clamp(0.9), y, 0.1, 0.1, 1), x)  # rounding of a resize
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        attack(tiny(), x, y)
+    with pytest.raises(ValueError, match="the model is a function, not an nn.Module"):
+        attack(lambda x: x, x, y)
+    with pytest.raises(ValueError, match="8 levels is 8/255"):
+        attack(tiny(), x, y, 8)
+    with pytest.raises(ValueError, match="the model gives no gradient"):
+        attack(nn.Sequential(nn.Flatten(), Cut(), nn.Linear(12, 4)), x, y)
+    with pytest.raises(ValueError, match=r"returns a tensor of shape \(.*, 3, 2, 2\)"):
+        attack(nn.Sequential(nn.Conv2d(3, 3, 1)), x, y)
+
+
+class Cut(nn.Module):
+    def forward(self, x):
+        return x.detach()
+
+
+def test_training_crafts_without_the_look_that_would_make_a_gpu_wait(tiny):
+    from piat_hub.config import recipes
+    from piat_hub.training.setup import make_attack
+
+    x, y = GOOD
+    assert make_attack(recipes.get("digits"))(tiny(), x - 1, y).min() >= 0
+
+
+def test_every_attack_of_the_room_is_handed_out_as_a_function():
+    import piat_hub.attacks as room
+
+    for name, attack in room.ATTACKS.items():
+        assert callable(getattr(room, name)) and getattr(room, name) is attack
+
+
 def test_works_inside_no_grad(tiny):
     x = torch.rand(2, 3, 2, 2)
     with torch.no_grad():
@@ -274,6 +338,8 @@ def test_autoattack_with_few_classes_says_what_changed():
     assert changes(10) is None and changes(100) is None
     assert "3 classes in place of 9" in changes(4)
     assert "apgd-t left out" in changes(2)
+    assert changes(10, "L2", (32, 32)) is changes(10, "Linf", (12, 12)) is None
+    assert changes(10, "L2", (12, 20)) == "square searches in a frame of 13x21 around the images"
     with pytest.raises(ValueError, match="norm"):
         components(0.1, "L1", 10, 0)
 
@@ -287,3 +353,22 @@ def test_autoattack_matches_the_package_run_whole(linear, quick_autoattack):
     standing = model(ours).argmax(1) == y
     assert torch.equal(standing, model(theirs).argmax(1) == y)
     assert 0 < standing.sum() < 16
+
+
+@pytest.mark.parametrize("size", [(12, 12), (9, 14), (16, 24), (24, 16), (5, 2), (3, 31), (32, 48)])
+def test_l2_square_takes_images_of_any_size(linear, size):
+    x = torch.rand(3, 2, *size)
+    model = linear(torch.randn(4, x[0].numel()))
+    y = model(x).argmax(1)
+    x_adv = components(1.0, "L2", 4, 0, queries=40)["square"](model, x, y)
+    broken = model(x_adv).argmax(1) != y
+    moved = (x_adv - x).flatten(1).norm(dim=1)
+    assert x_adv.shape == x.shape and (moved <= 1.0001).all() and x_adv.min() >= 0 and x_adv.max() <= 1
+    assert (moved[broken] > 0).all()
+
+
+def test_l2_square_is_pyautoattacks_own_where_that_takes_the_size(linear, quick_autoattack):
+    x, model = torch.rand(6, 1, 16, 16), linear(torch.randn(4, 256) / 8)
+    y = model(x).argmax(1)
+    theirs = quick_autoattack(model, eps=0.5, norm="L2", seed=0).square.perturb(x, y)
+    assert torch.equal(components(0.5, "L2", 4, 0)["square"](model, x, y), theirs)

@@ -14,10 +14,11 @@ from torch import nn
 from piat_hub.attacks import ATTACKS
 from piat_hub.config import InputError, ThreatModel
 from piat_hub.data import Split, derived_seed, to_unit
-from piat_hub.evaluation.loop import Progress, evaluate, measure
+from piat_hub.evaluation.loop import Processes, Progress, evaluate, measure
 from piat_hub.evaluation.suites import suite
 from piat_hub.evaluation.verdict import accuracy, class_count, correct, stands, survives, twin_of
-from piat_hub.records.results import Results
+from piat_hub.records.labels import rows
+from piat_hub.records.results import Results, compare
 from piat_hub.records.statistics import wilson
 
 
@@ -255,18 +256,113 @@ def test_quick_check_counts_like_evaluate():
     assert 0 < whole < 60 and sum(shares) == whole
 
 
-def test_a_registered_attack_is_found_by_name(monkeypatch):
+def test_a_registered_attack_is_found_by_name_and_given_what_it_takes(monkeypatch):
     from piat_hub.attacks import ATTACKS, register
 
     monkeypatch.setattr("piat_hub.attacks.core.ATTACKS", ATTACKS)
-    monkeypatch.setitem(ATTACKS, "darken", None)  # taken away again after the test
+    for name in ("darken", "dim"):
+        monkeypatch.setitem(ATTACKS, name, None)  # taken away again after the test
 
     @register
     def darken(model, x, y, eps, step_size, steps, *, norm):
-        return (x - steps * step_size).clamp(0, 1)
+        return (x - min(steps * step_size, eps)).clamp(0, 1)
 
-    results = evaluate(Threshold(), bright(), ["darken4"], threat_model=ThreatModel("Linf", 8 / 255))
-    assert results.verdicts["darken4"].tolist() == [True, True, True, True, False, False, True, True]
+    @register
+    def dim(model, x, y, eps):
+        return (x - eps).clamp(0, 1)
+
+    threat = ThreatModel("Linf", 8 / 255)
+    results = evaluate(Threshold(), bright(), ["darken4", "dim", "darken"], threat_model=threat)
+    for name in results.verdicts.keys() - {"clean"}:
+        assert results.verdicts[name].tolist() == [True, True, True, True, False, False, True, True]
+    assert {k for k in results.attacks["dim"] if k in ("steps", "step_size", "restarts")} == set()
+    assert [results.attacks[a]["steps"] for a in ("darken4", "darken")] == [4, 20]
+    with pytest.raises(InputError, match="dim20 takes no steps; leave out the number"):
+        suite("dim20", threat, 2)
+    with pytest.raises(InputError, match="darken takes no restarts, this call asks for 2; leave out --restarts"):
+        suite("darken", threat, 2, restarts=2)
+
+
+OWN = """
+import torch
+def random(model, x, y, eps, steps=7):
+    for _ in range(steps):
+        x_adv = (x + eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
+    return x_adv
+def beyond(model, x, y, eps):
+    return (x - 1.5 * eps).clamp(0, 1)
+def outside(model, x, y, eps):
+    return x - eps
+def lost(model, x, y):
+    return x * torch.nan
+def shape(model, x, y):
+    return x[:1]
+def wrong(model, x, y):
+    return x.undefined
+def lazy(model, x, y, eps, depth):
+    return x
+def in_place(model, x, y, eps):
+    return x.sub_(eps).clamp_(0, 1)
+def sees_the_model(model, x, y, eps):
+    assert type(model).__name__ == "Threshold" and not model.training and not model.weight.requires_grad
+    (gradient,) = torch.autograd.grad(model(x.requires_grad_())[range(len(y)), y].sum(), x)
+    return (x - eps * gradient.sign()).clamp(0, 1).detach()
+VALUE = 3
+"""
+LEAVES = {
+    "beyond": r"own_attacks:beyond left its budget: it moved an image by 0.04706, the threat model is Linf eps 8/255; .* project",
+    "outside": r"own_attacks:outside gave pixels in \[-.*\]; .* clamp",
+    "lost": "left its budget: it moved an image by nan",
+    "shape": r"gave torch.float32 of shape \(1, 3, 2, 2\); an attack gives images like x, floats of shape \(8, 3, 2, 2\)",
+    "wrong": r"raised AttributeError: 'Tensor' object has no attribute 'undefined' \(own_attacks.py, line \d+\)",
+    "lazy": "lazy cannot be called as .model, x, y, eps.: missing a required argument: 'depth'",
+    "VALUE": "own_attacks:VALUE is a int; an attack is a function",
+    "missing": "no attack 'own_attacks:missing'.*importable from here",
+}
+
+
+@pytest.fixture
+def own_attacks(tmp_path):
+    (tmp_path / "own_attacks.py").write_text(OWN)
+    yield
+    sys.modules.pop("own_attacks", None)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_an_attack_of_ones_own_that_leaves_the_budget_never_counts(own_attacks, name):
+    dark = Split(bright().images, bright().labels, ("a", "b"), "dark")
+    dark.images[0] = 2
+    with pytest.raises(InputError, match=LEAVES[name]):
+        evaluate(Threshold(), dark, [f"own_attacks:{name}"])
+
+
+def test_an_attack_of_ones_own_gives_verdicts_as_ours_do(own_attacks, tmp_path):
+    attacks = ["own_attacks:in_place", "own_attacks:sees_the_model"]
+    results = evaluate(Threshold().train(), bright(), attacks, threat_model=ThreatModel("Linf", 8 / 255))
+    assert results.verdicts[attacks[0]].tolist() == [True, True, True, True, False, False, True, True]
+    assert results.verdicts[attacks[1]].tolist() == standing(8 / 255)
+    assert rows(results)[1][0] == "own_attacks:in_place"
+    results.save(tmp_path / "a")
+    results.save(tmp_path / "b")
+    assert [p.attack for p in compare(tmp_path / "a", tmp_path / "b")] == ["clean", *attacks]
+
+
+def test_an_attack_of_ones_own_goes_on_and_is_shared_to_the_same_verdicts(own_attacks, tmp_path):
+    model, split, whole = noisy()
+    name = "own_attacks:random3"
+    events = list(measure(model, split, [name], whole, batch_size=7))
+    assert whole.attacks[name]["steps"] == 3 and 0 < whole.attacks[name]["correct"] < 60
+    list(itertools.islice(measure(model, split, [name], noisy()[2], batch_size=7, save=saver(tmp_path)), 5))
+    resumed = noisy()[2]
+    resumed.resume(tmp_path, stopped=True)
+    rest = list(measure(model, split, [name], resumed, batch_size=7, save=saver(tmp_path)))
+    assert len(rest) == len(events) - 5 and np.array_equal(resumed.verdicts[name], whole.verdicts[name])
+    shares = []
+    for rank in (0, 1):  # each alone: what the other would have taken stays as it was
+        share = noisy()[2]
+        list(measure(model, split, [name], share, batch_size=7, processes=Processes(rank, 2)))
+        shares.append(share.verdicts[name])
+    assert np.array_equal(shares[0] & shares[1], whole.verdicts[name])
 
 
 def test_a_stopped_attack_goes_on_as_it_was_asked_for_or_not_at_all(tmp_path):

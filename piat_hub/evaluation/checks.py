@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks import attack_mode, cross_entropy, pgd
+from piat_hub.attacks import attack_mode, pgd
 from piat_hub.attacks.autoattack import components
-from piat_hub.attacks.core import usable
 from piat_hub.config import InputError, ThreatModel, pixels
 from piat_hub.data import Split, derived_seed, to_unit
 from piat_hub.evaluation.own_code import Front, past
-from piat_hub.evaluation.premises import BESIDE, TWICE, apart
+from piat_hub.evaluation.premises import BESIDE, TWICE, apart, gradient
 from piat_hub.evaluation.verdict import correct, verdict_mode
 from piat_hub.machine import device_of
 
@@ -73,16 +72,20 @@ def check(
             words = "falls" if passed else "RISES"
             return _result(name, passed, f"accuracy {words} with {what}: {found}", counts=counts)
 
+        def stronger(name: str, other: str, left: Tensor) -> dict[str, Any]:  # than following the model's own gradient
+            own = "PGD without a gradient" if flat["none"] else "PGD-100"
+            beyond = int((~left & strong).sum())
+            words = f"{other} leaves {_percent(int(left.sum()), n)}, {own} {_percent(int(strong.sum()), n)}; "
+            words += f"it breaks {beyond} that {own} does not"
+            return _result(name, beyond <= slack, words, counts=[int(left.sum()), int(strong.sum()), beyond])
+
         yield from outputs(exact, x)
         if not len(y):
             yield _result("accuracy", False, "no image is classified correctly even without an attack")
             return
         strong = torch.ones_like(y, dtype=torch.bool)
-        try:
-            yield gradients(exact, x, y)
-        except InputError as error:
-            yield _result("zero gradients", False, str(error), counts=[len(y), 0])
-        else:
+        yield (flat := gradients(exact, x, y))
+        if not flat["none"]:
             strong = white_box(steps=100)
             yield falls("steps", "steps", {"PGD-5": white_box(steps=5), "PGD-20": white_box(), "PGD-100": strong})
             yield more_steps(exact, x, y, threat_model, steps, slack, seed)
@@ -96,23 +99,18 @@ def check(
             yield _result("large eps", left <= slack, f"{words}; it should leave nothing", counts=[left])
         if fronts := [part for part in exact.modules() if isinstance(part, Front)]:
             with past(fronts):
-                flat = gradients(exact, x, y)
-                found = white_box(steps=100) if flat["passed"] else strong
-            how = "PGD-100, its gradient taken past the front part,"
-            passing = _at_least_as_strong("through", how, found, strong, n, slack)
-            yield (
-                passing
-                if flat["passed"]
-                else flat | {"check": "through", "found": f"behind the front part {flat['found']}"}
-            )
-        square = components(eps, norm, int(exact(x[:1]).shape[1]), seed, queries=QUERIES)["square"]
-        yield _at_least_as_strong("black box", f"Square, {QUERIES} queries", standing(square), strong, n, slack)
+                behind = gradients(exact, x, y)
+                found = white_box(steps=100) if behind["passed"] else strong
+            if behind["passed"]:
+                yield stronger("through", "PGD-100, its gradient taken past the front part,", found)
+            else:
+                yield _result("through", False, f"behind the front part {behind['found']}", counts=behind["counts"])
+        square = components(eps, norm, int(exact(x[:2]).shape[1]), seed, queries=QUERIES)["square"]
+        yield stronger("black box", f"Square, {QUERIES} queries", standing(square))
         if surrogate is not None:
             other = surrogate.to(device)
             step = {"eps": eps, "step_size": eps / 4, "steps": 20, "norm": norm}
-            yield _at_least_as_strong(
-                "transfer", "PGD-20 from the surrogate", standing(pgd, other, **step), strong, n, slack
-            )
+            yield stronger("transfer", "PGD-20 from the surrogate", standing(pgd, other, **step))
 
 
 def more_steps(
@@ -211,28 +209,17 @@ def gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
         model: maps images in [0, 1] to logits (B, K).
         x: clean images, (B, C, H, W) in [0, 1].
         y: class numbers, (B,).
-
-    Raises:
-        InputError: if the model gives none.
     """
-    x = x.clone().requires_grad_()
-    with attack_mode(model) as frozen, torch.enable_grad():
-        loss = cross_entropy(usable(frozen(x), x), y)
-        (gradient,) = torch.autograd.grad(loss, x)
-    flat = int((gradient.flatten(1) == 0).all(1).sum())
-    nan = int((~gradient.flatten(1).isfinite()).any(1).sum())
+    try:
+        found = gradient(model, x, y).flatten(1)
+    except InputError as error:
+        return _result("zero gradients", False, str(error), counts=[len(x), 0], none=True)
+    flat = int((found == 0).all(1).sum())
+    nan = int((~found.isfinite()).any(1).sum())
     words = f"{flat} of {len(x)} images have a gradient of exactly zero" + (
         f", {nan} one that is not finite" if nan else ""
     )
-    return _result("zero gradients", flat + nan <= max(1, round(0.02 * len(x))), words, counts=[flat, nan])
-
-
-def _at_least_as_strong(name: str, other: str, by_other: Tensor, white: Tensor, n: int, slack: int) -> dict[str, Any]:
-    """No attack without gradients should break what the gradients could not."""
-    beyond = int((~by_other & white).sum())
-    words = f"{other} leaves {_percent(int(by_other.sum()), n)}, PGD-100 {_percent(int(white.sum()), n)}; "
-    words += f"it breaks {beyond} that PGD-100 does not"
-    return _result(name, beyond <= slack, words, counts=[int(by_other.sum()), int(white.sum()), beyond])
+    return _result("zero gradients", flat + nan <= max(1, round(0.02 * len(x))), words, counts=[flat, nan], none=False)
 
 
 def _result(name: str, passed: bool, found: str, **figures: Any) -> dict[str, Any]:

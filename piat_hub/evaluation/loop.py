@@ -181,7 +181,9 @@ def measure(
         stand, most = torch.empty(0), batch_size
         if pending := [a for a in todo if a not in results.verdicts]:
             follows = any(todo[a].follows for a in pending)
-            said = premises.gradient(exact, to_unit(images[:8]), labels[:8], follows) if pending != ["clean"] else []
+            said = (
+                premises.gradient_notes(exact, to_unit(images[:8]), labels[:8], follows) if pending != ["clean"] else []
+            )
             first = len(split) if "clean" in pending else min(len(split), premises.TRIED)
             stand, logits, most = premises.first_pass(exact, images, labels, batch_size, first)
             model_is = premises.examine(exact, images, labels, batch_size, logits, processes.least)

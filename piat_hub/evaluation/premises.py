@@ -128,7 +128,30 @@ def examine(
     return Premises(float(found[0]), float(found[1]), int(found[2]), len(logits))
 
 
-def gradient(model: nn.Module, x: Tensor, y: Tensor, follows: bool) -> list[str]:
+def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient of the cross-entropy for the images, (B, C, H, W).
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K).
+        x: images, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+
+    Raises:
+        InputError: if there is none, in torch's own words where it has some.
+    """
+    x = x.clone().requires_grad_()
+    try:
+        with attack_mode(model) as frozen, torch.enable_grad():
+            loss = cross_entropy(usable(frozen(x), x).float(), y)
+            (found,) = torch.autograd.grad(loss, x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise InputError(f"{NO_GRADIENT} (torch: {str(error).splitlines()[0]})") from error
+    return found
+
+
+def gradient_notes(model: nn.Module, x: Tensor, y: Tensor, follows: bool) -> list[str]:
     """What must be said of the model's gradient beside every figure.
 
     Args:
@@ -138,24 +161,17 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor, follows: bool) -> list[str]
         follows: an attack will follow it.
 
     Raises:
-        InputError: if it follows and there is none.
+        InputError: if one will and there is none.
     """
 
     def moves(x: Tensor, y: Tensor) -> Tensor:
-        x = x.clone().requires_grad_()
-        with attack_mode(model) as frozen, torch.enable_grad():
-            loss = cross_entropy(usable(frozen(x), x).float(), y)
-            (found,) = torch.autograd.grad(loss, x)
-        return found.flatten(1).any(1)
+        return gradient(model, x, y).flatten(1).any(1)
 
     try:
         found, _ = as_memory_allows(moves, x, y, len(x), 0)
-    except torch.OutOfMemoryError:
-        raise
-    except (InputError, RuntimeError) as error:  # torch's own: a step without a derivative
+    except InputError:
         if follows:
-            told = f" (torch: {str(error).splitlines()[0]})" if isinstance(error, RuntimeError) else ""
-            raise InputError(NO_GRADIENT + told) from error
+            raise
         return ["the model gives no gradient, and no attack here follows one"]
     if found.any():
         return []
