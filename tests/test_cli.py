@@ -418,6 +418,51 @@ def test_a_time_budget_stops_cleanly_and_says_what_was_run(
     assert "'soon' is no length of time; write 90s, 30m or 1h30m" in capsys.readouterr().err
 
 
+OWN = """
+import torch
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+def noisy():
+    net = model()
+    net.register_forward_pre_hook(lambda module, x: (x[0] + 0.2 * torch.randn_like(x[0]),))
+    return net
+def steps(x):
+    return (8 * x).round() / 8
+def attack(model, x, y, eps):
+    return (x + eps * torch.sign(torch.rand_like(x) - 0.5)).clamp(0, 1)
+def beyond(model, x, y, eps):
+    return (x + 2 * eps).clamp(0, 1)
+"""
+
+
+def test_a_random_model_and_an_attack_of_ones_own(tmp_path, capsys):
+    (tmp_path / "own_code.py").write_text(OWN)
+    flags = "--dataset digits --n 50 --eps 0.1 --attacks clean own_code:attack"
+    assert cli.main(["evaluate", "own_code:noisy", *flags.split(), "--output", "a"]) == 0
+    shown = capsys.readouterr().out
+    assert "\nnote: two passes of the model over the same images differ: " in shown and "own_code:attack  " in shown
+    written = json.loads((tmp_path / "a/results.json").read_text())
+    assert len(written["notes"]) == 1 and written["attacks"]["own_code:attack"]["whole"] is True
+    assert cli.main(["evaluate", "own_code:model", *flags.replace(":attack", ":beyond").split()]) == 2
+    assert "own_code:beyond left its budget: it moved an image by 0.2, the threat model is" in capsys.readouterr().err
+    sys.modules.pop("own_code")
+
+
+@pytest.mark.slow
+def test_a_part_without_gradient_before_the_model(tmp_path, capsys):
+    (tmp_path / "own_code.py").write_text(OWN)
+    flags = "--dataset digits --n 50 --eps 0.1 --attacks clean own_code:attack --output b"
+    assert cli.main(["evaluate", "own_code:model", *flags.split(), "--through", "own_code:steps", "--checks"]) == 0
+    shown = capsys.readouterr().out
+    assert "note: the gradient is zero at each of the first 8 images" in shown and "WARNING through: PGD-100" in shown
+    assert cli.main(["evaluate", "own_code:model", *flags.split()]) == 2  # another question
+    assert "results for weights_sha256 " in capsys.readouterr().err
+    assert cli.main(["evaluate", "own_code:model", *flags.split(), "--through", "own_code:none"]) == 2
+    assert "no front part 'own_code:none'" in capsys.readouterr().err
+    sys.modules.pop("own_code")
+
+
 def test_normalised_models_and_timms_own(tmp_path, monkeypatch, capsys):
     import torch
 
