@@ -34,14 +34,14 @@ if FIRST:
     warm.begin(SHARED)
 PYTHON = str(SHARED / "python")
 
-import pyautoattack  # noqa: E402
 import pytest  # noqa: E402
-import torch  # noqa: E402
-from filelock import FileLock  # noqa: E402
+from filelock import FileLock  # noqa: E402  no torch here: the process that only hands out tests needs none
 
 
 @pytest.fixture(autouse=True)
 def _seed():
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -57,6 +57,8 @@ def _fresh_accelerate():
 @pytest.fixture(autouse=True)
 def _one_core(monkeypatch):
     """Tiny tensors gain nothing from threads, and lose much where something else runs beside the tests."""
+    import torch
+
     torch.set_num_threads(1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
 
@@ -73,53 +75,26 @@ def _workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-class Linear(torch.nn.Module):
-    """z = W x: a model whose optimal perturbation is known in closed form."""
-
-    def __init__(self, weight):
-        super().__init__()
-        self.weight = torch.nn.Parameter(weight)
-
-    def forward(self, x):
-        return x.flatten(1) @ self.weight.T
-
-
-class Tiny(torch.nn.Module):
-    """A small smooth network without BatchNorm, in any dtype."""
-
-    def __init__(self, pixels=12, classes=4):
-        super().__init__()
-        self.net = torch.nn.Sequential(
-            torch.nn.Flatten(), torch.nn.Linear(pixels, 16), torch.nn.Tanh(), torch.nn.Linear(16, classes)
-        )
-
-    def forward(self, x):
-        return self.net(x)
-
-
 @pytest.fixture
 def linear():
+    from toys import Linear
+
     return Linear
 
 
 @pytest.fixture
 def tiny():
+    from toys import Tiny
+
     return Tiny
-
-
-class Quick(pyautoattack.AutoAttack):
-    """AutoAttack's four parts with far fewer iterations: their order and bookkeeping are tested, not their strength."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 10
-        self.square.n_queries = 100
 
 
 @pytest.fixture
 def quick_autoattack(monkeypatch):
-    """AutoAttack as above."""
-    monkeypatch.setattr(pyautoattack, "AutoAttack", Quick)
+    """AutoAttack's four parts with far fewer iterations."""
+    from toys import Quick
+
+    monkeypatch.setattr("pyautoattack.AutoAttack", Quick)
     return Quick
 
 
@@ -139,6 +114,8 @@ def small_digits():
 
 def once(name, make):
     """The folder SHARED/name, written by `make(folder)` in the worker that first asks for it; for reading only."""
+    import torch
+
     place = SHARED / name
     place.parent.mkdir(exist_ok=True)
     with FileLock(f"{place}.lock"):
@@ -174,13 +151,15 @@ def trained(finished):
 @pytest.fixture(scope="session")
 def evaluated_once(small_digits, finished):
     """A run on digits, two epochs long, measured clean, under PGD-3 and a quick AutoAttack on 30 images; never written to."""
+    from toys import Quick
+
     from piat_hub.config import EvalConfig
     from piat_hub.evaluation.request import prepare_evaluation
 
     def make(folder):
         shutil.copytree(finished(small_digits(epochs=2)), folder)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pyautoattack, "AutoAttack", Quick)
+            patch.setattr("pyautoattack.AutoAttack", Quick)
             list(prepare_evaluation(str(folder), EvalConfig(attacks=("clean", "pgd3", "aa"), n=30)).measure())
 
     return once("evaluated/r", make)

@@ -181,7 +181,13 @@ def test_any_timm_model_and_unknown_names():
 
 
 @pytest.mark.parametrize(
-    "name", ["cifar_resnet8", "cifar_preact_resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
+    "name",
+    [
+        "cifar_resnet8",
+        "cifar_preact_resnet18",
+        "mobilenetv3_small_050",
+        pytest.param("vit_tiny_patch16_224", marks=pytest.mark.slow),
+    ],
 )
 def test_checkpointed_gradients_and_statistics_are_the_same(name):
     torch.manual_seed(0)

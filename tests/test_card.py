@@ -202,7 +202,9 @@ def test_from_an_image_file_to_a_label_in_four_lines(evaluated, capsys):
     assert shown == found[0][0]
 
 
-@pytest.mark.parametrize("name", timm.list_models("cifar_*"))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * ("wrn" in n)) for n in timm.list_models("cifar_*")]
+)
 def test_the_plain_lines_build_every_backbone_of_ours(name, tmp_path):
     """As the card has them; tests/test_push.py runs them where there is no piat_hub."""
     channels = 1 if name == "cifar_resnet8" else 3

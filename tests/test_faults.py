@@ -73,6 +73,7 @@ def test_stopped_at_any_step_it_ends_with_the_same_bytes(small_digits, finished,
     assert calls > 3 and same_run(tmp_path / "r", finished(config))
 
 
+@pytest.mark.slow
 def test_save_every_steps_bounds_what_a_kill_costs(small_digits, finished, tmp_path):
     config = small_digits(train_size=256)  # four steps an epoch
     events = run.train(config, RunOptions(output=str(tmp_path / "r"), save_every_steps=2))

@@ -49,6 +49,7 @@ def test_every_flipped_bit_of_sealed_json_is_found_or_harmless(tmp_path):
     for bit in range(8 * len(content)):
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
+        path.unlink()
         path.write_bytes(damaged)
         try:
             # the seal's own name may be hit; then there is a stray entry beside what was written

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from conftest import once
 
 import piat_hub
 from piat_hub import cli
@@ -31,19 +32,20 @@ KEYS = {
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
+def evaluated(small_digits, finished):
     """A run on digits, measured clean and by AutoAttack's quickest part under its name."""
-    folder = tmp_path_factory.mktemp("r") / "run"
-    train = f"train digits --output {folder} --epochs 2 --clean-epochs 0 --train-size 256 --holdout 0 --steps 2"
-    for line in (train, f"evaluate {folder} --attacks clean apgd-ce --n 40"):
-        assert cli.main([*line.split(), "--threads", "1"]) == 0
-    results = read_json(folder / "results.json")
-    part = results["attacks"].pop("apgd-ce")
-    stage = {"attacked": results["attacks"]["clean"]["correct"], "seconds": 1.0}
-    stage["broken"] = stage["attacked"] - part["correct"]
-    results["attacks"]["aa"] = part | {"version": "standard", "per_attack": {"apgd-ce": stage}}
-    (folder / "results.json").write_text(json.dumps(results))
-    return folder
+
+    def make(folder):
+        shutil.copytree(finished(small_digits(epochs=2)), folder)
+        assert cli.main(f"evaluate {folder} --attacks clean apgd-ce --n 40 --threads 1".split()) == 0
+        results = read_json(folder / "results.json")
+        part = results["attacks"].pop("apgd-ce")
+        stage = {"attacked": results["attacks"]["clean"]["correct"], "seconds": 1.0}
+        stage["broken"] = stage["attacked"] - part["correct"]
+        results["attacks"]["aa"] = part | {"version": "standard", "per_attack": {"apgd-ce": stage}}
+        (folder / "results.json").write_text(json.dumps(results))
+
+    return once("leaderboard/run", make)
 
 
 @pytest.fixture

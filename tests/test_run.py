@@ -229,7 +229,7 @@ def test_stopped_within_an_epoch_resumes_from_the_last_whole_one(small_digits, f
 @pytest.mark.slow
 def test_killed_between_the_files_of_an_epoch_nothing_is_lost(small_digits, finished, do_train, tmp_path, monkeypatch):
     """The run as a kill just before or after each file that an epoch's end writes would leave it, resumed from there."""
-    config, left = small_digits(), []
+    config, left = small_digits(train_size=128), []
 
     def watched(real, name):
         def write(*args):

@@ -252,6 +252,7 @@ def measured(small_digits, finished, do_evaluate):
     return found
 
 
+@pytest.mark.slow
 def test_rows_are_what_the_runs_say(measured):
     first, second = table_rows("lambda", measured, ["clean", "pgd2"])
     assert (first["label"], second["label"], first["seeds"]) == ("NMSE", "PIAT+NMSE", [0, 1])
@@ -277,6 +278,7 @@ def test_a_row_is_compared_with_the_same_without_interpolation_or_its_methods_fi
             assert reference(groups[key], list(groups.values())) is groups[other]
 
 
+@pytest.mark.slow
 def test_rows_of_the_papers_data_have_its_numbers(measured, monkeypatch):
     real = dataclasses.replace(recipes.get("resnet18-cifar10"), seed=0)
     read = read_run
@@ -297,6 +299,7 @@ def test_rows_of_the_papers_data_have_its_numbers(measured, monkeypatch):
     assert "80.76" in text and "The paper's Table 3" not in text
 
 
+@pytest.mark.slow
 def test_members_that_failed_are_named_under_the_table(measured):
     lost = [Done(measured[2], "the loss is nan at epoch 1, step 2 of 4")]
     rows = table_rows("lambda", measured, ["clean", "pgd2"], lost)

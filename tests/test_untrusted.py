@@ -197,7 +197,13 @@ def test_our_names_shadow_none_of_timms():
 
 
 @pytest.mark.parametrize(
-    "name", ["cifar_resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto"]
+    "name",
+    [
+        "cifar_resnet18",
+        "vit_tiny_patch16_224",
+        pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow),
+        "convnext_atto",
+    ],
 )
 def test_building_twice_changes_no_bit(name, tmp_path):
     sized = {} if name.startswith("cifar") else {"img_size": 32}

@@ -28,6 +28,7 @@ LOADED = """
 torch torch._dynamo torch.distributed.launcher torchvision scipy.stats sklearn.datasets pandas pyarrow.parquet matplotlib.pyplot
 PIL.Image jinja2 yaml httpx2 multiprocess tabulate tqdm.auto safetensors.torch
 """
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SERVERS: list[subprocess.Popen] = []  # their input is held open as long as this process lives
 
 
@@ -52,13 +53,15 @@ def begin(folder):
 
 def ask(path, *words):
     """Have the server run a program with this process's folder, environment and streams, and end as it does."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # they wait until there is somebody to pass them on to
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(path)
         socket.send_fds(server, [b"!"], [0, 1, 2])
         server.sendall(pickle.dumps((words, str(Path.cwd()), dict(os.environ))))
         (pid,) = struct.unpack("i", server.recv(4))
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in PASSED_ON:
             signal.signal(number, lambda number, _: os.kill(pid, number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         (code,) = struct.unpack("i", server.recv(4))
     if code < 0:
         with suppress(OSError):  # SIGKILL has no other way
@@ -93,7 +96,8 @@ def words_of(connection):
     if pid := os.fork():
         for stream in streams:  # what they lock or end is the program's affair
             os.close(stream)
-        connection.sendall(struct.pack("i", pid))
+        with suppress(OSError):  # the asker may be gone at any moment
+            connection.sendall(struct.pack("i", pid))
         if select.select([connection, os.pidfd_open(pid)], [], [])[0] == [connection]:
             os.kill(pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -137,7 +141,8 @@ def ended(act, *given):
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
         traceback.print_exc()
-        return 130
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     except BaseException:
         traceback.print_exc()
         return 1
