@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import sys
 from typing import ClassVar
 
 import numpy as np

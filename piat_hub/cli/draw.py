@@ -104,7 +104,9 @@ def _gallery(runs: Sequence[RunDirectory], given: argparse.Namespace) -> Iterato
         if len(points) == 2:
             each = f"each PGD-{gallery.SETTINGS['steps']} on {gallery.IMAGES['landscape']} images"
             minutes = math.ceil((points[1] - points[0]) * (bar.total or 0) / 60)
-            bar.write(f"landscape: {bar.total} points, {each}: about {minutes} min; --only leaves it out", file=sys.stderr)
+            bar.write(
+                f"landscape: {bar.total} points, {each}: about {minutes} min; --only leaves it out", file=sys.stderr
+            )
 
     with tqdm(unit="point", desc="landscape", disable=None) as bar:
         options = {"filterwise": given.filterwise, "dataset": given.dataset, "on_point": on_point}
