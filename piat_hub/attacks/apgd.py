@@ -44,7 +44,7 @@ def apgd(
         InputError: a ValueError, for images outside [0, 1] and whatever else `core.look` refuses, an unknown norm or an
             eps that is none for it.
     """
-    look(model, x, y)
+    look(model, x, y, soft=True)
     return few_steps(model, x, y, eps, steps, norm=norm, objective=objective, start=start)
 
 

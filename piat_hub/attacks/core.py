@@ -40,7 +40,7 @@ def register(attack: A) -> A:
     return attack
 
 
-def look(model: nn.Module, x: Tensor, y: Tensor) -> int:
+def look(model: nn.Module, x: Tensor, y: Tensor, *, soft: bool = False) -> int:
     """Refuse what no attack can be asked, in one line; what a public attack does first.
 
     It waits for the device once. Training and evaluation, whose images are in [0, 1] as they are made, call `ascend`.
@@ -48,7 +48,8 @@ def look(model: nn.Module, x: Tensor, y: Tensor) -> int:
     Args:
         model: an nn.Module.
         x: images, (B, C, H, W), floats in [0, 1].
-        y: class numbers, (B,) int64, or probabilities, (B, K), on the device of x and of the model.
+        y: class numbers, (B,) int64, on the device of x and of the model.
+        soft: y may be probabilities, (B, K), too.
 
     Returns:
         The largest class number in y, -1 where there is none.
@@ -65,7 +66,7 @@ def look(model: nn.Module, x: Tensor, y: Tensor) -> int:
         raise InputError(f"x is {kind}; attacks take floats in [0, 1]: piat_hub.data.to_unit(images)")
     if x.dim() != 4:
         raise InputError(f"x has shape {tuple(x.shape)}, not (B, C, H, W); give a batch, of one image x[None]")
-    soft = isinstance(y, Tensor) and y.is_floating_point() and y.dim() == 2 and len(y) == len(x)
+    soft = soft and isinstance(y, Tensor) and y.is_floating_point() and y.dim() == 2 and len(y) == len(x)
     if not soft and (not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]):
         kind = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise InputError(f"y is {kind}; give the class number of each image, int64 of shape ({len(x)},)")

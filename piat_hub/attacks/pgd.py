@@ -59,7 +59,7 @@ def pgd(
     """
     if restarts < 1 or steps < 0:
         raise InputError(f"restarts must be at least 1 and steps at least 0, got {restarts} and {steps}")
-    largest = look(model, x, y)
+    largest = look(model, x, y, soft=restarts == 1 and not leave)
     if not len(x):
         return x.clone()
     inner: dict[str, Any] = {"norm": norm, "objective": objective, "start": start, "noise": noise}
