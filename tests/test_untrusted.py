@@ -102,10 +102,11 @@ def memory():
 def test_what_describes_no_model_is_refused_before_memory_is_taken(stranger, change, message):
     directory = stranger(**change)
     memory()
-    before = memory()
+    before, traced = memory(), sys.gettrace()
     with pytest.raises(InputError, match=message) as error:
         piat_hub.from_pretrained(directory)
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
+    assert torch.is_grad_enabled() and sys.gettrace() is traced
     assert memory() - before < 2**18  # KiB: a quarter GiB
 
 

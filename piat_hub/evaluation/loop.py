@@ -146,9 +146,11 @@ def measure(
 
     Verdicts are fp32 with TF32 off and the model's own; the attacks run on its twin. Before the first of them `premises`
     tries what they take for granted, and `results.notes` says what does not hold: with a model that is no function of
-    one image every attack runs all its steps on every image, and its last examples are judged once. A batch's randomness is derived
-    from (seed, attack, stage, batch), so an evaluation that goes on from a saved state, or runs in any number of
-    processes, ends with the same verdicts, as long as the device's memory takes whole batches (halves start elsewhere).
+    one image every attack runs all its steps on every image, and its last examples are judged once.
+
+    A batch's randomness is derived from (seed, attack, stage, batch), so an evaluation that goes on from a saved state,
+    or runs in any number of processes, ends with the same verdicts, as long as the device's memory takes whole batches
+    (halves start elsewhere).
 
     Args:
         model: maps images (B, C, H, W) in [0, 1] to logits (B, K); left as it was found.
