@@ -15,6 +15,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import is_model_in_modules
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from piat_hub.config import InputError, nearest
 from piat_hub.records import tensors
@@ -23,6 +24,7 @@ from piat_hub.records.model_config import ModelConfig
 LARGEST = 100_000  # what a number in model_args may be
 TOGETHER = 4 * LARGEST  # what their sum may be
 ENTRIES = 1_000  # values in model_args
+REPLACED = 1_000  # parameters that may come and go while a model is built, beside twice what its file holds
 STEPS = 2_000_000  # of Python that building a model may take: thrice what the largest of timm's does
 TORCH, LAYERS = str(Path(torch.__file__).parent), str(Path(torch.nn.__file__).parent)
 SPARE = 2**28  # bytes that a model may compute when built, beside what its file holds
@@ -61,14 +63,16 @@ def build(config: ModelConfig, weights: Path, source: str) -> Any:
             shown = f"{arguments}" if len(f"{arguments}") < 200 else "its model_args"
             raise InputError(f"{source}: {architecture} cannot be built with {shown}: {reason}") from error
 
-    with torch.device("meta"), nullcontext() if _lists_pixels(config) else _few_steps():
+    found = tensors.shapes(weights)
+    in_steps = nullcontext() if _lists_pixels(config) else _few_steps()
+    with torch.device("meta"), _few_parameters(2 * len(found) + REPLACED), in_steps:
         sketch = create()
     names = config.label_names
     if names and len(names) != sketch.num_classes:
         raise InputError(
             f"{source}: {len(names)} label_names for {sketch.num_classes} classes; there must be one for each"
         )
-    fits(tensors.shapes(weights), sketch.state_dict(), weights)
+    fits(found, sketch.state_dict(), weights)
     memory = sum(t.numel() * t.element_size() for t in (*sketch.parameters(), *sketch.buffers()))
     if memory > 4 * weights.stat().st_size + SPARE:
         raise InputError(
@@ -137,6 +141,23 @@ def _values(nested: Any) -> Iterator[Any]:
             yield from _values(value)
     else:
         yield nested
+
+
+@contextmanager
+def _few_parameters(most: int) -> Iterator[None]:
+    """ValueError as soon as modules are given more parameters than so many."""
+    count = 0
+
+    def note(*_: Any) -> None:
+        nonlocal count
+        if (count := count + 1) > most:
+            raise ValueError("it has more parameters than its weights hold tensors")
+
+    hook = register_module_parameter_registration_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager
