@@ -38,27 +38,32 @@ def test_torch_is_there_and_nothing_that_reads_the_environment():
     assert "torch" in loaded and not {"timm", "huggingface_hub", "datasets", "accelerate", "piat_hub"} & set(loaded)
 
 
-WAITS = "import signal, sys; {handler}; print('ready', flush=True); signal.pause()"
+WAITS = "import signal, sys; {before}; print('ready', flush=True); signal.pause()"
 
 
-def waiting(handler="pass"):
-    process = subprocess.Popen([PYTHON, "-c", WAITS.format(handler=handler)], stdout=subprocess.PIPE, text=True)
+def waiting(before):
+    process = subprocess.Popen([PYTHON, "-c", WAITS.format(before=before)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_the_programs(number):
-    process = waiting(f"signal.signal({int(number)}, lambda *_: sys.exit(7))")
+@pytest.mark.parametrize(
+    ("number", "handler", "code"),
+    [
+        (signal.SIGTERM, "lambda *_: sys.exit(7)", 7),
+        (signal.SIGINT, "lambda *_: sys.exit(7)", 7),
+        (signal.SIGTERM, "signal.SIG_DFL", -signal.SIGTERM),
+        (signal.SIGINT, "signal.default_int_handler", -signal.SIGINT),
+    ],
+)
+def test_a_signal_is_the_programs(number, handler, code):
+    process = waiting(f"signal.signal({int(number)}, {handler})")
     process.send_signal(number)
-    assert process.wait() == 7
-    process = waiting()
-    process.send_signal(number)
-    assert process.wait() == -number
+    assert process.wait() == code
 
 
 def test_a_kill_takes_the_program_with_it():
-    process = waiting()
+    process = waiting("pass")
     process.kill()
     assert process.stdout.read() == ""  # comes to its end when nobody holds its other end any more
 
