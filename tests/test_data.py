@@ -222,7 +222,7 @@ def test_a_tenth_is_held_out_by_default_and_recorded(small_digits, monkeypatch, 
     from piat_hub.training import run
 
     whole = data.load("digits", "train")[:images]
-    monkeypatch.setattr(data, "load", lambda *_: whole)
+    monkeypatch.setattr(data, "load_encoded", lambda *_: whole)
     config = small_digits(holdout=None, train_size=train_size, epochs=1, clean_epochs=0, attack=AttackConfig(1, 0.01))
     list(run.train(config, RunOptions(output="r")))
     facts, metrics = json.loads(Path("r/config.json").read_text()), Path("r/metrics.jsonl").read_text()
@@ -239,7 +239,7 @@ def test_at_most_a_thousand_are_held_out_by_default(small_digits, monkeypatch):
 
     pixels = torch.zeros(50_000, 1, 8, 8, dtype=torch.uint8)
     monkeypatch.setattr(
-        data, "load", lambda *_: data.Split(pixels, torch.arange(50_000) % 10, tuple("0123456789"), "many")
+        data, "load_encoded", lambda *_: data.Split(pixels, torch.arange(50_000) % 10, tuple("0123456789"), "many")
     )
     setup = make_setup(small_digits(holdout=None, train_size=None), RunOptions(), Path("r"), Accelerator())
     assert len(setup.held) == 1000 == setup.parts.config.holdout and len(setup.parts.split) == 49_000

@@ -343,7 +343,7 @@ def test_the_weights_behind_an_average_are_looked_at_too(small_digits, monkeypat
 def test_class_names_that_cannot_be_printed_are_told_before_the_first_step(small_digits, monkeypatch):
     whole = data.load("digits", "train")
     names = ("a\x1b[31m", *whole.label_names[1:])
-    monkeypatch.setattr(data, "load", lambda *_: dataclasses.replace(whole, label_names=names))
+    monkeypatch.setattr(data, "load_encoded", lambda *_: dataclasses.replace(whole, label_names=names))
     with pytest.raises(InputError, match="has a class .*, which cannot be printed on one line; rename it"):
         list(run.train(small_digits(), RunOptions(output="r")))
     assert not Path("r").exists()

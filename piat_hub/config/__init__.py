@@ -31,6 +31,7 @@ from piat_hub.config.fields import (
     to_dict as to_dict,
 )
 from piat_hub.config.optimizer import OptimizerConfig as OptimizerConfig, ScheduleConfig as ScheduleConfig
+from piat_hub.config.pictures import PictureConfig as PictureConfig
 from piat_hub.config.train import (
     DATASETS as DATASETS,
     TRACKED as TRACKED,
@@ -43,6 +44,7 @@ from piat_hub.config.train import (
     StudyOptions as StudyOptions,
     ThreatModel as ThreatModel,
     TrainConfig as TrainConfig,
+    as_decided as as_decided,
     check_law as check_law,
     local_name as local_name,
     public as public,

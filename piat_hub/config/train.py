@@ -10,6 +10,7 @@ from typing import Any, Literal
 from piat_hub.config.errors import InputError
 from piat_hub.config.fields import check, option, pixels
 from piat_hub.config.optimizer import OptimizerConfig, ScheduleConfig
+from piat_hub.config.pictures import PictureConfig
 
 TRACKED = 1000  # test images that `track_test` measures at the end of each epoch
 
@@ -175,11 +176,12 @@ class TrainConfig:
     )
     img_size: int | None = option(
         None,
-        "resize images to this many pixels a side (default: as they are)",
+        "pixels a side that every image gets (default: as they are)",
         unit="pixels of the image",
         least=1,
         most=WIDEST,
     )
+    pictures: PictureConfig = field(default_factory=PictureConfig, metadata={"prefix": ""})
     crop_pad: int = option(4, "random crop after padding each side by this much", unit="pixels of the image", least=0)
     flip: bool = option(True, "random horizontal flip")
     mixing: MixingConfig = field(default_factory=MixingConfig, metadata={"prefix": ""})
@@ -235,6 +237,8 @@ class TrainConfig:
             )
         if self.ema is None and (self.ema_start or self.ema_bn != "average"):
             raise InputError("--ema-start and --ema-bn go with --ema; give its decay too, .999 is usual")
+        if self.pictures.augment == "pad" and (self.pictures.aa or self.pictures.reprob):
+            raise InputError("--aa and --reprob change pictures that are cut anew; give --augment rrc, not pad")
         if not isinstance(self.method_args, Mapping):
             raise InputError(f"method_args must be an object of named values, got {self.method_args!r:.80}")
         knots: Any = self.lr_knots if isinstance(self.lr_knots, tuple) else ()
@@ -255,6 +259,21 @@ class TrainConfig:
     def swa_start(self) -> int:
         """The first epoch in SWA's mean."""
         return math.floor((self.swa or 0) * self.epochs) + 1
+
+
+def as_decided(config: TrainConfig, run: TrainConfig) -> TrainConfig:
+    """The configuration, with what its data decides where it says nothing (None) taken from a run that began.
+
+    Args:
+        config: as asked for.
+        run: as recorded.
+    """
+    holdout = run.holdout if config.holdout is None else config.holdout
+    asked, found = config.pictures, run.pictures
+    decided = dataclasses.replace(
+        asked, augment=asked.augment or found.augment, crop_pct=asked.crop_pct or found.crop_pct
+    )
+    return dataclasses.replace(config, holdout=holdout, pictures=decided)
 
 
 def public(config: TrainConfig) -> TrainConfig:

@@ -3,18 +3,32 @@
     train = data.load("cifar10", "train")
     x = data.to_unit(train.images[:8])
 
-What is too large to be held decoded stays encoded, and streams.
+What is too large to be held decoded, or is to be cut anew in every epoch, stays encoded and is read by workers.
 """
 
 from piat_hub.data.classes import numbered_as as numbered_as
-from piat_hub.data.pictures import Encoded as Encoded, open_picture as open_picture, read_image as read_image
-from piat_hub.data.sources import LIMIT as LIMIT, load as load, named_by as named_by
-from piat_hub.data.split import (
-    Split as Split,
+from piat_hub.data.encoded import Encoded as Encoded
+from piat_hub.data.feed import (
     augment as augment,
     batches as batches,
+    seeded as seeded,
+    shards as shards,
+    steps_per_epoch as steps_per_epoch,
+    training_batches as training_batches,
+    transform as transform,
+)
+from piat_hub.data.pictures import Fit as Fit, open_picture as open_picture, read_image as read_image
+from piat_hub.data.sources import (
+    LIMIT as LIMIT,
+    load as load,
+    load_encoded as load_encoded,
+    named_by as named_by,
+    of_one_size as of_one_size,
+    without_broken as without_broken,
+)
+from piat_hub.data.split import (
+    Split as Split,
     derived_seed as derived_seed,
     hold_out as hold_out,
-    steps_per_epoch as steps_per_epoch,
     to_unit as to_unit,
 )

@@ -1,22 +1,22 @@
-"""Pictures as people see them, and as tensors: encoded ones that are decoded when asked for, and files."""
+"""Pictures as people see them, and as tensors of one size."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from piat_hub.config import InputError
-from piat_hub.machine import cores
 
 # read by Pillow alone, unlike EPS, which it hands to Ghostscript
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -106,129 +106,64 @@ def _reason(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Images (N, C, H, W) uint8 that stay encoded, read like a tensor: each is decoded whenever an index asks for it.
+class Fit:
+    """How a picture of any size becomes one of the model's, in timm's words and by its transform.
 
     Attributes:
-        cells: a column of a `datasets.Dataset`, undecoded.
-        rows: which of them, in order, (N,) int64.
-        each: (C, H, W) of every image; () while it is being found out.
-        img_size: pixels a side that each is resized to, None for as it is.
-        name: what messages call the data set.
-        device: where they are given out.
+        size: (H, W) in pixels.
+        crop_mode: "squash" squeezes the whole picture into it; "center" resizes the short side to size / crop_pct and
+            cuts out the middle; "border" fills up.
+        crop_pct: in (0, 1].
+        interpolation: "bilinear", "bicubic" and so on.
     """
 
-    cells: Any
-    rows: Tensor
-    each: tuple[int, ...]
-    img_size: int | None
-    name: str
-    device: torch.device
+    size: tuple[int, int]
+    crop_mode: str = "squash"
+    crop_pct: float = 1.0
+    interpolation: str = "bilinear"
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, C, H, W)."""
-        return len(self.rows), *self.each
+    @classmethod
+    def trained(cls, size: tuple[int, int], crop_pct: float | None) -> Self:
+        """As a training run decides it: squeezed, or its middle where there is a crop_pct."""
+        return cls(size) if crop_pct is None else cls(size, "center", crop_pct, "bicubic")
 
-    def __getitem__(self, index: Tensor | slice) -> Tensor:
-        return self.decode(self.select(index).rows.tolist()).to(self.device)
+    @classmethod
+    def of_timm(cls, pretrained_cfg: Mapping[str, Any]) -> Self | None:
+        """As a model's pretrained_cfg says it; None where it says no input_size."""
+        size = pretrained_cfg.get("input_size")
+        if not size:
+            return None
+        said = {key: pretrained_cfg.get(key) for key in ("crop_mode", "crop_pct", "interpolation")}
+        usual = {"crop_mode": "center", "crop_pct": 0.875, "interpolation": "bicubic"}  # timm's
+        return cls((size[1], size[2]), **{key: said[key] or usual[key] for key in usual})  # type: ignore[arg-type]
 
-    def select(self, index: Tensor | slice) -> Encoded:
-        """These images alone, still encoded.
+    def words(self) -> dict[str, Any]:
+        """The same for a pretrained_cfg."""
+        return {"crop_mode": self.crop_mode, "crop_pct": self.crop_pct, "interpolation": self.interpolation}
 
-        Args:
-            index: positions among these images, int64 or bool, or a slice.
-        """
-        return replace(self, rows=self.rows[index.cpu() if isinstance(index, Tensor) else index])
+    @cached_property
+    def transform(self) -> Callable[[Image.Image], Any]:
+        """timm's for evaluation, which gives levels 0..255."""
+        return create_transform(self.size, use_prefetcher=True, **self.words())
 
-    def to(self, device: torch.device | str) -> Encoded:
-        """The same images, given out on `device`."""
-        return replace(self, device=torch.device(device))
-
-    def decode(self, rows: Sequence[int]) -> Tensor:
-        """The images of these rows, (B, C, H, W) uint8 on the CPU.
-
-        Args:
-            rows: of `cells`.
-
-        Raises:
-            InputError: if one is no image of this shape.
-        """
-        images, channels = [], self.each[0]
-        for row, cell in zip(rows, self.cells[list(rows)] if rows else (), strict=True):
-            image = self.open(row, cell)
-            if len(image) > channels:
-                raise InputError(
-                    f"{self.name}: {_where(row, cell)} is in colour and the first ones are grey; make them alike"
-                )
-            images.append(image.expand(channels, -1, -1))
-        return torch.stack(images) if images else torch.empty(0, *self.each, dtype=torch.uint8)
-
-    def open(self, row: int, cell: Any) -> Tensor:
-        """A cell as (1 or 3, H, W) uint8.
-
-        Args:
-            row: its number, for messages.
-            cell: its "bytes", or the "path" of its file.
-
-        Raises:
-            InputError: if it is no image (see `open_picture`), or has another size than the first.
-        """
-        if not cell or {cell["bytes"], cell["path"]} == {None}:
-            raise InputError(f"{self.name}: row {row} is no image (it is empty); drop it")
-        where = _where(row, cell)
-        picture = open_picture(cell["path"] if cell["bytes"] is None else cell["bytes"], f"{self.name}: {where}")
-        image = _tensor(picture, (self.img_size,) * 2 if self.img_size else picture.size)
-        if self.each and image.shape[1:] != self.each[1:]:
-            sizes = " and ".join(f"{h}x{w}" for h, w in (self.each[1:], image.shape[1:]))
-            raise InputError(f"{self.name} mixes image sizes: {sizes} ({where}); give them one with --img-size")
-        return image
-
-
-def _where(row: int, cell: Any) -> str:
-    """A cell in messages: its file, or its row where the table holds the image itself."""
-    return str(cell["path"]) if cell["bytes"] is None else f"row {row}"
-
-
-class _Decoder(Dataset[Any]):
-    """Encoded images as a DataLoader's worker takes them, a batch of rows at a time."""
-
-    def __init__(self, images: Encoded) -> None:
-        self.images = images
-
-    def __getitems__(self, rows: list[int]) -> Tensor | InputError:
-        try:
-            return self.images.decode(rows)
-        except InputError as error:  # raised here, it would come back inside a worker's traceback
-            return error
-
-
-def _as_they_are(batch: Tensor | InputError) -> Tensor | InputError:
-    return batch
-
-
-def workers() -> int:
-    """Threads or processes that decode for this process: its share of the cores, at most 8."""
-    return min(8, cores())
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """A picture of mode L or RGB as (1 or 3, H, W) uint8."""
+        if picture.size == self.size[::-1] and self.crop_pct == 1:
+            return levels(picture)
+        return torch.as_tensor(self.transform(picture))
 
 
 def _line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _decode(encoded: Encoded) -> Tensor:
-    """All of them as one tensor, (N, C, H, W) uint8, C = 3 if only one of them is in colour."""
-    images = [encoded.open(row, cell) for row, cell in enumerate(encoded.cells)]
-    channels = max(map(len, images))
-    return torch.stack([image.expand(channels, -1, -1) for image in images])
-
-
-def read_image(path: str | Path, shape: Sequence[int]) -> Tensor:
-    """An image file as (C, H, W) uint8 of this shape, grey or RGB, resized (bilinear) where it differs.
+def read_image(path: str | Path, shape: Sequence[int], fit: Fit | None = None) -> Tensor:
+    """An image file as (C, H, W) uint8 of this shape, grey or RGB.
 
     Args:
         path: of a PNG, JPEG or the like, read as `open_picture` says.
         shape: (C, H, W); grey for C = 1, RGB for C = 3.
+        fit: how it gets that size; squeezed (bilinear) where that is not said.
 
     Raises:
         InputError: if it is no image file, or C is another number.
@@ -237,12 +172,10 @@ def read_image(path: str | Path, shape: Sequence[int]) -> Tensor:
     if channels not in (1, 3):
         raise InputError(f"{path} cannot be shown to a model of {channels} channels; a picture has 1 or 3")
     picture = open_picture(path, str(path)).convert("L" if channels == 1 else "RGB")
-    return _tensor(picture, (width, height))
+    return (fit or Fit((height, width)))(picture)
 
 
-def _tensor(picture: Image.Image, size: tuple[int, int]) -> Tensor:
-    """A picture of mode L or RGB as (1 or 3, H, W) uint8, resized (bilinear) to (width, height) where it differs."""
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
+def levels(picture: Image.Image) -> Tensor:
+    """A picture of mode L or RGB as it is, (1 or 3, H, W) uint8."""
     pixels = torch.from_numpy(np.array(picture))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)

@@ -1,7 +1,6 @@
 """Data sets by name, through Hugging Face `datasets`: which columns, which labels, which classes."""
 
 import glob
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from piat_hub.config import DATASETS, InputError, local_name, nearest, plainly, shortened
+from piat_hub.data.encoded import Encoded
 from piat_hub.data.folders import PictureFolder, declared
-from piat_hub.data.pictures import Encoded, _decode, _line, _tensor
+from piat_hub.data.pictures import Fit, _line
 from piat_hub.data.split import SPLIT_SEED, Split
 
 LIMIT = 4.0  # GiB that a decoded split may take
@@ -29,6 +29,7 @@ def load(
     label_column: str | None = None,
     img_size: int | None = None,
     limit: float = LIMIT,
+    fit: Fit | None = None,
 ) -> Split:
     """Load one split and decode it.
 
@@ -38,8 +39,9 @@ def load(
         image_column: by default the alias's, or the only one of images.
         label_column: by default the alias's, or the only one of class labels, or else the one called "label" or
             "labels", of whole numbers or of text, whose classes are then sorted by name.
-        img_size: resize every image to this many pixels a side (bilinear, antialiased).
+        img_size: squeeze every image to this many pixels a side (bilinear, antialiased).
         limit: a split that would take more than this many GiB decoded stays encoded.
+        fit: how every image gets its size, in place of img_size.
 
     Returns:
         The split on the CPU, its images (N, C, H, W) uint8 and its labels (N,) int64; `notes` say what was left out or
@@ -49,20 +51,66 @@ def load(
         InputError: for a data set that cannot be reached, has no such split, no image or label column or several, a
             single class, images of mixed sizes or labels out of range; the message says what to do.
     """
+    return of_one_size(load_encoded(dataset, split, image_column, label_column), img_size, limit, fit)
+
+
+def of_one_size(split: Split, img_size: int | None = None, limit: float = LIMIT, fit: Fit | None = None) -> Split:
+    """The split with images of one size, decoded where they fit into memory.
+
+    Args:
+        split: as `load_encoded` gives it; images that are decoded already stay as they are.
+        img_size: as `load` takes it, and so are the others.
+        limit: GiB.
+        fit: in place of img_size.
+
+    Raises:
+        InputError: for images of mixed sizes where nothing says theirs, or a size that digits have not.
+    """
+    if not isinstance(split.images, Encoded):
+        return split
+    if img_size and img_size > WIDEST_DIGITS and split.name == "digits":
+        raise InputError(f"digits are 8x8 pixels: img-size must be at most {WIDEST_DIGITS}, got {img_size}; lower it")
+    images = split.images.fitted(fit or (Fit((img_size, img_size)) if img_size else None))
+    return replace(split, images=images if images.gib > limit else images.decoded())
+
+
+def without_broken(split: Split) -> Split:
+    """The split without the pictures that cannot be opened, which a note names; each is decoded once, by workers.
+
+    Args:
+        split: as `load_encoded` gives it.
+    """
+    if not isinstance(split.images, Encoded):
+        return split
+    opened, notes = split.images.whole()
+    return replace(split[opened], notes=(*split.notes, *notes))
+
+
+def load_encoded(dataset: str, split: str, image_column: str | None = None, label_column: str | None = None) -> Split:
+    """One split whose images stay encoded, of whatever sizes they are; see `load`.
+
+    Args:
+        dataset: as `load` takes it, and so are the others.
+        split: "train" or "test", or another that the data set has.
+        image_column: by default found.
+        label_column: by default found.
+
+    Raises:
+        InputError: as `load` does, but for the sizes.
+    """
     if dataset == "digits":
-        return _digits(split, img_size)
+        return _digits(split)
     table, name, files = _table(dataset, split)
     if dataset in DATASETS:
         image_column, label_column = image_column or DATASETS[dataset][2], label_column or DATASETS[dataset][3]
     image_column = _column(table, name, "image", image_column)
     label_column = _column(table, name, "label", label_column)
     labels, label_names, inferred, notes = _labels(table, name, label_column)
-    encoded = _encoded(table, name, image_column, img_size)
-    if rest := sorted(set(files) - {cell["path"] for cell in encoded.cells if cell}):
+    images = _encoded(table, name, image_column)
+    if rest := sorted(set(files) - {cell["path"] for cell in images.cells if cell}):
         notes += (
             f"{name}: {len(rest)} files are left out of {split}: {shortened([Path(file).name for file in rest])}",
         )
-    images = encoded if math.prod(encoded.shape) > limit * 2**30 else _decode(encoded)
     return Split(images, labels, label_names, name, inferred, notes)
 
 
@@ -90,16 +138,14 @@ def named_by(model: str | Path, dataset: str) -> str:
     return dataset
 
 
-def _digits(split: str, img_size: int | None) -> Split:
+def _digits(split: str) -> Split:
     """scikit-learn's 1,797 digits of 8x8 grey levels, 0..16 scaled to 0..255: 1,397 train, 400 test."""
     from sklearn.datasets import load_digits
 
-    if img_size and img_size > WIDEST_DIGITS:
-        raise InputError(f"digits are 8x8 pixels: img-size must be at most {WIDEST_DIGITS}, got {img_size}; lower it")
     bunch: Any = load_digits()
-    pictures = [Image.fromarray(levels) for levels in np.rint(bunch.images * 255 / 16).astype(np.uint8)]
-    size = (img_size,) * 2 if img_size else (8, 8)
-    images = torch.stack([_tensor(picture, size) for picture in pictures])
+    pictures = np.empty(len(bunch.images), object)
+    pictures[:] = [Image.fromarray(levels) for levels in np.rint(bunch.images * 255 / 16).astype(np.uint8)]
+    images = Encoded(pictures, torch.arange(len(pictures)), (1, 8, 8), "digits")
     whole = Split(images, torch.from_numpy(bunch.target).long(), tuple("0123456789"), "digits")
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(SPLIT_SEED))
     parts = {"train": order[400:], "test": order[:400]}
@@ -226,15 +272,12 @@ def _refuse_alike(names: Sequence[str], name: str) -> None:
             raise InputError(f"{name}: classes {other!r} and {word!r} differ in writing alone; make them one")
 
 
-def _encoded(table: Any, name: str, column: str, img_size: int | None) -> Encoded:
-    """The column's images, their shape found on some: C = 1 where all of those are grey, else 3 (RGB)."""
+def _encoded(table: Any, name: str, column: str) -> Encoded:
+    """The column's images."""
     import datasets
 
     if not isinstance(table.features[column], datasets.Image):
         raise InputError(f"{name}: column {column!r} does not hold images; name one with --image-column")
     if not len(table):
         raise InputError(f"{name} has no images in this split; name another data set")
-    cells = table.cast_column(column, datasets.Image(decode=False))[column]
-    unseen = Encoded(cells, torch.arange(len(table)), (), img_size, name, torch.device("cpu"))
-    seen = [unseen.open(row, cells[row]).shape for row in range(0, len(table), len(table) // 64 + 1)]
-    return replace(unseen, each=(max(c for c, *_ in seen), *seen[0][1:]))
+    return Encoded.found(table.cast_column(column, datasets.Image(decode=False))[column], name)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from piat_hub.config import InputError
 from piat_hub.data.arrays import images_of, labels_of
-from piat_hub.data.pictures import Encoded, _as_they_are, _Decoder, workers
+from piat_hub.data.encoded import Encoded, in_workers
 
 SPLIT_SEED = 20230728  # fixes which images are held out (and digits' test split), whatever a run's own seed
 
@@ -97,11 +94,12 @@ class Split:
             whole.update(self.images[index.to(self.labels.device)].cpu().numpy().tobytes())
         return whole.hexdigest()
 
-    def feed(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images, labels) of each batch of indices, on the device; encoded images by a DataLoader.
+    def feed(self, batches: Sequence[Tensor], ahead: Iterator[Tensor] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels) of each batch of indices, on the device; encoded images come from workers.
 
         Args:
-            batches: (B,) int64 each, all of one length; at least one.
+            batches: (B,) int64 each, all of one length.
+            ahead: gives the images of each batch, where they are not to be those of the split as they are.
 
         Yields:
             Images (B, C, H, W) uint8 and labels (B,) int64.
@@ -109,17 +107,16 @@ class Split:
         Raises:
             InputError: if an encoded image cannot be decoded.
         """
-        indices = torch.stack(list(batches)).to(self.labels.device)  # at once: a copy to a GPU makes the host wait
-        if not isinstance(self.images, Encoded):
-            yield from ((self.images[index], self.labels[index]) for index in indices)
+        if not batches:
             return
-        rows = [self.images.rows[index].tolist() for index in indices.cpu()]
-        settings: dict[str, Any] = {"num_workers": workers(), "pin_memory": self.labels.is_cuda}
-        settings["generator"] = torch.Generator()  # else it draws from the global one
-        loader = DataLoader(_Decoder(self.images), batch_sampler=rows, collate_fn=_as_they_are, **settings)  # type: ignore[arg-type]
-        for images, index in zip(loader, indices, strict=True):
-            if isinstance(images, InputError):
-                raise images
+        indices = torch.stack(list(batches)).to(self.labels.device)  # at once: a copy to a GPU makes the host wait
+        if not ahead:
+            if not isinstance(self.images, Encoded):
+                yield from ((self.images[index], self.labels[index]) for index in indices)
+                return
+            rows = [self.images.rows[index].tolist() for index in batches]
+            ahead = in_workers(self.images.decode, rows, self.labels.is_cuda)
+        for index, images in zip(indices, ahead, strict=False):  # what is ahead may go on to other epochs
             yield images.to(self.labels.device, non_blocking=True), self.labels[index]
 
 
@@ -147,57 +144,9 @@ def hold_out(train: Split, holdout: int, train_size: int | None = None) -> tuple
     return train[order[holdout:][:train_size]], train[order[:holdout]]
 
 
-def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
-    """The epoch's full batches of indices, in an order that only seed and epoch decide.
-
-    The last, partial batch is left out, so that every step has one static shape and equal shares for every process;
-    each epoch leaves out other images. A set smaller than one batch is one batch.
-
-    Args:
-        n: images of the set.
-        size: images of a batch.
-        seed: of the run.
-        epoch: counted from 1.
-
-    Yields:
-        (size,) int64 on the CPU, from [0, n).
-    """
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
-    for i in range(steps_per_epoch(n, size)):
-        yield order[i * size : (i + 1) * size]
-
-
-def steps_per_epoch(n: int, size: int) -> int:
-    """How many batches `batches` gives for n images in batches of `size`."""
-    return max(1, n // size)
-
-
 def derived_seed(*counters: int) -> int:
     """A 64-bit seed from counters such as (seed, epoch, step, rank): no generator state has to be saved or restored."""
     return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0])
-
-
-def augment(images: Tensor, pad: int, flip: bool) -> Tensor:
-    """Random crop after zero-padding by `pad`, then random horizontal flip, by one gather.
-
-    Draws from the device's global generator.
-
-    Args:
-        images: (B, C, H, W) uint8.
-        pad: pixels on each side.
-        flip: mirror each image with probability 1/2.
-
-    Returns:
-        (B, C, H, W) uint8, of the same size.
-    """
-    b, c, h, w = images.shape
-    device = images.device
-    rows = torch.randint(2 * pad + 1, (b, 1), device=device) + torch.arange(h, device=device)
-    cols = torch.randint(2 * pad + 1, (b, 1), device=device) + torch.arange(w, device=device)
-    if flip:
-        cols = torch.where(torch.rand(b, 1, device=device) < 0.5, cols.flip(1), cols)
-    pixels = (rows[:, :, None] * (w + 2 * pad) + cols[:, None, :]).view(b, 1, -1).expand(-1, c, -1)
-    return F.pad(images, (pad, pad, pad, pad)).view(b, c, -1).gather(2, pixels).view(b, c, h, w)
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from piat_hub import data
 from piat_hub.backbones.normalization import Normalize
-from piat_hub.config import InputError
+from piat_hub.config import InputError, TrainConfig, from_dict
 from piat_hub.evaluation.own_code import Front, imported
 from piat_hub.evaluation.verdict import logits_of, verdict_mode
 from piat_hub.hub.load import from_pretrained, from_timm
@@ -74,11 +75,36 @@ def load_model(
         part = imported(through, "front part")
         fronts.insert(0, Front(part() if isinstance(part, type) else part, through))
     if fronts:
-        known = {k: getattr(model, k) for k in ("piat", "weights_sha256", "label_names") if hasattr(model, k)}
+        carried = ("piat", "weights_sha256", "label_names", "pretrained_cfg")
+        known = {key: getattr(model, key) for key in carried if hasattr(model, key)}
         model = nn.Sequential(*fronts, model).eval()
         for key, value in known.items():
             setattr(model, key, value)
     return model, name, run
+
+
+def fit_of(model: nn.Module, mixed: bool, img_size: int | None = None) -> data.Fit | None:
+    """How images become the model's: as its training decided, and else for pictures of several sizes as timm's config says.
+
+    Args:
+        model: with `piat` or `pretrained_cfg`, as `load_model` gives it, or without.
+        mixed: the pictures differ in size.
+        img_size: pixels a side that they are to have, in place of the model's own.
+
+    Returns:
+        None where images are to be taken as they are.
+    """
+    side, piat = (img_size, img_size) if img_size else None, getattr(model, "piat", None)
+    own = data.Fit.of_timm(getattr(model, "pretrained_cfg", None) or {})
+    if piat:
+        trained = from_dict(TrainConfig, piat)
+        size = side or ((trained.img_size,) * 2 if trained.img_size else None)
+        crop_pct = trained.pictures.crop_pct
+        size = size or (own.size if own and crop_pct else None)
+        return data.Fit.trained(size, crop_pct) if size else None
+    if mixed and own:
+        return replace(own, size=side or own.size)
+    return data.Fit(side) if side else None
 
 
 def _one_checkpoint(spec: str, checkpoint: str) -> None:
@@ -101,7 +127,7 @@ def _from_code(spec: str) -> nn.Module:
 def predict(
     spec: str, images: Sequence[str], checkpoint: str = "last"
 ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    """(file, classes with their probabilities, likeliest first) for image files, resized to the model's input size.
+    """(file, classes with their probabilities, likeliest first) for image files, brought to the model's size as `fit_of` says.
 
     Args:
         spec: MODEL as `load_model` takes it.
@@ -121,7 +147,8 @@ def predict(
         raise InputError(f"{spec} does not say what images it takes; give a model that piat_hub saved")
     if shape[0] not in (1, 3):
         raise InputError(f"{spec} takes images of {shape[0]} channels; pictures are grey or RGB, so it must be 1 or 3")
-    pictures = [data.read_image(image, shape) for image in images]
+    fit = fit_of(model, mixed=True)
+    pictures = [data.read_image(image, shape, fit) for image in images]
     for image, picture in zip(images, pictures, strict=True):
         with verdict_mode(model) as exact:
             again = "its config.json and its weights may not belong together"

@@ -17,7 +17,7 @@ from piat_hub import data
 from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number, pixels
 from piat_hub.evaluation import checks, loop
 from piat_hub.evaluation.loop import ALONE, Processes, Progress, trained_against
-from piat_hub.evaluation.model import label_names, load_model, weights_digest
+from piat_hub.evaluation.model import fit_of, label_names, load_model, weights_digest
 from piat_hub.evaluation.suites import suite
 from piat_hub.evaluation.verdict import class_count
 from piat_hub.hub import card
@@ -222,13 +222,38 @@ def evaluation_data(spec: str, config: EvalConfig, model: nn.Module) -> data.Spl
     """
     piat = getattr(model, "piat", None)
     trained = from_dict(TrainConfig, piat) if piat else None
-    img_size = config.img_size or (trained.img_size if trained else None)
+    columns = (config.image_column, config.label_column)
     if config.dataset:
-        columns = (config.image_column, config.label_column)
-        found = data.load(config.dataset, config.split, *columns, img_size)
-    elif trained:
-        columns = (config.image_column or trained.image_column, config.label_column or trained.label_column)
-        found = data.load(data.named_by(spec, trained.dataset), config.split, *columns, img_size)
-    else:
+        return images_for(model, config.dataset, config.split, *columns, config.img_size).first(config.n)
+    if not trained:
         raise InputError(f"{spec} does not say what data it is for; name it with --dataset")
-    return data.numbered_as(found, label_names(model)).first(config.n)
+    columns = (config.image_column or trained.image_column, config.label_column or trained.label_column)
+    dataset = data.named_by(spec, trained.dataset)
+    return images_for(model, dataset, config.split, *columns, config.img_size).first(config.n)
+
+
+def images_for(
+    model: nn.Module,
+    dataset: str,
+    split: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    img_size: int | None = None,
+) -> data.Split:
+    """A split as a model takes it: in its size, cropped or squeezed as it was trained, labels numbered as its classes.
+
+    Args:
+        model: as `load_model` gives it.
+        dataset: as `data.load` takes it, and so are the columns.
+        split: "test", say.
+        image_column: by default found.
+        label_column: by default found.
+        img_size: pixels a side, in place of the model's own.
+
+    Raises:
+        InputError: where it has other classes, or `data.load` refuses.
+    """
+    found = data.load_encoded(dataset, split, image_column, label_column)
+    mixed = isinstance(found.images, data.Encoded) and found.images.mixed
+    sized = data.of_one_size(found, fit=fit_of(model, mixed, img_size))
+    return data.numbered_as(sized, label_names(model))

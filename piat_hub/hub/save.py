@@ -1,6 +1,7 @@
 """A model as a directory: timm's config.json and safetensors weights, each written whole."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def save_config(
     config: TrainConfig | None = None,
     label_names: tuple[str, ...] = (),
     input_size: tuple[int, int, int] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
     """Write config.json: what rebuilds the architecture, by timm alone or by `from_pretrained`.
 
@@ -64,6 +66,7 @@ def save_config(
         config: the run it comes from; without it there is no "piat" block.
         label_names: one per class.
         input_size: (C, H, W) of its images, in pixels.
+        preprocessing: how a picture gets that size, by timm's words: crop_mode, crop_pct, interpolation.
 
     Raises:
         Broken: if the system refuses to write.
@@ -72,13 +75,13 @@ def save_config(
     if label_names:
         extra["label_names"] = list(label_names)
     channels = input_size[0] if input_size else getattr(model, "in_chans", 3)
-    preprocessing: dict[str, Any] = {"mean": (0.0,) * channels, "std": (1.0,) * channels, "crop_pct": 1.0}
+    unit = {"mean": (0.0,) * channels, "std": (1.0,) * channels, "crop_pct": 1.0, **(preprocessing or {})}
     overrides: dict[str, Any] = {"tag": "piat"}
     if input_size:
-        preprocessing["input_size"] = overrides["input_size"] = input_size
+        unit["input_size"] = overrides["input_size"] = input_size
     with whole_file(directory / "config.json") as scratch:
         options = {**extra, "pretrained_cfg": overrides}
-        save_config_for_hf(model, str(scratch), model_config=options, data_config=preprocessing)
+        save_config_for_hf(model, str(scratch), model_config=options, data_config=unit)
         saved = read_json(scratch)
         if config:  # timm's facts of its own weights for this architecture: of these only if training began with those
             known = saved["pretrained_cfg"]

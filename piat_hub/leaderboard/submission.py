@@ -16,8 +16,9 @@ from timm.models import register_model
 from torch import nn
 
 from piat_hub.config import InputError, pixels, to_dict
-from piat_hub.data import Split, load, named_by, numbered_as, to_unit
+from piat_hub.data import Split, named_by, to_unit
 from piat_hub.evaluation import checks
+from piat_hub.evaluation.request import images_for
 from piat_hub.evaluation.verdict import accuracy, verdict_mode
 from piat_hub.hub.load import check_id, from_pretrained
 from piat_hub.records.files import write_text
@@ -139,9 +140,9 @@ def submit(
     data, norm = results.dataset, results.threat_model.norm
     if not re.fullmatch(NAME, data, re.ASCII) or ".." in data:
         raise InputError(f"{run} was measured on {data!r}, which can be no part of a file's name; evaluate it again")
-    columns = (model.piat.get(key) for key in ("image_column", "label_column", "img_size"))
-    split = load(dataset or named_by(home, model.piat["dataset"]), results.split, *columns)
-    split = numbered_as(split, model.label_names).first(results.n)
+    columns = (model.piat.get(key) for key in ("image_column", "label_column"))
+    source = dataset or named_by(home, model.piat["dataset"])
+    split = images_for(model, source, results.split, *columns).first(results.n)
     reasons = [*_claims(results), *accepts(model, split, results)]
     if reasons and not draft:
         raise InputError(f"{run} is no submission: {'; '.join(reasons)}; --draft writes the files all the same")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from piat_hub import data
-from piat_hub.config import InputError, StudyOptions, TrainConfig, flags, lookup, recipes, to_dict
+from piat_hub.config import InputError, StudyOptions, TrainConfig, as_decided, flags, lookup, recipes, to_dict
 from piat_hub.evaluation.suites import suite
 from piat_hub.machine import cores, wished_threads
 from piat_hub.records import files
@@ -99,7 +99,7 @@ def members_of(name: str, bases: Sequence[TrainConfig], attacks: Sequence[str], 
         for directory, config in configs.items():
             _refuse_another(directory, config)
         columns = base.image_column, base.label_column
-        test = data.load(base.dataset, "test", *columns, base.img_size).first(options.n)
+        test = data.load_encoded(base.dataset, "test", *columns).first(options.n)
         for attack in attacks:
             suite(attack, base.threat_model, len(test.label_names))
         found += [Member(directory, config, len(test)) for directory, config in configs.items()]
@@ -113,9 +113,7 @@ def _refuse_another(directory: Path, config: TrainConfig) -> None:
     files.check_output(directory)
     if (directory / "config.json").exists():
         trained, asked = RunDirectory.read(directory).config, public(config)
-        if asked.holdout is None:  # the run's data decided
-            asked = dataclasses.replace(asked, holdout=trained.holdout)
-        if trained != asked:
+        if trained != (asked := as_decided(asked, trained)):
             words = " ".join(flags(trained, asked) or flags(asked, trained)) or "its method's fields"
             raise InputError(f"{directory} holds another run ({words}); name another --output")
 

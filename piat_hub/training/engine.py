@@ -15,10 +15,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from piat_hub import methods
+from piat_hub import data, methods
 from piat_hub.attacks import Twin
-from piat_hub.config import Diverged, InputError, TrainConfig, schedules
-from piat_hub.data import Split, augment, batches, derived_seed, steps_per_epoch, to_unit
+from piat_hub.config import Diverged, TrainConfig, schedules
 from piat_hub.training import awp
 from piat_hub.training.averages import EMA, SWA
 from piat_hub.training.interpolation import ParameterInterpolation
@@ -89,7 +88,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     method: methods.Method
     attack: methods.Attack
-    split: Split
+    split: data.Split
     twin: Twin | None = None
     interpolation: ParameterInterpolation | None = None
     ema: EMA | None = None
@@ -122,7 +121,8 @@ def train(
     config, accelerator, split = parts.config, parts.accelerator, parts.split
     standard = methods.get("standard")()
     rank, world = accelerator.process_index, accelerator.num_processes
-    steps = steps_per_epoch(len(split), config.batch_size)
+    steps = data.steps_per_epoch(len(split), config.batch_size)
+    feed = data.training_batches(split, config, rank, world, epochs_done, steps_done)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         parts.model.train()
         clean, progress = epoch <= config.warmup, (epoch - 1) / config.epochs
@@ -130,30 +130,32 @@ def train(
         losses = Losses(epoch, steps, losses_done if begun else ())
         objective, gamma = (standard, None) if clean else (parts.method, config.awp)
         replays = getattr(objective, "replays", 1)
-        order = list(batches(len(split), config.batch_size, config.seed, epoch))
-        mine = [shards(batch, world, config.accumulation)[:, rank] for batch in order[begun:]]
-        feed = split.feed([micro for share in mine for micro in share])  # micro-batches, one after the other
         for step in range(begun + 1, steps + 1):
-            torch.manual_seed(derived_seed(config.seed, epoch, step, rank))
+            torch.manual_seed(data.derived_seed(config.seed, epoch, step, rank))
             set_lr(parts.optimizer, schedules.lr_at(config, epoch, step, steps))
             attack = partial(parts.attack, **schedules.budget(config, epoch, step, steps))
             averaging = epoch - 1 + step / steps > config.ema_start * config.epochs
             for _ in range(config.accumulation):
                 images, y = next(feed)
-                x = to_unit(augment(images, config.crop_pad, config.flip))
-                x, y = mixed(x, y, config.mixing, len(split.label_names))
+                x, y = mixed(data.to_unit(images), y, config.mixing, len(split.label_names))
                 for _ in range(replays):
                     with accelerator.accumulate(parts.model):
                         loss_of = partial(objective, x=x, y=y, progress=progress)
                         loss = backward(parts.model, loss_of, attack, gamma, accelerator, parts.twin)
                         losses.add(step, loss)
                         update(parts, averaging)
-            images_of_all = len(order[step - 1])
-            yield Step(epoch, step, steps, images_of_all, losses.latest(config.accumulation * replays), losses)
-        lam = parts.interpolation.step(to_unit(x) for x, _ in split.feed(order)) if parts.interpolation else 0.0
+            images_of_all, few = min(config.batch_size, len(split)), config.accumulation * replays
+            yield Step(epoch, step, steps, images_of_all, losses.latest(few), losses)
+        order = partial(data.batches, len(split), config.batch_size, config.seed, epoch)
+        lam = parts.interpolation.step(plain(split, order())) if parts.interpolation else 0.0
         if parts.swa:
-            parts.swa.step(to_unit(x) for x, _ in split.feed(order))
+            parts.swa.step(plain(split, order()))
         yield Epoch(epoch, lam, schedules.lr_at(config, epoch, steps, steps), losses.mean())
+
+
+def plain(split: data.Split, order: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The images of these batches as they are, (B, C, H, W) in [0, 1]: what statistics are measured again on."""
+    yield from (data.to_unit(images) for images, _ in split.feed(list(order)))
 
 
 class Losses:
@@ -308,23 +310,6 @@ def unwrap(model: nn.Module, accelerator: Accelerator) -> nn.Module:
         accelerator: that prepared it.
     """
     return accelerator.unwrap_model(model, keep_torch_compile=False)
-
-
-def shards(index: Tensor, world: int, accumulation: int) -> Tensor:
-    """A batch of indices as (accumulation, world, micro-batch). A lone partial batch gives up its remainder.
-
-    Args:
-        index: (B,).
-        world: processes.
-        accumulation: micro-batches of one process's step.
-
-    Raises:
-        InputError: for fewer images than parts.
-    """
-    parts = world * accumulation
-    if len(index) < parts:
-        raise InputError(f"a batch of {len(index)} images cannot be divided by {world} processes x {accumulation}")
-    return index[: len(index) // parts * parts].view(accumulation, world, -1)
 
 
 @torch.no_grad()

@@ -1,14 +1,11 @@
 """Soft targets: label smoothing, and timm's Mixup and CutMix, drawn anew from a step's own seed."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
 import torch
 from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor
 
 from piat_hub.config import MixingConfig
+from piat_hub.data import seeded
 
 
 def mixed(x: Tensor, y: Tensor, mixing: MixingConfig, classes: int) -> tuple[Tensor, Tensor]:
@@ -28,17 +25,6 @@ def mixed(x: Tensor, y: Tensor, mixing: MixingConfig, classes: int) -> tuple[Ten
     """
     if mixing.blends:
         shares = {"mixup_alpha": mixing.mixup, "cutmix_alpha": mixing.cutmix, "label_smoothing": mixing.smoothing}
-        with numpy_seeded(int(torch.randint(2**32, ()))):  # of the CPU's generator, which each step seeds
+        with seeded(int(torch.randint(2**32, ()))):  # by the CPU's generator, which each step seeds
             return Mixup(num_classes=classes, **shares)(x, y)
     return x, mixup_target(y, classes, smoothing=mixing.smoothing) if mixing.smoothing else y
-
-
-@contextmanager
-def numpy_seeded(seed: int) -> Iterator[None]:
-    """Inside, numpy's global generator, which timm draws from, begins at this seed; after, it goes on as before."""
-    before = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(before)

@@ -150,7 +150,9 @@ def begin_directory(directory: Path, setup: Setup, done: Done) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     keep_epochs(directory, done)
     whole, config = setup.whole, setup.parts.config
-    save_config(setup.checked, directory, config=config, label_names=whole.label_names, input_size=whole.shape)
+    fit = data.Fit.trained(whole.shape[1:], config.pictures.crop_pct)
+    facts: dict[str, Any] = {"label_names": whole.label_names, "input_size": whole.shape, "preprocessing": fit.words()}
+    save_config(setup.checked, directory, config=config, **facts)
     if done.epochs and not done.steps:  # it may have been killed after its state was saved and before its weights were
         save_weights(setup.evaluated, directory / WEIGHTS["last"])
 

@@ -85,14 +85,12 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
     method = make_method(config)
     check_optimizer(config)
     threads = set_threads(options.threads)
-    whole, tracked = load_images(config, options, accelerator)
+    config, whole, tracked = load_images(config, options, accelerator)
     if config.holdout is None:
         config = dataclasses.replace(config, holdout=min(1000, len(whole) // 10))
     split, held = (s.to(accelerator.device) for s in data.hold_out(whole, config.holdout or 0, config.train_size))
     batch = min(config.batch_size, len(split))
-    *_, micro = engine.shards(
-        torch.arange(batch), accelerator.num_processes, config.accumulation
-    ).shape  # or InputError
+    *_, micro = data.shards(torch.arange(batch), accelerator.num_processes, config.accumulation).shape  # or InputError
     if config.mixing.blends and micro % 2:
         raise InputError(f"mixup and cutmix blend pairs, {micro} images at a time are odd; choose another --batch-size")
 
@@ -129,8 +127,10 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
 
 def load_images(
     config: TrainConfig, options: RunOptions, accelerator: Accelerator
-) -> tuple[data.Split, data.Split | None]:
-    """(all training images, the test images whose accuracy is recorded or None); the first process reads them first.
+) -> tuple[TrainConfig, data.Split, data.Split | None]:
+    """(configuration, all training images, the test images whose accuracy is recorded or None).
+
+    The first process reads them first. In the configuration it is decided how pictures become images of one size.
 
     Args:
         config: names the data set, its columns and the size of its images.
@@ -140,15 +140,43 @@ def load_images(
     Raises:
         InputError: for data that cannot be loaded, or a class whose name cannot be printed.
     """
-    where: Any = (config.image_column, config.label_column, config.img_size, options.device_data_limit)
+    columns, limit = (config.image_column, config.label_column), options.device_data_limit
     with accelerator.main_process_first():
-        whole = data.load(config.dataset, "train", *where)
-        tracked = data.load(config.dataset, "test", *where) if options.track_test else None
+        found = data.load_encoded(config.dataset, "train", *columns)
+        if config.pictures.skip_broken:
+            found = data.without_broken(found)
+        config, fit = fitting(config, found)
+        whole = data.of_one_size(found, limit=0 if config.pictures.augment == "rrc" else limit, fit=fit)
+        test = data.load_encoded(config.dataset, "test", *columns) if options.track_test else None
+        tracked = data.of_one_size(test, limit=limit, fit=fit) if test else None
     if bad := [name for name in whole.label_names if not printable(name)]:
         raise InputError(f"{whole.name} has a class {bad[0]!a}, which cannot be printed on one line; rename it")
     if tracked:
         tracked = data.numbered_as(tracked, whole.label_names, "the training split")[:TRACKED].to(accelerator.device)
-    return whole, tracked
+    return config, whole, tracked
+
+
+def fitting(config: TrainConfig, found: data.Split) -> tuple[TrainConfig, data.Fit | None]:
+    """(the configuration, in which it is decided how pictures become images of one size; how that is done, or None).
+
+    Args:
+        config: as asked for.
+        found: the training pictures, of whatever sizes they are.
+
+    Raises:
+        InputError: where they differ in size and nothing says which they are to have, or an `aa` that timm does not know.
+    """
+    asked, mixed = config.pictures, isinstance(found.images, data.Encoded) and found.images.mixed
+    if mixed and not config.img_size:
+        raise InputError(f"{found.name} mixes image sizes; give them one with --img-size, 224 say")
+    size = (config.img_size, config.img_size) if config.img_size else found.shape[1:]
+    cut = asked.augment == "rrc" or (asked.augment is None and bool(mixed or asked.aa or asked.reprob))
+    if cut:
+        crop_pct = asked.crop_pct or (0.875 if mixed else 1.0)
+        asked = dataclasses.replace(asked, augment="rrc", crop_pct=crop_pct)
+        data.transform(size, asked, config.flip)  # or InputError
+    given = config.img_size or asked.crop_pct
+    return dataclasses.replace(config, pictures=asked), data.Fit.trained(size, asked.crop_pct) if given else None
 
 
 def make_attack(config: TrainConfig) -> methods.Attack:
@@ -180,7 +208,9 @@ def describe(setup: Setup, options: RunOptions) -> str:
         options: says the limit of decoded data, and whether to compile.
     """
     split, mib, limit = setup.parts.split, 2**20, f"{options.device_data_limit:g} GiB"
-    if isinstance(split.images, data.Encoded):
+    if setup.parts.config.pictures.augment == "rrc":
+        line = f"data: {len(split):,} pictures, of which each epoch sees random parts, at {split.shape[1]}x{split.shape[2]} pixels"
+    elif isinstance(split.images, data.Encoded):
         size = f"{math.prod(setup.whole.images.shape) / mib:,.1f} MiB"
         line = f"data: {len(split):,} images are streamed; decoded, {split.name} takes {size}, the limit is {limit}"
     else:
