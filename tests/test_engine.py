@@ -141,14 +141,6 @@ def test_same_seed_same_weights_other_seed_other_weights(small_digits):
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
 
 
-def test_shards_part_a_batch_evenly():
-    parts = engine.shards(torch.arange(24), world=3, accumulation=2)
-    assert parts.shape == (2, 3, 4) and sorted(parts.flatten().tolist()) == list(range(24))
-    assert engine.shards(torch.arange(10), 3, 1).shape == (1, 3, 3)
-    with pytest.raises(ValueError, match="cannot be divided by 4 processes"):
-        engine.shards(torch.arange(3), 4, 1)
-
-
 @pytest.fixture(scope="module")
 def processes():
     """two_processes.py run by one and by two processes: {count: (report, gradients)}."""

@@ -24,7 +24,6 @@ from piat_hub.data.sources import (
     load_encoded as load_encoded,
     named_by as named_by,
     of_one_size as of_one_size,
-    without_broken as without_broken,
 )
 from piat_hub.data.split import (
     Split as Split,

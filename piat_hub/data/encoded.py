@@ -39,14 +39,13 @@ class Encoded:
     mixed: bool = False
     device: torch.device | str = "cpu"
 
-    @classmethod
-    def found(cls, cells: Any, name: str) -> Encoded:
-        """All these cells, their shape found on some: C = 1 where all of those are grey, else 3 (RGB)."""
-        unseen = cls(cells, torch.arange(len(cells)), (), name)
-        seen = [unseen.open(row, cells[row]) for row in range(0, len(cells), len(cells) // 64 + 1)]
+    def looked_at(self) -> Encoded:
+        """The same images with their shape, found on some of them: C = 1 where all of those are grey, else 3 (RGB)."""
+        rows = self.rows[:: len(self.rows) // 64 + 1].tolist()
+        seen = [self.open(row, self.cells[row]) for row in rows]
         width, height = seen[0].size
         channels = max(3 if picture.mode == "RGB" else 1 for picture in seen)
-        return replace(unseen, each=(channels, height, width), mixed=len({picture.size for picture in seen}) > 1)
+        return replace(self, each=(channels, height, width), mixed=len({picture.size for picture in seen}) > 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -131,7 +130,10 @@ class Encoded:
         if not cell or {cell["bytes"], cell["path"]} == {None}:
             raise InputError(f"{self.name}: row {row} is no image (it is empty); drop it")
         file = cell["path"] if cell["bytes"] is None else cell["bytes"]
-        return open_picture(file, f"{self.name}: {_where(row, cell)}")
+        try:
+            return open_picture(file, f"{self.name}: {_where(row, cell)}")
+        except InputError as error:
+            raise InputError(f"{error}, or train without such by --skip-broken") from error
 
     def tensor(self, row: int, picture: Image.Image) -> Tensor:
         """A row's picture as (1 or 3, H, W) uint8, in its size.

@@ -74,19 +74,13 @@ def of_one_size(split: Split, img_size: int | None = None, limit: float = LIMIT,
     return replace(split, images=images if images.gib > limit else images.decoded())
 
 
-def without_broken(split: Split) -> Split:
-    """The split without the pictures that cannot be opened, which a note names; each is decoded once, by workers.
-
-    Args:
-        split: as `load_encoded` gives it.
-    """
-    if not isinstance(split.images, Encoded):
-        return split
-    opened, notes = split.images.whole()
-    return replace(split[opened], notes=(*split.notes, *notes))
-
-
-def load_encoded(dataset: str, split: str, image_column: str | None = None, label_column: str | None = None) -> Split:
+def load_encoded(
+    dataset: str,
+    split: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    skip_broken: bool = False,
+) -> Split:
     """One split whose images stay encoded, of whatever sizes they are; see `load`.
 
     Args:
@@ -94,6 +88,7 @@ def load_encoded(dataset: str, split: str, image_column: str | None = None, labe
         split: "train" or "test", or another that the data set has.
         image_column: by default found.
         label_column: by default found.
+        skip_broken: leave out pictures that cannot be opened, which a note names; each is decoded once, by workers.
 
     Raises:
         InputError: as `load` does, but for the sizes.
@@ -111,7 +106,12 @@ def load_encoded(dataset: str, split: str, image_column: str | None = None, labe
         notes += (
             f"{name}: {len(rest)} files are left out of {split}: {shortened([Path(file).name for file in rest])}",
         )
-    return Split(images, labels, label_names, name, inferred, notes)
+    if skip_broken:
+        opened, broken = images.whole()
+        images, labels, notes = images.select(opened), labels[opened], (*notes, *broken)
+    if not len(labels):
+        raise InputError(f"{name} has no picture in this split that can be opened; name another data set")
+    return Split(images.looked_at(), labels, label_names, name, inferred, notes)
 
 
 def named_by(model: str | Path, dataset: str) -> str:
@@ -280,4 +280,5 @@ def _encoded(table: Any, name: str, column: str) -> Encoded:
         raise InputError(f"{name}: column {column!r} does not hold images; name one with --image-column")
     if not len(table):
         raise InputError(f"{name} has no images in this split; name another data set")
-    return Encoded.found(table.cast_column(column, datasets.Image(decode=False))[column], name)
+    cells = table.cast_column(column, datasets.Image(decode=False))[column]
+    return Encoded(cells, torch.arange(len(cells)), (), name)

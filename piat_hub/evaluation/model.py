@@ -43,8 +43,9 @@ def load_model(
     """(model in eval mode, a name for it, its run directory if it is one) for MODEL as the commands take it.
 
     Args:
-        spec: a run or model directory, a Hub id (with @revision), "hf-hub:ORG/NAME" for timm's own, which gets its own
-            normalisation in front, or "module:callable" for anyone's nn.Module, importable from the current directory.
+        spec: a run or model directory, a Hub id (with @revision), "hf-hub:ORG/NAME" or "local-dir:DIRECTORY" for timm's
+            own, which gets its own normalisation in front, or "module:callable" for anyone's nn.Module, importable from
+            the current directory.
         checkpoint: "last" or "best", for models that have both.
         mean: subtracted from images in [0, 1], one number a channel; nothing if empty.
         std: divided by after that, one number a channel; used only with mean.
@@ -58,9 +59,11 @@ def load_model(
         InputError: if there is no such model.
     """
     path, run = Path(spec), None
-    if not path.is_dir() and spec.startswith("hf-hub:"):
+    source, _, of_timm = spec.partition(":")
+    if not path.is_dir() and source in ("hf-hub", "local-dir"):
         _one_checkpoint(spec, checkpoint)
-        model, name = from_timm(spec), spec.removeprefix("hf-hub:").replace("/", "-")
+        name = of_timm.replace("/", "-") if source == "hf-hub" else Path(of_timm).resolve().name
+        model = from_timm(spec)
     elif not path.is_dir() and re.fullmatch(r"[\w.]+:[\w.]+", spec):
         _one_checkpoint(spec, checkpoint)
         model, name = _from_code(spec), re.sub(r"[^\w.]", "-", spec)

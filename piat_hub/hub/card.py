@@ -101,6 +101,7 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         label_names=model.label_names,
         input_size=model.pretrained_cfg["input_size"],
         shape=tuple(model.pretrained_cfg["input_size"]),
+        fit=_fit(model, config),
         measured=[_shown(found) for found in run.measured],
         curves=(directory / "curves.png").exists(),
         name=literal(name),
@@ -174,6 +175,12 @@ def summary(directory: str | Path) -> dict[str, Any]:
 def _shared(record: Record) -> tuple[Any, ...]:
     """What accuracies must share to stand in one row: threat model, data set and split."""
     return record.threat_model, record.dataset, record.split
+
+
+def _fit(model: ModelConfig, config: TrainConfig) -> str:
+    """What the card's line gives `read_image` for a model whose pictures are cropped, not squeezed."""
+    size = tuple(model.pretrained_cfg["input_size"][1:])
+    return f", data.Fit({size}, 'center', {config.pictures.crop_pct:g}, 'bicubic')" if config.pictures.crop_pct else ""
 
 
 def licence(model: ModelConfig) -> dict[str, Any]:

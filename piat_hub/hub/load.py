@@ -70,7 +70,8 @@ def from_pretrained(
     mean, std = (config.pretrained_cfg.get(key) or () for key in ("mean", "std"))
     if any(mean) or any(number != 1 for number in std):
         raise InputError(
-            f"{model_id} wants normalised images, as timm's own models do; evaluate takes it as hf-hub:ORG/NAME"
+            f"{model_id} wants normalised images, as timm's own models do; "
+            "evaluate takes it as hf-hub:ORG/NAME or local-dir:DIRECTORY"
         )
     said = {key: config.pretrained_cfg.get(key) for key in ORIGIN}  # not what timm says of its own weights
     model.pretrained_cfg |= {key: value if isinstance(value, str) else None for key, value in said.items()}
@@ -203,10 +204,11 @@ def from_timm(spec: str) -> nn.Module:
     Its normalisation, recorded in its config.json, is put before it.
 
     Args:
-        spec: "hf-hub:ORG/NAME".
+        spec: "hf-hub:ORG/NAME", or "local-dir:DIRECTORY".
 
     Returns:
-        A model that maps images (B, C, H, W) to logits (B, K), with `label_names` (one a class, or none).
+        A model that maps images (B, C, H, W) to logits (B, K), with `label_names` (one a class, or none) and timm's
+        `pretrained_cfg`.
 
     Raises:
         InputError: if it cannot be had.
@@ -218,6 +220,7 @@ def from_timm(spec: str) -> nn.Module:
     mean, std = (torch.tensor(model.pretrained_cfg[key]) for key in ("mean", "std"))
     normalised: Any = nn.Sequential(Normalize(mean, std), model).eval()
     names = model.pretrained_cfg.get("label_names") or ()
+    normalised.pretrained_cfg = model.pretrained_cfg
     normalised.label_names = tuple(names.values() if isinstance(names, dict) else names)
     return normalised
 

@@ -142,9 +142,7 @@ def load_images(
     """
     columns, limit = (config.image_column, config.label_column), options.device_data_limit
     with accelerator.main_process_first():
-        found = data.load_encoded(config.dataset, "train", *columns)
-        if config.pictures.skip_broken:
-            found = data.without_broken(found)
+        found = data.load_encoded(config.dataset, "train", *columns, config.pictures.skip_broken)
         config, fit = fitting(config, found)
         whole = data.of_one_size(found, limit=0 if config.pictures.augment == "rrc" else limit, fit=fit)
         test = data.load_encoded(config.dataset, "test", *columns) if options.track_test else None
