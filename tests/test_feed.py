@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 import piat_hub
 from piat_hub import cli, data
 from piat_hub.config import PictureConfig, RunOptions, recipes
-from piat_hub.data import encoded, feed
+from piat_hub.data import encoded, views
 from piat_hub.evaluation.model import load_model, predict
 from piat_hub.evaluation.request import images_for
 from piat_hub.training import run
@@ -67,7 +67,7 @@ def by_hand(split, config, epoch, index):
         random.seed(seed)
         view = data.transform((16, 16), config.pictures, config.flip)(picture)
         pixels = torch.from_numpy(np.array(view)).permute(2, 0, 1)
-        seen.append(feed.RandomErasing(config.pictures.reprob, value=feed.GREY)(pixels))
+        seen.append(views.RandomErasing(config.pictures.reprob, value=views.GREY)(pixels))
     return torch.stack(seen)
 
 
@@ -84,7 +84,7 @@ def test_workers_give_what_each_image_gives_by_itself(config):
         assert images.dtype == torch.uint8 and images.shape == (8, 3, 16, 16)
         assert torch.equal(images, by_hand(split, config, epoch, index))
         assert torch.equal(labels, split.labels[index])
-    assert any(bool((images == feed.GREY).all(1).flatten(1).sum(1).gt(5).any()) for images, _ in found), "none erased"
+    assert any(bool((images == views.GREY).all(1).flatten(1).sum(1).gt(5).any()) for images, _ in found), "none erased"
 
 
 def test_an_image_of_an_epoch_looks_the_same_wherever_it_stands(config):
@@ -96,11 +96,13 @@ def test_an_image_of_an_epoch_looks_the_same_wherever_it_stands(config):
     halves = [list(data.training_batches(split, config, rank, 2)) for rank in (0, 1)]
     for k, (images, _) in enumerate(whole):
         assert torch.equal(torch.cat([halves[0][k][0], halves[1][k][0]]), images)
-    views = feed.Views(split.images, config)
-    one, two = views.of((1, [3, 5])), views.of((1, [5]))
-    assert torch.equal(one[1], two[0]) and not torch.equal(views.of((2, [5])), two)
-    other = feed.Views(split.images, dataclasses.replace(config, seed=1)).of((1, [5]))
-    assert not torch.equal(other, two)
+
+    def view(*numbers, epoch=1, seed=0):
+        seeded = dataclasses.replace(config, seed=seed)
+        return views.Views(split.images, seeded).of(views.Asked(epoch, list(numbers), [0] * len(numbers)))[0]
+
+    assert torch.equal(view(3, 5)[1], view(5)[0])
+    assert not torch.equal(view(5, epoch=2), view(5)) and not torch.equal(view(5, seed=1), view(5))
 
 
 @pytest.mark.slow

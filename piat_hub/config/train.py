@@ -174,6 +174,10 @@ class TrainConfig:
         unit="images",
         least=0,
     )
+    stream: bool = option(
+        False, "read training images through, shard by shard, where they fit no disk; wants --epoch-size"
+    )
+    epoch_size: int | None = option(None, "images of an epoch of --stream", unit="images", least=1)
     img_size: int | None = option(
         None,
         "pixels a side that every image gets (default: as they are)",
@@ -237,6 +241,12 @@ class TrainConfig:
             )
         if self.ema is None and (self.ema_start or self.ema_bn != "average"):
             raise InputError("--ema-start and --ema-bn go with --ema; give its decay too, .999 is usual")
+        if self.stream != (self.epoch_size is not None):
+            raise InputError("--stream and --epoch-size go together: say how many images of the stream are an epoch")
+        if self.stream and (self.train_size or self.pictures.skip_broken or self.dataset == "digits"):
+            raise InputError("--stream reads images through, and not digits; leave out --train-size and --skip-broken")
+        if self.stream and self.batch_size > (self.epoch_size or 0):
+            raise InputError(f"epoch-size {self.epoch_size} is less than one batch of {self.batch_size}; raise it")
         if self.pictures.augment == "pad" and (self.pictures.aa or self.pictures.reprob):
             raise InputError("--aa and --reprob change pictures that are cut anew; give --augment rrc, not pad")
         if not isinstance(self.method_args, Mapping):

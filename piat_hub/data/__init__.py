@@ -9,13 +9,10 @@ What is too large to be held decoded, or is to be cut anew in every epoch, stays
 from piat_hub.data.classes import numbered_as as numbered_as
 from piat_hub.data.encoded import Encoded as Encoded
 from piat_hub.data.feed import (
-    augment as augment,
     batches as batches,
-    seeded as seeded,
     shards as shards,
     steps_per_epoch as steps_per_epoch,
     training_batches as training_batches,
-    transform as transform,
 )
 from piat_hub.data.pictures import Fit as Fit, open_picture as open_picture, read_image as read_image
 from piat_hub.data.sources import (
@@ -31,3 +28,5 @@ from piat_hub.data.split import (
     hold_out as hold_out,
     to_unit as to_unit,
 )
+from piat_hub.data.stream import Stream as Stream, open_stream as open_stream
+from piat_hub.data.views import augment as augment, seeded as seeded, transform as transform

@@ -154,8 +154,11 @@ def _digits(split: str) -> Split:
     return whole[parts[split]]
 
 
-def _table(dataset: str, split: str) -> tuple[Any, str, Sequence[str]]:
-    """The split as a `datasets.Dataset`, the data set's name for results, and of a folder of pictures its files."""
+def _table(dataset: str, split: str, **how: Any) -> tuple[Any, str, Sequence[str]]:
+    """The split as a `datasets.Dataset`, the data set's name for results, and of a folder of pictures its files.
+
+    `how` goes to `load_dataset`; with streaming=True it is an IterableDataset.
+    """
     import datasets
 
     hub_id, configuration = DATASETS.get(dataset, (dataset, None))[:2]
@@ -168,6 +171,8 @@ def _table(dataset: str, split: str) -> tuple[Any, str, Sequence[str]]:
         )
     try:
         folder = PictureFolder.read(root) if local else None
+        if folder and how:
+            raise InputError(f"{dataset} is a folder of pictures, which lie on this disk; leave out --stream")
         if folder:
             split = _which(dataset, split, list(folder.splits))
             folder.check(split)
@@ -177,11 +182,11 @@ def _table(dataset: str, split: str) -> tuple[Any, str, Sequence[str]]:
             splits = datasets.load_dataset_builder(str(root.resolve())).config.data_files
             split = _which(dataset, split, list(map(str, splits)))
             alone = {split: list(map(glob.escape, splits[split]))}  # with others, it would get the classes of the first
-            table = datasets.load_dataset(str(root.resolve()), data_files=alone, split=split)
+            table = datasets.load_dataset(str(root.resolve()), data_files=alone, split=split, **how)
         else:
             hub_id = str(root.resolve()) if local else hub_id
             split = _which(dataset, split, datasets.get_dataset_split_names(hub_id, configuration))
-            table = datasets.load_dataset(hub_id, configuration, split=split)
+            table = datasets.load_dataset(hub_id, configuration, split=split, **how)
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

@@ -94,12 +94,11 @@ class Split:
             whole.update(self.images[index.to(self.labels.device)].cpu().numpy().tobytes())
         return whole.hexdigest()
 
-    def feed(self, batches: Sequence[Tensor], ahead: Iterator[Tensor] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images, labels) of each batch of indices, on the device; encoded images come from workers.
+    def feed(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels) of each batch of indices, on the device; encoded images are decoded by workers.
 
         Args:
             batches: (B,) int64 each, all of one length.
-            ahead: gives the images of each batch, where they are not to be those of the split as they are.
 
         Yields:
             Images (B, C, H, W) uint8 and labels (B,) int64.
@@ -110,13 +109,12 @@ class Split:
         if not batches:
             return
         indices = torch.stack(list(batches)).to(self.labels.device)  # at once: a copy to a GPU makes the host wait
-        if not ahead:
-            if not isinstance(self.images, Encoded):
-                yield from ((self.images[index], self.labels[index]) for index in indices)
-                return
-            rows = [self.images.rows[index].tolist() for index in batches]
-            ahead = in_workers(self.images.decode, rows, self.labels.is_cuda)
-        for index, images in zip(indices, ahead, strict=False):  # what is ahead may go on to other epochs
+        if not isinstance(self.images, Encoded):
+            yield from ((self.images[index], self.labels[index]) for index in indices)
+            return
+        rows = [self.images.rows[index].tolist() for index in batches]
+        decoded = in_workers(self.images.decode, rows, self.labels.is_cuda)
+        for images, index in zip(decoded, indices, strict=True):
             yield images.to(self.labels.device, non_blocking=True), self.labels[index]
 
 

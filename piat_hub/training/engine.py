@@ -75,11 +75,12 @@ class Parts:
         optimizer: of its parameters.
         method: the outer loss, after the clean epochs.
         attack: with its budget bound; crafts the examples.
-        split: the training images, on the accelerator's device.
+        split: the training images, on the accelerator's device; of a stream the first ones.
         twin: what examples are crafted on; without one, the bare module.
         interpolation: of the bare module, stepped at each epoch's end.
         ema: stepped after each weight update.
         swa: stepped at each epoch's end.
+        stream: what is trained on, where not all of it can be held.
     """
 
     config: TrainConfig
@@ -93,6 +94,7 @@ class Parts:
     interpolation: ParameterInterpolation | None = None
     ema: EMA | None = None
     swa: SWA | None = None
+    stream: data.Stream | None = None
 
 
 def train(
@@ -121,8 +123,9 @@ def train(
     config, accelerator, split = parts.config, parts.accelerator, parts.split
     standard = methods.get("standard")()
     rank, world = accelerator.process_index, accelerator.num_processes
-    steps = data.steps_per_epoch(len(split), config.batch_size)
-    feed = data.training_batches(split, config, rank, world, epochs_done, steps_done)
+    source = parts.stream or split
+    steps = data.steps_per_epoch(len(source), config.batch_size)
+    feed = data.training_batches(source, config, rank, world, epochs_done, steps_done)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         parts.model.train()
         clean, progress = epoch <= config.warmup, (epoch - 1) / config.epochs
@@ -144,7 +147,7 @@ def train(
                         loss = backward(parts.model, loss_of, attack, gamma, accelerator, parts.twin)
                         losses.add(step, loss)
                         update(parts, averaging)
-            images_of_all, few = min(config.batch_size, len(split)), config.accumulation * replays
+            images_of_all, few = min(config.batch_size, len(source)), config.accumulation * replays
             yield Step(epoch, step, steps, images_of_all, losses.latest(few), losses)
         order = partial(data.batches, len(split), config.batch_size, config.seed, epoch)
         lam = parts.interpolation.step(plain(split, order())) if parts.interpolation else 0.0

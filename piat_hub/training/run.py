@@ -186,9 +186,8 @@ def end_epoch(
     setup.checked.load_state_dict(setup.evaluated.state_dict())
     metrics = dataclasses.asdict(epoch) | check(setup.checked, epoch.epoch)
     better = setup.held and (done.best is None or metrics["holdout_pgd10_acc"] > done.best["holdout_pgd10_acc"])
-    images = data.steps_per_epoch(len(setup.parts.split), config.batch_size) * min(
-        config.batch_size, len(setup.parts.split)
-    )
+    whole = len(setup.parts.stream or setup.parts.split)
+    images = data.steps_per_epoch(whole, config.batch_size) * min(config.batch_size, whole)
     timing = {
         "epoch": epoch.epoch,
         "train_seconds": round(trained - began, 3),

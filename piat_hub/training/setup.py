@@ -85,11 +85,14 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
     method = make_method(config)
     check_optimizer(config)
     threads = set_threads(options.threads)
-    config, whole, tracked = load_images(config, options, accelerator)
+    config, whole, tracked, stream = load_images(config, options, accelerator)
     if config.holdout is None:
         config = dataclasses.replace(config, holdout=min(1000, len(whole) // 10))
-    split, held = (s.to(accelerator.device) for s in data.hold_out(whole, config.holdout or 0, config.train_size))
-    batch = min(config.batch_size, len(split))
+    count = config.holdout or 0
+    parted = (whole[count:], whole[:count]) if stream else data.hold_out(whole, count, config.train_size)
+    split, held = (part.to(accelerator.device) for part in parted)
+    stream = dataclasses.replace(stream, head=split) if stream else None
+    batch = min(config.batch_size, len(stream or split))
     *_, micro = data.shards(torch.arange(batch), accelerator.num_processes, config.accumulation).shape  # or InputError
     if config.mixing.blends and micro % 2:
         raise InputError(f"mixup and cutmix blend pairs, {micro} images at a time are odd; choose another --batch-size")
@@ -120,15 +123,28 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
     bare = engine.unwrap(wrapped, accelerator)
     interpolation = make_interpolation(config, bare)
     parts = engine.Parts(
-        config, accelerator, wrapped, optimizer, method, make_attack(config), split, twin, interpolation, ema, swa
+        config,
+        accelerator,
+        wrapped,
+        optimizer,
+        method,
+        make_attack(config),
+        split,
+        twin,
+        interpolation,
+        ema,
+        swa,
+        stream,
     )
     return Setup(parts, whole, held, tracked, bare, checked, evaluated, threads, compiled)
 
 
 def load_images(
     config: TrainConfig, options: RunOptions, accelerator: Accelerator
-) -> tuple[TrainConfig, data.Split, data.Split | None]:
-    """(configuration, all training images, the test images whose accuracy is recorded or None).
+) -> tuple[TrainConfig, data.Split, data.Split | None, data.Stream | None]:
+    """(configuration, all training images, the test images whose accuracy is recorded or None, a stream or None).
+
+    Of a stream the training images are its first ones.
 
     The first process reads them first. In the configuration it is decided how pictures become images of one size.
 
@@ -142,16 +158,19 @@ def load_images(
     """
     columns, limit = (config.image_column, config.label_column), options.device_data_limit
     with accelerator.main_process_first():
-        found = data.load_encoded(config.dataset, "train", *columns, config.pictures.skip_broken)
+        sizes = config.epoch_size or 0, config.holdout or 0
+        stream = data.open_stream(config.dataset, *columns, *sizes) if config.stream else None
+        skip = config.pictures.skip_broken
+        found = stream.head if stream else data.load_encoded(config.dataset, "train", *columns, skip)
         config, fit = fitting(config, found)
-        whole = data.of_one_size(found, limit=0 if config.pictures.augment == "rrc" else limit, fit=fit)
+        whole = data.of_one_size(found, limit=0 if stream or config.pictures.augment == "rrc" else limit, fit=fit)
         test = data.load_encoded(config.dataset, "test", *columns) if options.track_test else None
         tracked = data.of_one_size(test, limit=limit, fit=fit) if test else None
     if bad := [name for name in whole.label_names if not printable(name)]:
         raise InputError(f"{whole.name} has a class {bad[0]!a}, which cannot be printed on one line; rename it")
     if tracked:
         tracked = data.numbered_as(tracked, whole.label_names, "the training split")[:TRACKED].to(accelerator.device)
-    return config, whole, tracked
+    return config, whole, tracked, stream
 
 
 def fitting(config: TrainConfig, found: data.Split) -> tuple[TrainConfig, data.Fit | None]:
@@ -187,7 +206,9 @@ def make_attack(config: TrainConfig) -> methods.Attack:
 
 
 def settled(config: TrainConfig) -> TrainConfig:
-    """Folders that the configuration names as absolute paths: they mean the same from everywhere, and no Hub id.
+    """The configuration with what needs no data decided: folders as absolute paths, what a stream holds out.
+
+    Such a path means the same from everywhere, and no Hub id.
 
     Args:
         config: as given; a data set or start by the name of a folder that is there is that folder, but for our aliases.
@@ -195,6 +216,8 @@ def settled(config: TrainConfig) -> TrainConfig:
     known = {*DATASETS, "digits", "imagenet"}
     named = {key: value for key in ("dataset", "init_from") if (value := getattr(config, key)) and value not in known}
     folders: dict[str, Any] = {key: str(Path(value).resolve()) for key, value in named.items() if Path(value).is_dir()}
+    if config.epoch_size and config.holdout is None:
+        folders["holdout"] = min(1000, config.epoch_size // 10)
     return dataclasses.replace(config, **folders)
 
 
@@ -206,7 +229,10 @@ def describe(setup: Setup, options: RunOptions) -> str:
         options: says the limit of decoded data, and whether to compile.
     """
     split, mib, limit = setup.parts.split, 2**20, f"{options.device_data_limit:g} GiB"
-    if setup.parts.config.pictures.augment == "rrc":
+    if setup.parts.stream:
+        size = f"{setup.parts.config.epoch_size:,} images an epoch"
+        line = f"data: {size} are read through in shards, of which the first {len(setup.held):,} are held out"
+    elif setup.parts.config.pictures.augment == "rrc":
         line = f"data: {len(split):,} pictures, of which each epoch sees random parts, at {split.shape[1]}x{split.shape[2]} pixels"
     elif isinstance(split.images, data.Encoded):
         size = f"{math.prod(setup.whole.images.shape) / mib:,.1f} MiB"

@@ -1,0 +1,150 @@
+"""How training looks at an image: a random part of a photograph, by workers, or a crop after padding, by one gather."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torchvision.transforms import RandomErasing
+
+from piat_hub.config import InputError, PictureConfig, TrainConfig, nearest
+from piat_hub.data.encoded import Encoded
+from piat_hub.data.pictures import levels
+from piat_hub.data.split import derived_seed
+
+GREY = 128  # the level of what is erased
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A micro-batch that workers are to make.
+
+    Attributes:
+        epoch: counted from 1.
+        numbers: of its images, which seed their views: rows of the data set, or places in the epoch's stream.
+        labels: their classes.
+        cells: the undecoded images themselves, where they come from a stream.
+    """
+
+    epoch: int
+    numbers: list[int]
+    labels: list[int]
+    cells: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Views:
+    """How training looks at a picture of any size, by timm's transforms and never normalised.
+
+    A random part of it, stretched to the square (RandomResizedCrop, bicubic), perhaps mirrored, changed as `aa` says, and
+    perhaps with a grey rectangle.
+
+    Attributes:
+        images: the pictures.
+        config: says how they are cut and changed, or that they are not, and the run's seed.
+    """
+
+    images: Encoded
+    config: TrainConfig
+
+    @cached_property
+    def transform(self) -> Callable[[Image.Image], Image.Image]:
+        """Of a picture of mode RGB."""
+        return transform(self.images.each[1:], self.config.pictures, self.config.flip)
+
+    def of(self, asked: Asked) -> tuple[Tensor, Tensor]:
+        """The views of a batch, (B, C, H, W) uint8, and its labels, (B,) int64.
+
+        Args:
+            asked: which.
+
+        Raises:
+            InputError: if a picture cannot be read.
+        """
+        images, rows = self.images, asked.numbers
+        if asked.cells:
+            cells = np.empty(len(asked.cells), object)
+            cells[:] = asked.cells
+            images, rows = replace(images, cells=cells), list(range(len(cells)))
+        labels = torch.tensor(asked.labels)
+        if self.config.pictures.augment != "rrc":
+            return images.decode(rows), labels
+        grey, erase = images.shape[1] == 1, RandomErasing(self.config.pictures.reprob, value=GREY)
+        seen = []
+        for number, picture in zip(asked.numbers, images.pictures(rows), strict=True):
+            with seeded(derived_seed(self.config.seed, asked.epoch, number)):
+                view = self.transform(picture.convert("RGB"))
+                seen.append(erase(levels(view.convert("L") if grey else view)))
+        return torch.stack(seen), labels
+
+
+def transform(size: tuple[int, ...], pictures: PictureConfig, flip: bool) -> Callable[[Image.Image], Image.Image]:
+    """timm's training transform of a picture of mode RGB, up to where it would become a tensor.
+
+    Args:
+        size: (H, W) of the result.
+        pictures: says the crop's scale, and `aa`.
+        flip: mirror with probability 1/2.
+
+    Raises:
+        InputError: for an `aa` that timm does not know.
+    """
+    words: dict[str, Any] = {"scale": pictures.scale, "hflip": 0.5 * flip, "color_jitter": None}
+    words |= {"auto_augment": pictures.aa, "interpolation": "bicubic", "mean": (0.5,) * 3}  # grey beyond the edges
+    try:
+        crop, change, _ = create_transform(size, is_training=True, separate=True, **words)
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        known = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
+        raise InputError(
+            f"timm knows no --aa {pictures.aa!r}{nearest(pictures.aa.partition('-')[0], known)}; it begins with one of "
+            f"{', '.join(known)}, as in rand-m9-mstd0.5-inc1"
+        ) from error
+    return lambda picture: change(crop(picture))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's, numpy's and Python's global generators begin at this seed; after, they go on as before."""
+    before = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(before[0])
+            random.setstate(before[1])
+
+
+def augment(images: Tensor, pad: int, flip: bool) -> Tensor:
+    """Random crop after zero-padding by `pad`, then random horizontal flip, by one gather.
+
+    Draws from the device's global generator.
+
+    Args:
+        images: (B, C, H, W) uint8.
+        pad: pixels on each side.
+        flip: mirror each image with probability 1/2.
+
+    Returns:
+        (B, C, H, W) uint8, of the same size.
+    """
+    b, c, h, w = images.shape
+    device = images.device
+    rows = torch.randint(2 * pad + 1, (b, 1), device=device) + torch.arange(h, device=device)
+    cols = torch.randint(2 * pad + 1, (b, 1), device=device) + torch.arange(w, device=device)
+    if flip:
+        cols = torch.where(torch.rand(b, 1, device=device) < 0.5, cols.flip(1), cols)
+    pixels = (rows[:, :, None] * (w + 2 * pad) + cols[:, None, :]).view(b, 1, -1).expand(-1, c, -1)
+    return F.pad(images, (pad, pad, pad, pad)).view(b, c, -1).gather(2, pixels).view(b, c, h, w)
