@@ -180,6 +180,16 @@ def test_ranks_with_batchnorm_stay_bit_equal(processes, what):
 
 
 @pytest.mark.slow
+def test_two_processes_see_each_image_of_a_stream_once_an_epoch(processes):
+    """Three shards for two processes: 36 images an epoch in three steps, in another order each time; none held out."""
+    first, second = processes[2][0]["stream"]
+    assert [len(batch) for batch in first + second] == [6] * 12
+    for epoch in (0, 1):
+        seen = [k for rank in (first, second) for batch in rank[3 * epoch : 3 * epoch + 3] for k in batch]
+        assert sorted(seen) == list(range(4, 40))
+    assert first[:3] != first[3:]
+
+
 def test_two_processes_find_the_verdicts_of_one(processes):
     one, two = (processes[count][0]["verdicts"] for count in (1, 2))
     assert one == two and 0 < sum(one["mim3"]) < 100

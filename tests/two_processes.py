@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from conftest import begun
+from toys import numbered_shards
 
 from piat_hub import config, data, methods
 from piat_hub.attacks import pgd
@@ -30,7 +31,7 @@ def plain_model():
 
 
 def settings(**changes):
-    base = dict(epochs=2, clean_epochs=0, train_size=128, batch_size=64, crop_pad=0)
+    base = dict(epochs=2, clean_epochs=0, train_size=None if "stream" in changes else 128, batch_size=64, crop_pad=0)
     return dataclasses.replace(recipes.get("digits"), **(base | changes))
 
 
@@ -123,6 +124,19 @@ def stop_at_a_nan_of_one_rank(accelerator):
     return [gather_object([said]), bool(torch.equal(weights[0], weights[1])), bool(weights.isfinite().all())]
 
 
+def streamed(accelerator, folder):
+    """The numbers of the images that each rank sees in two epochs of a stream of 40, of which 4 are held out."""
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            numbered_shards(folder / "shards", (14, 13, 13))
+        stream = data.open_stream(str(folder / "shards"), None, None, 36, 4)
+    stream = dataclasses.replace(stream, head=data.of_one_size(stream.head[4:], limit=0))
+    asked = settings(dataset=str(folder), stream=True, epoch_size=36, batch_size=12)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    seen = [images[:, 0, 0, 0].tolist() for images, _ in data.training_batches(stream, asked, rank, world)]
+    return gather_object([seen])
+
+
 def verdicts(accelerator):
     """What evaluation finds, shared by the processes that there are: the attacks' verdicts, and how far they got alone."""
     least = lambda t: accelerator.gather(t[None]).amin(0)  # noqa: E731
@@ -147,6 +161,7 @@ if __name__ == "__main__":
         report["ranks_awp"] = ranks_stay_equal(accelerator, methods.get("trades")(), awp=0.01)
         report["state"] = state_of_each_rank(accelerator)
         report["strategy"] = strategy_of_each_rank(accelerator)
+        report["stream"] = streamed(accelerator, folder)
         report["nan"] = stop_at_a_nan_of_one_rank(accelerator)
     gradients = {m: first_gradient(accelerator, plain_model(), m) for m in methods.names()}
     gradients["trades + AWP"] = first_gradient(accelerator, plain_model(), "trades", awp=0.05)

@@ -13,7 +13,7 @@ import torch
 from piat_hub.config import DATASETS, InputError
 from piat_hub.data.encoded import Encoded
 from piat_hub.data.sources import _column, _table
-from piat_hub.data.split import Split
+from piat_hub.data.split import Split, derived_seed
 
 BUFFER = 1000  # images among which the next one is drawn
 
@@ -58,11 +58,10 @@ class Stream:
         """
         from datasets.distributed import split_dataset_by_node
 
-        shuffled = self.table.shuffle(seed=seed, buffer_size=BUFFER)
         images, labels = self.columns
         numbers, classes = count(rank, world), len(self.head.label_names)
         for again in count():
-            shuffled.set_epoch((epoch - 1) * BUFFER + again)
+            shuffled = self.table.shuffle(seed=derived_seed(seed, epoch, again), buffer_size=BUFFER)
             for example in split_dataset_by_node(shuffled, rank, world):
                 label = example[labels]
                 if label is None or not 0 <= label < classes:
