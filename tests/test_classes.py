@@ -203,5 +203,5 @@ def test_tracked_test_images_are_numbered_as_the_training_split(monkeypatch):
 
     parts = {"train": split_of(NAMES, [0, 1, 2]), "test": split_of(("emu", "dog"), [0, 1, 0])}
     monkeypatch.setattr(data, "load_encoded", lambda dataset, split, *_: parts[split])
-    _, tracked = load_images(TrainConfig(), RunOptions(track_test=True), Accelerator())
+    *_, tracked, _ = load_images(TrainConfig(), RunOptions(track_test=True), Accelerator())
     assert tracked.labels.tolist() == [2, 1, 2] and tracked.label_names == NAMES

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import piat_hub
 from piat_hub import cli, data
-from piat_hub.config import PictureConfig, RunOptions, recipes
+from piat_hub.config import InputError, PictureConfig, RunOptions, recipes
 from piat_hub.data import encoded, views
 from piat_hub.evaluation.model import load_model, predict
 from piat_hub.evaluation.request import images_for
@@ -251,3 +251,18 @@ def test_a_broken_photograph_is_named_or_left_out_and_counted(tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"d: 1 broken images are left out: {folder}/train/dark/003.jpg" in out and "1 files are left out" in out
     assert "data: 19 pictures" in out
+
+
+def test_only_the_images_of_a_list_in_its_order(folder, tmp_path):
+    """RobustBench's list has folders and suffixes, the Hub's copy of ImageNet a class at the end of each name."""
+    model, names = torch.nn.Identity(), tmp_path / "names.txt"
+    names.write_text("n01440764/004.JPEG\n\n001_n01440764.jpg\n")
+    whole, some = (images_for(model, folder, "test", img_size=16, files=files) for files in (None, str(names)))
+    stems = [Path(cell["path"]).stem for cell in data.load_encoded(folder, "test").images.cells]
+    assert torch.equal(some.images, whole.images[[stems.index("004"), stems.index("001")]])
+    assert some.labels.tolist() == [whole.labels[stems.index(name)] for name in ("004", "001")]
+    names.write_text("004\n999\n")
+    with pytest.raises(InputError, match="names 999, of which d has 0"):
+        images_for(model, folder, "test", img_size=16, files=str(names))
+    with pytest.raises(InputError, match="no list of file names"):
+        images_for(model, folder, "test", img_size=16, files=str(tmp_path))

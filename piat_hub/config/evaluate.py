@@ -29,6 +29,7 @@ class EvalConfig:
     )
     std: tuple[float, ...] = option((), "then divided by, one number per channel")
     n: int | None = option(None, "the first n images of the split (default: all)", unit="images", least=1)
+    files: str | None = option(None, "a text file: only the images whose file names it lists, in its order")
     dataset: str | None = option(None, "as in training (default: the data the model was trained for)")
     split: str = option("test", "which split to evaluate on")
     image_column: str | None = option(None, "the data set's image column (default: the model's, else by feature type)")

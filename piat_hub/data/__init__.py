@@ -17,6 +17,7 @@ from piat_hub.data.feed import (
 from piat_hub.data.pictures import Fit as Fit, open_picture as open_picture, read_image as read_image
 from piat_hub.data.sources import (
     LIMIT as LIMIT,
+    listed as listed,
     load as load,
     load_encoded as load_encoded,
     named_by as named_by,

@@ -114,6 +114,37 @@ def load_encoded(
     return Split(images.looked_at(), labels, label_names, name, inferred, notes)
 
 
+def listed(split: Split, file: str) -> Split:
+    """The images that a text file names, a file name a line, in its order: RobustBench's 5,000 of ImageNet, say.
+
+    Folders and suffixes count for nothing, nor does the class that ImageNet's copies on the Hub have at a name's end.
+
+    Args:
+        split: as `load_encoded` gives it, with pictures that have file names.
+        file: its path.
+
+    Raises:
+        InputError: if it cannot be read, or names a picture that there is not, or that there is twice.
+    """
+
+    def stem(name: str) -> str:
+        return re.sub(r"_n\d{8}$", "", Path(name.strip()).stem)
+
+    try:
+        wanted = [stem(line) for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is no list of file names ({_line(error)}); write one a line") from error
+    rows: dict[str, list[int]] = {}
+    for row, cell in enumerate(split.images.cells if isinstance(split.images, Encoded) else ()):
+        rows.setdefault(stem((isinstance(cell, dict) and cell["path"]) or ""), []).append(row)
+    for name in wanted:
+        if len(rows.get(name, [])) != 1:
+            raise InputError(
+                f"{file} names {name}, of which {split.name} has {len(rows.get(name, []))}; list what it has once"
+            )
+    return split[torch.tensor([rows[name][0] for name in wanted], dtype=torch.int64)]
+
+
 def named_by(model: str | Path, dataset: str) -> str:
     """The data set that a model's config names: one of our aliases, else only where the model lies beside a run's state.
 
@@ -166,8 +197,8 @@ def _table(dataset: str, split: str, **how: Any) -> tuple[Any, str, Sequence[str
     local, files = root.is_dir() and dataset not in DATASETS, list[str]()
     if dataset not in DATASETS and not local and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", dataset):
         raise InputError(
-            f"no data set {dataset!r}{nearest(dataset, [*DATASETS, 'digits'])}; "
-            "give digits, cifar10, cifar100, svhn, a Hub id ORG/NAME, or a directory that load_dataset reads"
+            f"no data set {dataset!r}{nearest(dataset, [*DATASETS, 'digits'])}; give --dataset digits, cifar10, cifar100, "
+            "svhn, a Hub id ORG/NAME, or a directory that load_dataset reads"
         )
     try:
         folder = PictureFolder.read(root) if local else None

@@ -222,14 +222,14 @@ def evaluation_data(spec: str, config: EvalConfig, model: nn.Module) -> data.Spl
     """
     piat = getattr(model, "piat", None)
     trained = from_dict(TrainConfig, piat) if piat else None
-    columns = (config.image_column, config.label_column)
-    if config.dataset:
-        return images_for(model, config.dataset, config.split, *columns, config.img_size).first(config.n)
-    if not trained:
+    if not config.dataset and not trained:
         raise InputError(f"{spec} does not say what data it is for; name it with --dataset")
-    columns = (config.image_column or trained.image_column, config.label_column or trained.label_column)
-    dataset = data.named_by(spec, trained.dataset)
-    return images_for(model, dataset, config.split, *columns, config.img_size).first(config.n)
+    dataset, columns = config.dataset, (config.image_column, config.label_column)
+    if not dataset and trained:
+        dataset = data.named_by(spec, trained.dataset)
+        columns = (columns[0] or trained.image_column, columns[1] or trained.label_column)
+    asked: dict[str, Any] = {"img_size": config.img_size, "files": config.files}
+    return images_for(model, str(dataset), config.split, *columns, **asked).first(config.n)
 
 
 def images_for(
@@ -239,6 +239,7 @@ def images_for(
     image_column: str | None = None,
     label_column: str | None = None,
     img_size: int | None = None,
+    files: str | None = None,
 ) -> data.Split:
     """A split as a model takes it: in its size, cropped or squeezed as it was trained, labels numbered as its classes.
 
@@ -249,11 +250,13 @@ def images_for(
         image_column: by default found.
         label_column: by default found.
         img_size: pixels a side, in place of the model's own.
+        files: a text file that names the images to take.
 
     Raises:
         InputError: where it has other classes, or `data.load` refuses.
     """
     found = data.load_encoded(dataset, split, image_column, label_column)
+    found = data.listed(found, files) if files else found
     mixed = isinstance(found.images, data.Encoded) and found.images.mixed
     sized = data.of_one_size(found, fit=fit_of(model, mixed, img_size))
     return data.numbered_as(sized, label_names(model))
