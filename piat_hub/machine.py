@@ -53,6 +53,11 @@ def launched_without(name: str) -> bool:
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(days=1))
 
 
+def restarted() -> bool:
+    """Whether torchrun has started this process again, after a failure of one of its launch."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def set_threads(threads: int | None) -> int:
     """Give this process so many threads, else what OMP_NUM_THREADS asks for, else its share of the cores; returns the count.
 

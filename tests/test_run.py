@@ -640,3 +640,28 @@ def test_tracked_test_images_are_recorded_and_change_nothing(small_digits, finis
     clean = do_evaluate("tracked", "clean").results.attacks["clean"]
     assert clean["n"] == 400 and metrics[-1]["test_clean_acc"] == clean["accuracy"]
     assert metrics[-1]["test_pgd10_acc"] < clean["accuracy"]
+
+
+CRASHES = """
+import os
+from piat_hub.config import RunOptions, recipes
+from piat_hub.training import run
+import dataclasses
+base = dict(train_size=128, holdout=16, epochs=2, clean_epochs=1, batch_size=64)
+config = dataclasses.replace(recipes.get("digits"), **base)
+for event in run.train(config, RunOptions(output="r", threads=1)):
+    if isinstance(event, run.EpochDone) and event.metrics["epoch"] == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os._exit(1)
+"""
+
+
+@pytest.mark.slow
+def test_what_torchrun_starts_again_goes_on_from_its_state(small_digits, do_train):
+    """An elastic launch: the process dies after the first epoch, and the same command, without --resume, ends the run."""
+    Path("job.py").write_text(CRASHES)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 1, "--max_restarts", 1)
+    done = python(*launch, "job.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole = do_train(small_digits(train_size=128, holdout=16, epochs=2), "whole", threads=1)
+    assert [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()] == whole
+    assert Path("r/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()

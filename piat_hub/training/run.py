@@ -83,6 +83,8 @@ def train(
     check_output(directory)
     accelerator = make_accelerator(config, options, directory)
     with only_writer(directory, launch=True):
+        if machine.restarted() and (directory / "config.json").exists():
+            options = dataclasses.replace(options, resume=True)
         if not options.resume:
             refuse_overwrite(directory)
         yield from _train(make_setup(config, options, directory, accelerator), options, directory, stopping)
