@@ -75,6 +75,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/costs.py --backbones resnet50 --methods nmse --output $(TAKE)/costs-imagenet.json
 ifdef DATASET
 	$(BIN)/python benchmarks/data.py --dataset $(DATASET) --output $(TAKE)/data.json
+	$(if $(PHOTOGRAPHS),$(BIN)/python benchmarks/photographs.py --dataset $(PHOTOGRAPHS) --output $(TAKE)/photographs.json)
 endif
 ifdef MODEL
 	$(BIN)/python benchmarks/evaluate.py $(MODEL) --n 500 --torchattacks --eps 4/255 --seeds 0 1 2 --output $(TAKE)/evaluate-torchattacks.json

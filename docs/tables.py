@@ -598,6 +598,28 @@ def data():
     return f"{facts['images']} images of {facts['dataset']}, {facts['rounds']} rounds, {machine(facts)}:\n\n{table}"
 
 
+def photograph_feed():
+    """benchmarks/photographs.py's."""
+    facts = measured("photographs")
+    lines = [
+        [
+            row["pass"],
+            f"{row['images_per_second']:.0f}",
+            f"{1 / row['ratio']:.2f} ({1 / row['highest']:.2f} to {1 / row['lowest']:.2f})",
+        ]
+        for row in facts["rows"]
+    ]
+    lines.append([f"PGD-2 and update, {facts['backbone']}", f"{facts['attack_images_per_second']:.0f}", ""])
+    table = markdown(lines, ["", "images a second", "to ours"])
+    before, after = facts["held_mib"]
+    what = (
+        f"{facts['images']} photographs of {facts['dataset']} at {facts['img_size']} pixels, {facts['workers']} workers"
+    )
+    memory = f"100,000 of them take {facts['decoded_mib']:,.0f} MiB decoded; training held {before:,.0f} MiB at its first batch"
+    rounds = f"{what}, {facts['rounds']} rounds, {machine(facts)}"
+    return f"{rounds}:\n\n{table}\n\n{memory} and {after:,.0f} MiB after 200 more, workers included."
+
+
 def costs():
     """benchmarks/costs.py's."""
     lines = []

@@ -113,7 +113,7 @@ class Encoded:
                 raise InputError(
                     f"{self.name}: {_where(row, cell)} is in colour and the first ones are grey; make them alike"
                 )
-            yield picture if self.each[0] == 1 else picture.convert("RGB")
+            yield picture.convert("RGB") if picture.mode == "L" and self.each[0] == 3 else picture
 
     def open(self, row: int, cell: Any) -> Image.Image:
         """A cell's picture, of mode L or RGB.

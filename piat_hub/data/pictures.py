@@ -93,7 +93,8 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         coloured = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), coloured)
-    return picture.convert("L" if grey else "RGB")
+    mode = "L" if grey else "RGB"
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _reason(error: Exception) -> str:

@@ -83,7 +83,7 @@ class Views:
         seen = []
         for number, picture in zip(asked.numbers, images.pictures(rows), strict=True):
             with seeded(derived_seed(self.config.seed, asked.epoch, number)):
-                view = self.transform(picture.convert("RGB"))
+                view = self.transform(picture.convert("RGB") if grey else picture)
                 seen.append(erase(levels(view.convert("L") if grey else view)))
         return torch.stack(seen), labels
 
@@ -114,17 +114,22 @@ def transform(size: tuple[int, ...], pictures: PictureConfig, flip: bool) -> Cal
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's, numpy's and Python's global generators begin at this seed; after, they go on as before."""
-    before = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(before[0])
-            random.setstate(before[1])
+    """Inside, torch's generator of the CPU and the global ones of numpy and Python begin at this seed; after, they go on.
+
+    Args:
+        seed: of 64 bits, of which numpy takes 32.
+    """
+    cpu = torch.random.default_generator  # torch.manual_seed sees to every device, and takes as long as a small picture
+    before = cpu.get_state(), np.random.get_state(), random.getstate()
+    cpu.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        cpu.set_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
 
 
 def augment(images: Tensor, pad: int, flip: bool) -> Tensor:
