@@ -203,7 +203,9 @@ def test_a_timm_backbone_trains_on_resized_images_and_is_measured_on_them(
 
 def test_timms_backbones_want_square_images(small_digits, do_train, tmp_path, monkeypatch):
     split = data.load("digits", "train")
-    monkeypatch.setattr("piat_hub.data.load", lambda *_: dataclasses.replace(split, images=split.images[:, :, :6]))
+    monkeypatch.setattr(
+        "piat_hub.data.load_encoded", lambda *_: dataclasses.replace(split, images=split.images[:, :, :6])
+    )
     with pytest.raises(InputError, match="resnet18 needs square images, digits has 6x8; resize them with --img-size"):
         do_train(small_digits(backbone="resnet18"), tmp_path / "r")
 

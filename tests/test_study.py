@@ -85,7 +85,7 @@ def test_clean_epochs_are_the_recipes_and_none():
 def no_data(monkeypatch):
     """Ten test images of ten classes, whatever the data set is called."""
     ten = data.load("digits", "test").first(10)
-    monkeypatch.setattr("piat_hub.data.load", lambda *_: ten)
+    monkeypatch.setattr("piat_hub.data.load_encoded", lambda *_: ten)
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table3", "table5"])

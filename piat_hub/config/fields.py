@@ -82,6 +82,12 @@ def check(config: Any) -> None:
         known, kind = choices(hint), scalar_type(hint)
         if known and value not in known:
             raise InputError(f"{name} {value!r} is unknown{nearest(str(value), known)}; choose {', '.join(known)}")
+        if typing.get_origin(kind) is tuple and (of := typing.get_args(kind)[0]) in (int, float, str):
+            types = (int, float) if of is float else of
+            if not isinstance(value, tuple) or not all(isinstance(v, types) and not isinstance(v, bool) for v in value):
+                raise InputError(
+                    f"{name} must be several of {of.__name__}, got {value!r:.80}; see --help for its meaning"
+                )
         fits = isinstance(value, (int, float) if kind is float else kind) if kind in (int, float, bool, str) else True
         if not fits or (isinstance(value, bool) and kind is not bool):  # Python's truth is a number, JSON's is none
             raise InputError(f"{name} must be {kind.__name__}, got {value!r:.80}; see --help for its meaning")

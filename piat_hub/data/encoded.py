@@ -27,7 +27,7 @@ class Encoded:
         each: (C, H, W) of every image; () while it is being found out.
         name: what messages call the data set.
         fit: how each gets that size, None for as it is.
-        mixed: pictures of several sizes were found.
+        sizes: (H, W) of those that were looked at, each once.
         device: where they are given out.
     """
 
@@ -36,16 +36,21 @@ class Encoded:
     each: tuple[int, ...]
     name: str
     fit: Fit | None = None
-    mixed: bool = False
+    sizes: tuple[tuple[int, int], ...] = ()
     device: torch.device | str = "cpu"
 
     def looked_at(self) -> Encoded:
         """The same images with their shape, found on some of them: C = 1 where all of those are grey, else 3 (RGB)."""
         rows = self.rows[:: len(self.rows) // 64 + 1].tolist()
         seen = [self.open(row, self.cells[row]) for row in rows]
-        width, height = seen[0].size
+        sizes = tuple(dict.fromkeys((picture.height, picture.width) for picture in seen))
         channels = max(3 if picture.mode == "RGB" else 1 for picture in seen)
-        return replace(self, each=(channels, height, width), mixed=len({picture.size for picture in seen}) > 1)
+        return replace(self, each=(channels, *sizes[0]), sizes=sizes)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether pictures of several sizes were found."""
+        return len(self.sizes) > 1
 
     @property
     def shape(self) -> tuple[int, ...]:

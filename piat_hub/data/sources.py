@@ -68,9 +68,12 @@ def of_one_size(split: Split, img_size: int | None = None, limit: float = LIMIT,
     """
     if not isinstance(split.images, Encoded):
         return split
-    if img_size and img_size > WIDEST_DIGITS and split.name == "digits":
-        raise InputError(f"digits are 8x8 pixels: img-size must be at most {WIDEST_DIGITS}, got {img_size}; lower it")
-    images = split.images.fitted(fit or (Fit((img_size, img_size)) if img_size else None))
+    fit = fit or (Fit((img_size, img_size)) if img_size else None)
+    if fit and fit.size[0] > WIDEST_DIGITS and split.name == "digits":
+        raise InputError(
+            f"digits are 8x8 pixels: img-size must be at most {WIDEST_DIGITS}, got {fit.size[0]}; lower it"
+        )
+    images = split.images.fitted(fit)
     return replace(split, images=images if images.gib > limit else images.decoded())
 
 

@@ -183,9 +183,11 @@ def fitting(config: TrainConfig, found: data.Split) -> tuple[TrainConfig, data.F
     Raises:
         InputError: where they differ in size and nothing says which they are to have, or an `aa` that timm does not know.
     """
-    asked, mixed = config.pictures, isinstance(found.images, data.Encoded) and found.images.mixed
+    asked, sizes = config.pictures, found.images.sizes if isinstance(found.images, data.Encoded) else ()
+    mixed = len(sizes) > 1
     if mixed and not config.img_size:
-        raise InputError(f"{found.name} mixes image sizes; give them one with --img-size, 224 say")
+        some = " and ".join(f"{h}x{w}" for h, w in sizes[:2])
+        raise InputError(f"{found.name} mixes image sizes: {some}; give them one with --img-size, 224 say")
     size = (config.img_size, config.img_size) if config.img_size else found.shape[1:]
     cut = asked.augment == "rrc" or (asked.augment is None and bool(mixed or asked.aa or asked.reprob))
     if cut:
