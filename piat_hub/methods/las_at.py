@@ -11,8 +11,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, distributed, nn
 
 from piat_hub.attacks import ball
-from piat_hub.config import Checked, InputError, TrainConfig, option
-from piat_hub.config.schedules import lr_between
+from piat_hub.config import Checked, InputError, TrainConfig, option, schedules
 from piat_hub.methods.base import Attack, Method, at_least_fp32, eval_logits, likeliest, register
 
 # what a strategy chooses from: budget and step size in levels, of which the run's eps is 8, and steps
@@ -115,7 +114,7 @@ class LASRun:
         bare: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         eps = self.config.threat_model.eps
         with lookahead(
-            bare, lambda: self.method.soft_loss(bare(x_adv), y), lr_between(self.config, progress, progress)
+            bare, lambda: self.method.soft_loss(bare(x_adv), y), schedules.lr_between(self.config, progress, progress)
         ):
             budget: dict[str, Any] = {"eps": eps, "step_size": eps / 4, "steps": 10}
             tried = [
