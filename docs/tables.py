@@ -305,6 +305,31 @@ def study_methods():
     return swept("methods")
 
 
+def study_clean_epochs():
+    """Every adversarial method after clean epochs and without, on digits, one seed."""
+    if not (DOCS / "results" / "studies/clean-epochs.json").exists():
+        return "It has not been run yet."
+    return swept("clean-epochs")
+
+
+def vit():
+    """PIAT+NMSE with a small vision transformer on photographs, one seed."""
+    results, metrics = read("vit/piat-nmse"), read_lines(DOCS / "results" / "vit/piat-nmse-metrics.jsonl")
+    lines = [
+        [
+            m["epoch"],
+            f"{m['lam']:.2f}",
+            f"{m['train_loss']:.3f}",
+            *(percent(m[f"holdout_{a}_acc"]) for a in ("clean", "pgd10")),
+        ]
+        for m in metrics
+    ]
+    curve = markdown(lines, ["epoch", "lam", "loss", "held-out clean", "held-out PGD-10"])
+    return (
+        f"{curve}\n\n{markdown([[cell(results, 'clean'), cell(results, 'pgd20')]], ['clean, n 500', 'PGD-20, n 500'])}"
+    )
+
+
 def lambda_photographs():
     """Three schedules of lam with a ResNet-20 on photographs, one seed."""
     lines = []
