@@ -351,6 +351,7 @@ def steadier():
     pairs = [
         (row, rows[{"PGD-AT": "PIAT"}.get(name, f"PIAT+{name}")]) for name, row in rows.items() if "PIAT" not in name
     ]
+    pairs = [(row, piat) for row, piat in pairs if row["seeds"] == piat["seeds"]]
     lines = []
     for what in (*CURVES, "pgd20"):
         values = [[row[what]["each"] if what == "pgd20" else row[what] for row in pair] for pair in pairs]
@@ -358,7 +359,8 @@ def steadier():
         over = between(mean_interval([statistics.fmean(seed) for seed in zip(*gains, strict=True)]), "+.2f")
         fewer, count = sum(g < 0 for each in gains for g in each), sum(map(len, gains))
         lines.append([{"pgd20": "PGD-20 accuracy"}.get(what, what), over, f"{fewer} of {count}"])
-    return markdown(lines, ["", "with PIAT minus without, points", "lower with PIAT"])
+    about = f"{len(pairs)} adversarial methods, {len(gains[0])} seeds, each run beside the one without PIAT:"
+    return f"{about}\n\n{markdown(lines, ['', 'with PIAT minus without, points', 'lower with PIAT'])}"
 
 
 def flatness():
