@@ -305,6 +305,31 @@ def study_methods():
     return swept("methods")
 
 
+def study_clean_epochs():
+    """Every adversarial method after clean epochs and without, on digits, one seed."""
+    if not (DOCS / "results" / "studies/clean-epochs.json").exists():
+        return "It has not been run yet."
+    return swept("clean-epochs")
+
+
+def vit():
+    """PIAT+NMSE with a small vision transformer on photographs, one seed."""
+    results, metrics = read("vit/piat-nmse"), read_lines(DOCS / "results" / "vit/piat-nmse-metrics.jsonl")
+    lines = [
+        [
+            m["epoch"],
+            f"{m['lam']:.2f}",
+            f"{m['train_loss']:.3f}",
+            *(percent(m[f"holdout_{a}_acc"]) for a in ("clean", "pgd10")),
+        ]
+        for m in metrics
+    ]
+    curve = markdown(lines, ["epoch", "lam", "loss", "held-out clean", "held-out PGD-10"])
+    return (
+        f"{curve}\n\n{markdown([[cell(results, 'clean'), cell(results, 'pgd20')]], ['clean, n 500', 'PGD-20, n 500'])}"
+    )
+
+
 def lambda_photographs():
     """Three schedules of lam with a ResNet-20 on photographs, one seed."""
     lines = []
@@ -326,6 +351,7 @@ def steadier():
     pairs = [
         (row, rows[{"PGD-AT": "PIAT"}.get(name, f"PIAT+{name}")]) for name, row in rows.items() if "PIAT" not in name
     ]
+    pairs = [(row, piat) for row, piat in pairs if row["seeds"] == piat["seeds"]]
     lines = []
     for what in (*CURVES, "pgd20"):
         values = [[row[what]["each"] if what == "pgd20" else row[what] for row in pair] for pair in pairs]
@@ -333,7 +359,8 @@ def steadier():
         over = between(mean_interval([statistics.fmean(seed) for seed in zip(*gains, strict=True)]), "+.2f")
         fewer, count = sum(g < 0 for each in gains for g in each), sum(map(len, gains))
         lines.append([{"pgd20": "PGD-20 accuracy"}.get(what, what), over, f"{fewer} of {count}"])
-    return markdown(lines, ["", "with PIAT minus without, points", "lower with PIAT"])
+    about = f"{len(pairs)} adversarial methods, {len(gains[0])} seeds, each run beside the one without PIAT:"
+    return f"{about}\n\n{markdown(lines, ['', 'with PIAT minus without, points', 'lower with PIAT'])}"
 
 
 def flatness():

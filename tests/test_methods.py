@@ -222,6 +222,18 @@ def test_methods_are_frozen_and_validated():
 
 
 @pytest.mark.parametrize("name", methods.names())
+def test_every_field_is_held_to_its_type_and_its_limits(name):
+    for field in dataclasses.fields(methods.get(name)):
+        flag = field.name.replace("_", "-")
+        with pytest.raises(InputError, match=f"{flag} must be (int|float), got 'many'"):
+            methods.get(name)(**{field.name: "many"})
+        for rule, bound in field.metadata["limits"].items():
+            beyond = bound + {"least": -1, "above": 0, "most": 1, "below": 0}[rule]
+            with pytest.raises(InputError, match=f"{flag} must be [<>]=? {bound}, got {beyond}"):
+                methods.get(name)(**{field.name: beyond})
+
+
+@pytest.mark.parametrize("name", methods.names())
 def test_line_one_of_the_docstring_cites(name):
     assert methods.get(name).__doc__.split("\n")[0]
     assert name in ("standard", *[n for n in methods.names() if "et al." in methods.get(n).__doc__.split("\n")[0]])

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from piat_hub import create_model
 from piat_hub.config import InputError, recipes
 from piat_hub.config.schedules import lr_at, lr_between
 
@@ -42,6 +43,14 @@ def test_the_fast_recipe_is_its_authors_cycle():
     for step in range(1, steps + 1):  # as their code calls it
         sgd.step(), cycle.step()
         assert lr_between(c, step / steps, step / steps) == pytest.approx(sgd.param_groups[0]["lr"], abs=1e-12)
+
+
+def test_the_vit_recipe_sees_64_patches_of_4_pixels():
+    c = recipes.get("vit-tiny-cifar10")
+    assert (c.method, c.interpolation.kind, c.epochs, c.optimizer.opt) == ("nmse", "piat", 40, "adamw")
+    model = create_model(c.backbone, num_classes=10, img_size=32)
+    assert model.patch_embed.patch_size == (4, 4) and model.patch_embed.num_patches == 64
+    assert lr_at(c, 1, 1, 10) < 1e-4 < 0.95e-3 < lr_at(c, 6, 1, 10) <= c.lr and lr_at(c, 40, 10, 10) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["convnext-tiny-cvst-imagenet", "vit-small-cvst-imagenet"])

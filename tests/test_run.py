@@ -150,6 +150,17 @@ def test_every_method_beats_standard_training_and_resumes_bit_for_bit(method, ki
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("method", "kind"), [*((m, "piat") for m in methods.names()), ("standard", "none")])
+def test_every_method_resumes_bit_for_bit_under_piat(small_digits, tmp_path, method, kind):
+    """Without PIAT the test above does it."""
+    law, attack = InterpolationConfig(kind=kind), AttackConfig(steps=2, step_size=0.0375)
+    config = small_digits(train_size=64, holdout=16, epochs=2, clean_epochs=0, batch_size=32, method=method)
+    config = dataclasses.replace(config, method_args=FIELDS.get(method, {}), interpolation=law, attack=attack)
+    metrics = lines(train_and_resume(config, tmp_path, 1) / "metrics.jsonl")
+    assert [m["lam"] for m in metrics] == ([g(1), g(2)] if kind == "piat" else [0, 0])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_piat_ema_swa_and_awp_compose_and_resume_bit_for_bit(small_digits, tmp_path, norm):
     threat = ThreatModel(norm=norm, eps=0.1 if norm == "Linf" else 0.5)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from piat_hub.cli import publish, signals
 from piat_hub.cli.flags import Parser, add_fields, with_flags
-from piat_hub.cli.publish import say_pushed
-from piat_hub.cli.signals import Interrupted, noting_signals
 from piat_hub.config import InputError, RunOptions, TrainConfig, recipes
 from piat_hub.records.files import WEIGHTS, read_metrics
 from piat_hub.records.labels import percent, title
@@ -75,11 +74,11 @@ def run_training(config: TrainConfig, options: RunOptions) -> None:
         check_push(options.push_to_hub)
     bar: tqdm[NoReturn] = tqdm(unit="image", unit_scale=True, disable=None if main else True, desc=title(config))
     latest, worked, directory = "", False, run.output_directory(config, options)
-    with bar, noting_signals(lambda: (directory / "config.json").exists()) as noted:
+    with bar, signals.noting_signals(lambda: (directory / "config.json").exists()) as noted:
         for event in run.train(config, options, lambda: bool(noted)):
             if isinstance(event, run.Stopped):
                 where = f"after epoch {event.epochs} and {event.steps} steps of the next"
-                raise Interrupted(f"{where}; all of it is saved")
+                raise signals.Interrupted(f"{where}; all of it is saved")
             if isinstance(event, run.Notice):
                 line = event.text
             else:
@@ -133,7 +132,7 @@ def _finish(config: TrainConfig, options: RunOptions, directory: Path) -> None:
     print(f"weights {directory / WEIGHTS['last']}\ncurves  {directory / 'curves.png'}\ncard    {written}")
     if options.push_to_hub:
         try:
-            say_pushed(directory, options.push_to_hub, options.push)
+            publish.say_pushed(directory, options.push_to_hub, options.push)
         except InputError as error:
             again = f"piat push {directory} {options.push_to_hub}"
             raise InputError(f"{error} (the run is whole in {directory}; to push it: {again})") from error

@@ -17,6 +17,7 @@ from piat_hub.config.errors import (
 )
 from piat_hub.config.evaluate import EvalConfig as EvalConfig
 from piat_hub.config.fields import (
+    Checked as Checked,
     check as check,
     choices as choices,
     duration as duration,

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from piat_hub.config.errors import InputError
-from piat_hub.config.fields import check, duration, option
+from piat_hub.config.fields import Checked, duration, option
 from piat_hub.config.train import WIDEST, ThreatModel
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Checked):
     """What `evaluate` measures, and where the figures go.
 
     Raises:
@@ -68,7 +68,7 @@ class EvalConfig:
     )
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.norm is not None:
             self.threat_model()
         if self.time_budget:

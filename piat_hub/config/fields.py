@@ -107,6 +107,13 @@ def check(config: Any) -> None:
                 raise InputError(f"{name} must be {sign} {bound}, got {value}; see --help for its meaning")
 
 
+class Checked:
+    """Base of a dataclass that holds its fields against their types and limits when it is made, by `check`."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The dataclass as JSON types; pixel distances as text such as '8/255'."""
     out: dict[str, Any] = {}

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from piat_hub.config.errors import InputError
-from piat_hub.config.fields import check, option
+from piat_hub.config.fields import Checked, option
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """The optimizer beside its learning rate, momentum and weight decay."""
 
     opt: str = option("momentum", "optimizer, by timm's name: momentum, sgd (Nesterov's), adamw, lamb, lion, …")
@@ -23,13 +23,13 @@ class OptimizerConfig:
     clip_grad: float | None = option(None, "scale a gradient whose L2 norm is larger down to this norm", above=0)
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if not all(0 <= beta < 1 for beta in self.opt_betas):
             raise InputError(f"opt-betas must lie in [0, 1), got {self.opt_betas}; .9 .999 is usual")
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Checked):
     """The learning rate along the run, and the budget's rise; `schedules.py` has the formulas."""
 
     sched: Literal["knots", "cosine", "onecycle", "constant"] = option(
@@ -48,9 +48,6 @@ class ScheduleConfig:
         least=0,
     )
     eps_warmup_share: float = option(0.0, "that rise as a share of epochs", flag=None, least=0, below=1)
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def rise(self, epochs: int) -> float:
         """The share of a run of so many epochs in which the learning rate rises."""

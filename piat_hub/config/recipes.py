@@ -199,6 +199,26 @@ def photos() -> TrainConfig:
     )
 
 
+@recipe
+def vit_tiny_cifar10() -> TrainConfig:
+    """ViT-Tiny with patches of 4 x 4 pixels on CIFAR-10 with PIAT+NMSE: AdamW, cosine, clipped gradients.
+
+    Command: accelerate launch train.py vit-tiny-cifar10
+    Source: our own. Liu et al. 2025 (IEEE TIFS 20) train ViTs with PIAT+NMSE too; their settings are not known here.
+    Patches, epochs and clipping are those of Mo et al. 2022 (NeurIPS), who take SGD (lr .1, weight decay 1e-4), mixup and
+    ImageNet's weights: --init-from imagenet. Time: not measured here. Hardware: one GPU.
+    """
+    return TrainConfig(
+        recipe="vit-tiny-cifar10",
+        backbone="vit_tiny_patch16_224",
+        epochs=40,
+        lr=1e-3,
+        weight_decay=0.05,
+        optimizer=OptimizerConfig(opt="adamw", undecayed="1d", clip_grad=1.0),
+        schedule=ScheduleConfig(sched="cosine", warmup_share=5 / 40),
+    )
+
+
 def _cvst_imagenet(recipe: str, backbone: str) -> TrainConfig:
     """Singh et al. 2023, App. A and their code: 80 images on each of 8 GPUs, the rate's peak at epoch 20 of 300.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from piat_hub.config.errors import InputError
-from piat_hub.config.fields import check, option, pixels
+from piat_hub.config.fields import Checked, option, pixels
 from piat_hub.config.optimizer import OptimizerConfig, ScheduleConfig
 from piat_hub.config.pictures import PictureConfig
 
@@ -33,14 +33,14 @@ def local_name(path: str | Path) -> str:
 
 
 @dataclass(frozen=True)
-class ThreatModel:
+class ThreatModel(Checked):
     """What the adversary may do: any image within distance eps of the clean one. Part of every reported number."""
 
     norm: Literal["Linf", "L2"] = option("Linf", "norm of the perturbation")
     eps: float = option(8 / 255, "perturbation budget, for images in [0, 1]", unit="pixels", above=0)
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.norm == "Linf" and self.eps > 1:
             raise InputError(f"eps must be in (0, 1] for Linf, got {self.eps}; images lie in [0, 1]: 8 levels is 8/255")
 
@@ -63,7 +63,7 @@ class ThreatModel:
 
 
 @dataclass(frozen=True)
-class AttackConfig:
+class AttackConfig(Checked):
     """The attack that training crafts its adversarial examples with."""
 
     steps: int = option(10, "attack iterations", least=1)
@@ -72,12 +72,9 @@ class AttackConfig:
         "pgd", "the attack: PGD, or APGD, which takes 2 or 3 steps, from 2 eps on, and keeps the best point"
     )
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 @dataclass(frozen=True)
-class MixingConfig:
+class MixingConfig(Checked):
     """Soft targets: smoothed labels, and batches whose images and labels are blended (timm's Mixup)."""
 
     smoothing: float = option(0.0, "label smoothing: the share of a label that all classes get alike", least=0, below=1)
@@ -86,9 +83,6 @@ class MixingConfig:
     )
     cutmix: float = option(0.0, "paste a rectangle of one image into another, likewise; with --mixup in turn", least=0)
 
-    def __post_init__(self) -> None:
-        check(self)
-
     @property
     def blends(self) -> bool:
         """Whether an image may hold parts of two."""
@@ -96,7 +90,7 @@ class MixingConfig:
 
 
 @dataclass(frozen=True)
-class InterpolationConfig:
+class InterpolationConfig(Checked):
     """Epoch-end parameter interpolation, lam = g(n) = (a n + b) / (c n + d) (He et al. 2023, Eqs. 3-4)."""
 
     kind: Literal["none", "piat", "constant"] = option(
@@ -113,7 +107,7 @@ class InterpolationConfig:
     )
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         check_law(self.a, self.b, self.c, self.d)
 
 
@@ -136,7 +130,7 @@ def check_law(a: float, b: float, c: float, d: float) -> None:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """Everything that decides what a run learns; recorded whole in config.json and compared on resume.
 
     `method_args` holds the method's own fields by name; `interpolation`, `threat_model` and `attack` have fields of
@@ -228,7 +222,7 @@ class TrainConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "autocast precision of training; checks stay fp32")
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         self.threat_model.check_step(self.attack.step_size)
         if self.warmup >= self.epochs:
             raise InputError(
@@ -295,7 +289,7 @@ def public(config: TrainConfig) -> TrainConfig:
 
 
 @dataclass(frozen=True)
-class PushOptions:
+class PushOptions(Checked):
     """How a run is published."""
 
     private: bool = option(False, "a new repository is private")
@@ -303,7 +297,7 @@ class PushOptions:
     create_pr: bool = option(False, "open a pull request instead of writing to main")
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.revision and self.create_pr:
             raise InputError(
                 f"a pull request is made against main, not {self.revision!r}; leave out --revision or --create-pr"
@@ -311,7 +305,7 @@ class PushOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Checked):
     """Where and how a run happens; decides nothing about what it learns but by rounding (threads and compile order sums)."""
 
     output: str | None = option(None, "the run directory (default: runs/RECIPE)")
@@ -340,13 +334,13 @@ class RunOptions:
     push: PushOptions = field(default_factory=PushOptions, metadata={"prefix": ""})
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.push != PushOptions() and not self.push_to_hub:
             raise InputError("--private, --revision and --create-pr go with --push-to-hub ORG/NAME; give it too")
 
 
 @dataclass(frozen=True)
-class StudyOptions:
+class StudyOptions(Checked):
     """The size of a sweep, and where it goes."""
 
     seeds: int = option(3, "runs of each member, with seeds that follow each other", least=1)
@@ -355,6 +349,3 @@ class StudyOptions:
     n: int | None = option(None, "evaluate on the first n test images (default: all)", unit="images", least=1)
     track_test: bool = option(False, "also record accuracy on test images after each epoch, as in training")
     output: str | None = option(None, "the directory of the members and the table (default: runs/study/RECIPE)")
-
-    def __post_init__(self) -> None:
-        check(self)

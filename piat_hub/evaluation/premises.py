@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks import attack_mode, cross_entropy
-from piat_hub.attacks.core import NO_GRADIENT, usable
+from piat_hub.attacks import attack_mode, core, cross_entropy
 from piat_hub.config import InputError
 from piat_hub.data import Encoded, to_unit
 from piat_hub.evaluation.verdict import as_memory_allows, right
@@ -142,12 +141,12 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     x = x.clone().requires_grad_()
     try:
         with attack_mode(model) as frozen, torch.enable_grad():
-            loss = cross_entropy(usable(frozen(x), x).float(), y)
+            loss = cross_entropy(core.usable(frozen(x), x).float(), y)
             (found,) = torch.autograd.grad(loss, x)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise InputError(f"{NO_GRADIENT} (torch: {str(error).splitlines()[0]})") from error
+        raise InputError(f"{core.NO_GRADIENT} (torch: {str(error).splitlines()[0]})") from error
     return found
 
 

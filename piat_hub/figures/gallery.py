@@ -13,9 +13,8 @@ from torch import Tensor
 
 from piat_hub import data
 from piat_hub.config import Broken, EvalConfig, InputError, InUse
-from piat_hub.evaluation import request
+from piat_hub.evaluation import request, verdict
 from piat_hub.evaluation.model import load_model, weights_digest
-from piat_hub.evaluation.verdict import class_count, verdict_mode
 from piat_hub.figures import NAMES, pictures, plots, probes
 from piat_hub.machine import device_of
 from piat_hub.records.files import own, read_json, sealed, write_text
@@ -92,7 +91,7 @@ def _images(runs: Sequence[RunDirectory], dataset: str | None) -> Figure:
     for label, run in _labelled(runs):
         model, split = opened(run, IMAGES["images"], dataset)
         label_names = split.label_names
-        with verdict_mode(model) as exact:
+        with verdict.verdict_mode(model) as exact:
             shown[label] = probes.examples(exact, *whole(split), run.config.threat_model)
     if len(shown) > 1:
         return pictures.beside(shown, label_names)
@@ -120,7 +119,7 @@ def opened(run: RunDirectory, n: int, dataset: str | None) -> tuple[Any, data.Sp
     """
     model: Any = load_model(str(run.directory))[0]
     split = request.evaluation_data(str(run.directory), EvalConfig(n=n, dataset=dataset), model)
-    class_count(model, split)  # or InputError: images of another kind
+    verdict.class_count(model, split)  # or InputError: images of another kind
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, split.to(device_of(model))
 
@@ -151,7 +150,7 @@ def surface(
             return probes.Surface(**kept)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none yet, or one that is damaged: it is measured anew
-    with verdict_mode(model) as exact:
+    with verdict.verdict_mode(model) as exact:
         threat = run.config.threat_model
         found = probes.surface(exact, *whole(split), threat, filterwise=filterwise, on_point=on_point, **SETTINGS)
     text = json.dumps(sealed({"of": of} | dataclasses.asdict(found))) + "\n"

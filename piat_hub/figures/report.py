@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 
 import piat_hub
 from piat_hub.config import InputError, flat, to_dict
-from piat_hub.figures.gallery import Drawn
-from piat_hub.figures.style import COLOURS, styled
+from piat_hub.figures import gallery, style
 from piat_hub.records import results
 from piat_hub.records.groups import CURVES, benchmarks, beside, common_attacks, grouped, mean_accuracy
 from piat_hub.records.labels import attack_name, command, method_name, percent, said, title
@@ -26,7 +25,7 @@ TEMPLATE = Path(__file__).with_name("report_template.html")
 INK = ("#000000", "#222222", "#444444")  # what takes the page's own colour of text
 
 
-def render(runs: Sequence[RunDirectory], drawn: Mapping[str, Sequence[Drawn]]) -> str:
+def render(runs: Sequence[RunDirectory], drawn: Mapping[str, Sequence[gallery.Drawn]]) -> str:
     """The page as text: HTML with its style and figures inside, nothing fetched.
 
     Args:
@@ -46,12 +45,12 @@ def render(runs: Sequence[RunDirectory], drawn: Mapping[str, Sequence[Drawn]]) -
         differing=differing(runs),
         date=datetime.date.today().isoformat(),
         version=piat_hub.__version__,
-        colours={f"--series{k}": colour for k, colour in enumerate(COLOURS)},
+        colours={f"--series{k}": colour for k, colour in enumerate(style.COLOURS)},
     )
 
 
 def benchmark(
-    name: str, runs: Sequence[RunDirectory], drawn: Sequence[Drawn], prefixes: Iterator[str]
+    name: str, runs: Sequence[RunDirectory], drawn: Sequence[gallery.Drawn], prefixes: Iterator[str]
 ) -> dict[str, Any]:
     """What the page says of one benchmark.
 
@@ -78,7 +77,7 @@ def benchmark(
     }
 
 
-@styled
+@style.styled
 def inline(figure: Figure, prefix: str) -> str:
     """The figure as SVG for a page, its colours those of the page's light or dark theme.
 
@@ -95,7 +94,7 @@ def inline(figure: Figure, prefix: str) -> str:
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", svg)
     for ink in INK:
         svg = svg.replace(ink, "currentColor")
-    for k, colour in enumerate(COLOURS):
+    for k, colour in enumerate(style.COLOURS):
         svg = re.sub(colour, f"var(--series{k})", svg, flags=re.I)
     return svg
 

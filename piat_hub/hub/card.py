@@ -10,19 +10,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from piat_hub.config import DATASETS, InputError, TrainConfig, pixels, to_dict
 from piat_hub.hub import plain_timm
+from piat_hub.records import labels, lock
 from piat_hub.records.files import WEIGHTS, own, read_json, sealed, write_text
-from piat_hub.records.labels import (
-    HEADERS,
-    OPTIMIZER_NAMES,
-    attack_name,
-    command,
-    method_name,
-    rows,
-    said,
-    table,
-    title,
-)
-from piat_hub.records.lock import only_writer
 from piat_hub.records.model_config import ModelConfig
 from piat_hub.records.results import Record
 from piat_hub.records.rundir import Measured, RunDirectory
@@ -46,7 +35,7 @@ def write(directory: Path) -> Path:
         InputError: if it is no run directory, or damaged; InUse, while another process writes there.
     """
     run = RunDirectory.read(directory)
-    with only_writer(directory):
+    with lock.only_writer(directory):
         write_text(directory / "README.md", render(run))
     return directory / "README.md"
 
@@ -89,10 +78,10 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
     card = ModelCard.from_template(
         _metadata(repo_id or directory.resolve().name, licence(model), config, run.measured),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
-        title=escaped(title(config)),
+        title=escaped(labels.title(config)),
         config=config,
-        method=escaped(method_name(config)),
-        optimizer=escaped(OPTIMIZER_NAMES.get(config.optimizer.opt, config.optimizer.opt)),
+        method=escaped(labels.method_name(config)),
+        optimizer=escaped(labels.OPTIMIZER_NAMES.get(config.optimizer.opt, config.optimizer.opt)),
         eps=pixels(config.threat_model.eps),
         step_size=pixels(config.attack.step_size),
         architecture=model.architecture,
@@ -109,7 +98,7 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         plain=plain_timm.lines(model, weights) if ours else None,
         files={checkpoint: (WEIGHTS[checkpoint], digest) for checkpoint, digest in run.digests.items()},
         training=escaped(run.training),
-        command=command(config),
+        command=labels.command(config),
     )
     return str(card)
 
@@ -119,8 +108,8 @@ def _shown(found: Measured) -> dict[str, Any]:
     shown = Record.from_dict(escaped(found.record.to_dict()))
     return {
         "record": shown,
-        "table": table(rows(shown), HEADERS, "github"),
-        "notes": said(shown),
+        "table": labels.table(labels.rows(shown), labels.HEADERS, "github"),
+        "notes": labels.said(shown),
         "verdicts": found.verdicts.replace("`", "'"),
     }
 
@@ -163,11 +152,11 @@ def summary(directory: str | Path) -> dict[str, Any]:
         "input_size": run.model.pretrained_cfg["input_size"],
         "num_classes": run.model.num_classes,
         "dataset": run.config.dataset,
-        "method": method_name(run.config),
+        "method": labels.method_name(run.config),
         "threat_model": to_dict(alike[0].threat_model) if alike else None,
         **{f"{attack}_acc": figures["accuracy"] for attack, figures in attacks.items()},
         "n": {attack: figures["n"] for attack, figures in attacks.items()},
-        "notes": list(dict.fromkeys(sentence for record in alike for sentence in said(record))),
+        "notes": list(dict.fromkeys(sentence for record in alike for sentence in labels.said(record))),
         "weights_sha256": run.digests,
     }
 
@@ -203,7 +192,7 @@ def _metadata(name: str, licence: dict[str, Any], config: TrainConfig, measured:
             dataset_name=found.record.dataset,
             dataset_split=found.record.split,
             metric_type="accuracy",
-            metric_name=f"{attack_name(attack)} accuracy"
+            metric_name=f"{labels.attack_name(attack)} accuracy"
             + ("" if found.record.checkpoint == "last" else f" ({found.record.checkpoint} checkpoint)")
             + (f", {figures['n']} images" if found.folder else ""),
             metric_value=figures["accuracy"],

@@ -11,8 +11,7 @@ from torch import nn
 from torch.export import Dim
 
 from piat_hub.config import InputError
-from piat_hub.records.files import whole_file
-from piat_hub.records.lock import only_writer
+from piat_hub.records import files, lock
 
 
 def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str = "model") -> list[Path]:
@@ -41,7 +40,7 @@ def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str 
         raise InputError("model.onnx needs two more packages: pip install 'piat-hub[onnx]', or give --formats pt2")
     images = torch.zeros(2, *shape)
     paths = {kind: directory / f"{name}.{kind}" for kind in formats}
-    with only_writer(directory):
+    with lock.only_writer(directory):
         for kind, path in paths.items():
             try:
                 write = WRITERS[kind](model.cpu().eval(), images)
@@ -50,7 +49,7 @@ def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str 
                 raise InputError(
                     f"the model cannot be exported as {kind}: {reason}; try another of --formats"
                 ) from error
-            with whole_file(path) as scratch:
+            with files.whole_file(path) as scratch:
                 write(scratch)
     return list(paths.values())
 

@@ -32,8 +32,7 @@ from torch import Tensor, nn
 
 from piat_hub.config import InputError, lookup
 from piat_hub.hub.save import save_pretrained
-from piat_hub.records import tensors
-from piat_hub.records.files import WEIGHTS
+from piat_hub.records import files, tensors
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def import_checkpoint(
         InputError: if the conversion fails or the directory holds a model already; nothing is then written.
     """
     directory = Path(output)
-    taken = [name for name in ("config.json", *WEIGHTS.values()) if (directory / name).exists()]
+    taken = [name for name in ("config.json", *files.WEIGHTS.values()) if (directory / name).exists()]
     if taken or (directory.exists() and not directory.is_dir()):
         raise InputError(f"{directory} holds {' and '.join(taken) or 'a file'} already; name another output")
     model: Any = convert(path, layout, mean=mean, std=std)

@@ -9,9 +9,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from piat_hub.config import TrainConfig, to_dict
-from piat_hub.records import tensors
-from piat_hub.records.files import WEIGHTS, read_json, sealed, whole_file
-from piat_hub.records.lock import only_writer
+from piat_hub.records import files, lock, tensors
 
 ORIGIN = ("license", "origin_url", "paper_name", "paper_ids")  # what pretrained_cfg says of where weights come from
 
@@ -43,9 +41,9 @@ def save_pretrained(
         InUse: while another process writes there.
     """
     directory = Path(directory)
-    with only_writer(directory):
+    with lock.only_writer(directory):
         save_config(model, directory, config=config, label_names=label_names, input_size=input_size)
-        save_weights(model, directory / WEIGHTS["last"])
+        save_weights(model, directory / files.WEIGHTS["last"])
     return directory
 
 
@@ -79,15 +77,15 @@ def save_config(
     overrides: dict[str, Any] = {"tag": "piat"}
     if input_size:
         unit["input_size"] = overrides["input_size"] = input_size
-    with whole_file(directory / "config.json") as scratch:
+    with files.whole_file(directory / "config.json") as scratch:
         options = {**extra, "pretrained_cfg": overrides}
         save_config_for_hf(model, str(scratch), model_config=options, data_config=unit)
-        saved = read_json(scratch)
+        saved = files.read_json(scratch)
         if config:  # timm's facts of its own weights for this architecture: of these only if training began with those
             known = saved["pretrained_cfg"]
             origin = {"license": "unknown"} | {k: known[k] for k in ORIGIN if k in known} if config.init_from else {}
             saved["pretrained_cfg"] = {k: v for k, v in known.items() if k not in ORIGIN} | origin
-        scratch.write_text(json.dumps(sealed(saved), indent=2) + "\n", encoding="utf-8")
+        scratch.write_text(json.dumps(files.sealed(saved), indent=2) + "\n", encoding="utf-8")
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -21,10 +21,8 @@ from piat_hub.evaluation import checks
 from piat_hub.evaluation.request import images_for
 from piat_hub.evaluation.verdict import accuracy, verdict_mode
 from piat_hub.hub.load import check_id, from_pretrained
-from piat_hub.records.files import write_text
+from piat_hub.records import files, lock, published
 from piat_hub.records.labels import percent
-from piat_hub.records.lock import only_writer
-from piat_hub.records.published import PUBLISHED
 from piat_hub.records.results import Record
 from piat_hub.records.rundir import RunDirectory
 
@@ -158,10 +156,10 @@ def submit(
         ),
         "evaluation.log": _marked("\n".join(log(results)) + "\n", "{}", reasons),
     }
-    with only_writer(output):
+    with lock.only_writer(output):
         for path, text in texts.items():
             (output / path).parent.mkdir(parents=True, exist_ok=True)
-            write_text(output / path, text)
+            files.write_text(output / path, text)
     return [output / path for path in texts]
 
 
@@ -330,6 +328,6 @@ def register(name: str, model: str, checkpoint: str = "last") -> None:
     register_model(entrypoint)
 
 
-for _model, _row in PUBLISHED.items():
+for _model, _row in published.PUBLISHED.items():
     if "robustbench" in _row:
         register(timm_name(_row["robustbench"], _row["dataset"], _row["threat_model"]["norm"]), _model)

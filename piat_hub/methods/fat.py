@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piat_hub.config import InputError, check, option
+from piat_hub.config import Checked, InputError, option
 from piat_hub.methods.base import Attack, at_least_fp32, likeliest, register
 
 
 @register("fat")
 @dataclass(frozen=True)
-class FAT:
+class FAT(Checked):
     """CE(z', y) on friendly x', which leave the attack soon after they mislead (Zhang et al. 2020, ICML, Alg. 1-2).
 
     An image stops once it has been misclassified at more than tau steps; tau is 0, 1, then 2 as
@@ -29,7 +29,7 @@ class FAT:
     tau_two: float = option(3 / 4, "share of the run from which tau is 2", least=0, most=1)
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.tau_two < self.tau_one:
             raise InputError(f"tau-two must be at least tau-one, got {self.tau_two} < {self.tau_one}; tau only grows")
 

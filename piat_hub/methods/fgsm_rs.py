@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piat_hub.config import TrainConfig, check, option
+from piat_hub.config import Checked, TrainConfig, option
 from piat_hub.methods.base import Attack, Method, at_least_fp32, register
 
 
 @register("fgsm_rs")
 @dataclass(frozen=True)
-class FGSMRS:
+class FGSMRS(Checked):
     """CE(z', y) on x' of one step from a uniform start (Wong et al. 2020, ICLR, arXiv:2001.03994, Alg. 3).
 
     The step is longer than eps, then projected. With a large eps the model may learn to withstand this attack alone:
@@ -23,9 +23,6 @@ class FGSMRS:
     needs_pgd: ClassVar[bool] = True  # it sets the step of its attack
 
     step: float = option(1.25, "length of the step, in eps", above=0, most=2)
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float, **budget: float

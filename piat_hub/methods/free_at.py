@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piat_hub.attacks import climb
-from piat_hub.config import ThreatModel, TrainConfig, check, option
+from piat_hub.config import Checked, ThreatModel, TrainConfig, option
 from piat_hub.methods.base import Attack, Method, at_least_fp32, register
 
 
 @register("free_at")
 @dataclass(frozen=True)
-class FreeAT:
+class FreeAT(Checked):
     """CE(f(x + delta), y), each batch replayed m times; delta climbs on the same backward (Shafahi et al. 2019, Alg. 1).
 
     The weights step on every replay, and delta, one for each place in the batch, is kept from batch to batch:
@@ -24,9 +24,6 @@ class FreeAT:
 
     needs_pgd: ClassVar[bool] = True
     replays: int = option(8, "how often each batch is trained on, the authors' m", least=1)
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
         return F.cross_entropy(at_least_fp32(model(x)), y)

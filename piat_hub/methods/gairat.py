@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piat_hub.config import check, option
+from piat_hub.config import Checked, option
 from piat_hub.methods.base import Attack, at_least_fp32, likeliest, register
 
 
 @register("gairat")
 @dataclass(frozen=True)
-class GAIRAT:
+class GAIRAT(Checked):
     """sum_i w_i CE_i(z', y) / sum_i w_i, w = (1 + tanh(offset + 5 (1 - 2 kappa/K))) / 2 (Zhang et al. 2021, ICLR).
 
     kappa counts the K attack steps at which an image is still right before the update: few for images near the boundary,
@@ -24,9 +24,6 @@ class GAIRAT:
     needs_pgd: ClassVar[bool] = True
     offset: float = option(-1.0, "offset in the tanh, the paper's lambda: larger, more even weights")
     start: float = option(59 / 120, "share of the run after which images are weighted", least=0, most=1)
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
         right: list[Tensor] = []  # (B,) bool for each step

@@ -11,8 +11,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, distributed, nn
 
 from piat_hub.attacks import ball
-from piat_hub.config import InputError, TrainConfig, check, option
-from piat_hub.config.schedules import lr_between
+from piat_hub.config import Checked, InputError, TrainConfig, option, schedules
 from piat_hub.methods.base import Attack, Method, at_least_fp32, eval_logits, likeliest, register
 
 # what a strategy chooses from: budget and step size in levels, of which the run's eps is 8, and steps
@@ -22,7 +21,7 @@ DECAY = 5e-4  # weight decay of the lookahead's step
 
 @register("las_at")
 @dataclass(frozen=True)
-class LASAT:
+class LASAT(Checked):
     """CE(z', y~) on x' attacked as a strategy network chooses image by image (Jia et al. 2022, CVPR, LAS-PGD-AT).
 
     y~ has `label` on the class, the rest is shared by the others. Each image's eps, steps and step size are drawn from
@@ -41,9 +40,6 @@ class LASAT:
     policy_lr: float = option(1e-4, "learning rate of the strategy network (SGD)", above=0)
     # a convolution's backward on fewer channels has been seen to write beyond its memory on a CPU (torch 2.15)
     width: int = option(64, "channels of the strategy network's first stage, 64 in a ResNet-18", least=8)
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
         return self.soft_loss(model(attack(model, x, y)), y)
@@ -118,7 +114,7 @@ class LASRun:
         bare: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         eps = self.config.threat_model.eps
         with lookahead(
-            bare, lambda: self.method.soft_loss(bare(x_adv), y), lr_between(self.config, progress, progress)
+            bare, lambda: self.method.soft_loss(bare(x_adv), y), schedules.lr_between(self.config, progress, progress)
         ):
             budget: dict[str, Any] = {"eps": eps, "step_size": eps / 4, "steps": 10}
             tried = [

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piat_hub.config import check, option
+from piat_hub.config import Checked, option
 from piat_hub.methods.base import Attack, at_least_fp32, divergence, likeliest, probability_of, register
 
 
 @register("mart")
 @dataclass(frozen=True)
-class MART:
+class MART(Checked):
     """BCE(z', y) + beta mean KL(p(x) || p(x')) (1 - p_y(x)) (Wang et al. 2020, ICLR), nothing detached.
 
     BCE is CE(z', y) - log(1 - max_{k != y} p_k(x')); the two 1s are 1.0001 and 1.0000001 as in the authors' code. x'
@@ -22,9 +22,6 @@ class MART:
 
     needs_class: ClassVar[bool] = True
     beta: float = option(5.0, "weight of the divergence", least=0)
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
         x_adv = attack(model, x, y, start=0.001)

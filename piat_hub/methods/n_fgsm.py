@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piat_hub.config import TrainConfig, check, option
+from piat_hub.config import Checked, TrainConfig, option
 from piat_hub.methods.base import Attack, Method, at_least_fp32, register
 
 
 @register("n_fgsm")
 @dataclass(frozen=True)
-class NFGSM:
+class NFGSM(Checked):
     """CE(z', y) on x' of one step from noise beyond the ball, never clipped to it (de Jorge et al. 2022, NeurIPS, Eq. 7).
 
     x' lies up to (noise + step) eps from x; only the box [0, 1] holds it. The attack's own steps and step size play no
@@ -24,9 +24,6 @@ class NFGSM:
 
     noise: float = option(2.0, "radius of the uniform noise, in eps, the authors' k", above=0)
     step: float = option(1.0, "length of the step, in eps", above=0, most=2)
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float, **budget: float

@@ -5,22 +5,19 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piat_hub.config import check, option
+from piat_hub.config import Checked, option
 from piat_hub.methods.base import Attack, at_least_fp32, probability_of, register
 
 
 @register("nmse")
 @dataclass(frozen=True)
-class NMSE:
+class NMSE(Checked):
     """CE(z', y) + mu (1 - p_y(x)) ||z/||z|| - z'/||z'||||^2, the mean over the batch (He et al. 2023, Eqs. 5-6).
 
     The gradient flows through (1 - p_y) too, as MART's weight does in its authors' code; the paper does not say.
     """
 
     mu: float = option(5.0, "weight of the regulariser", least=0)
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
         x_adv = attack(model, x, y)

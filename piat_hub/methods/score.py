@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from piat_hub.config import check, option
+from piat_hub.config import Checked, option
 from piat_hub.methods.base import Attack, at_least_fp32, eval_logits, register
 
 
 @register("score")
 @dataclass(frozen=True)
-class SCORE:
+class SCORE(Checked):
     """mean ||p(x) - y~||^2 + beta mean ||p(x') - p(x)||^2 (Pang et al. 2022, ICML), gradient through both.
 
     y~ is the smoothed label: 1 - smoothing on the class, the rest shared by the others. x' maximises ||p(x') - p(x)||^2
@@ -20,9 +20,6 @@ class SCORE:
 
     beta: float = option(4.0, "weight of the consistency", least=0)
     smoothing: float = option(0.0, "label mass given to the other classes", least=0, below=1)
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
         fixed = eval_logits(model, x).softmax(1)

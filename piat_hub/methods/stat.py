@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piat_hub.config import check, option
+from piat_hub.config import Checked, option
 from piat_hub.methods.base import Attack, at_least_fp32, divergence, probability_of, register
 
 
 @register("stat")
 @dataclass(frozen=True)
-class STAT:
+class STAT(Checked):
     """CE(z, y) + beta/2 mean [KL(sg p_lo || p_up) + KL(sg p_up || p_lo)] (Li et al. 2023, ICLR, squeeze training).
 
     Two twins of x start at x + 0.001 N(0, 1) and drive this same divergence between each other up: one becomes
@@ -24,9 +24,6 @@ class STAT:
 
     needs_pgd: ClassVar[bool] = True  # its twins share one objective
     beta: float = option(6.0, "weight of the squeeze", least=0)
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, progress: float) -> Tensor:
         twins = attack(model, torch.cat([x, x]), torch.cat([y, y]), objective=apart, start=0.001)

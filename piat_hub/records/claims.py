@@ -6,8 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from piat_hub.config import number
-from piat_hub.records.files import is_number
-from piat_hub.records.statistics import proportion
+from piat_hub.records import files, statistics
 
 if TYPE_CHECKING:
     from piat_hub.records.results import Record
@@ -60,7 +59,7 @@ def hold(record: Record) -> None:
         raise ValueError("a budget of its sweep is none")
     for each in record.per_class.values():
         known = [share for share in each if share is not None]
-        if len(each) != len(record.label_names) or not all(is_number(s) and 0 <= s <= 1 for s in known):
+        if len(each) != len(record.label_names) or not all(files.is_number(s) and 0 <= s <= 1 for s in known):
             raise ValueError("its accuracies by class are none")
     if not all({"check", "found", "passed", "n"} <= check.keys() for check in record.checks):
         raise ValueError("its checks lack something")
@@ -73,7 +72,7 @@ def hold(record: Record) -> None:
         *record.label_names,
         *record.notes,
     ]
-    if not all(isinstance(name, str) for name in names) or not is_number(record.seconds):
+    if not all(isinstance(name, str) for name in names) or not files.is_number(record.seconds):
         raise ValueError("its data set, split, checkpoint, digests, classes, notes or seconds are none")
     _ = dict(record.environment.get("versions") or {})
 
@@ -83,7 +82,7 @@ def _hold_figures(figures: Figures) -> None:
     correct, n = figures["correct"], figures["n"]
     if type(correct) is not int or type(n) is not int or not 0 <= correct <= n:
         raise ValueError("its counts are none")
-    known: dict[str, Any] = proportion(correct, n)
+    known: dict[str, Any] = statistics.proportion(correct, n)
     told, true = ([f["accuracy"], *f["ci95"]] for f in (figures, known))
     if len(told) != len(true) or any(not abs(a - b) <= ROUNDING for a, b in zip(told, true, strict=True)):
         raise ValueError("its counts, accuracies and intervals do not fit")

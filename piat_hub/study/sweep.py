@@ -17,9 +17,7 @@ from piat_hub import data
 from piat_hub.config import InputError, StudyOptions, TrainConfig, as_decided, flags, lookup, recipes, to_dict
 from piat_hub.evaluation.suites import suite
 from piat_hub.machine import cores, wished_threads
-from piat_hub.records import files
-from piat_hub.records.labels import public
-from piat_hub.records.lock import IN_USE, in_use
+from piat_hub.records import files, labels, lock
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.study.studies import STUDIES
 from piat_hub.training.setup import settled
@@ -112,7 +110,7 @@ def members_of(name: str, bases: Sequence[TrainConfig], attacks: Sequence[str], 
 def _refuse_another(directory: Path, config: TrainConfig) -> None:
     files.check_output(directory)
     if (directory / "config.json").exists():
-        trained, asked = RunDirectory.read(directory).config, public(config)
+        trained, asked = RunDirectory.read(directory).config, labels.public(config)
         if trained != (asked := as_decided(asked, trained)):
             words = " ".join(flags(trained, asked) or flags(asked, trained)) or "its method's fields"
             raise InputError(f"{directory} holds another run ({words}); name another --output")
@@ -180,7 +178,7 @@ def run_members(
                 if not waiting:
                     break
                 member = waiting.popleft()
-                if in_use(member.directory):
+                if lock.in_use(member.directory):
                     waiting.append(member)
                     if member.directory not in busy:
                         busy.add(member.directory)
@@ -202,7 +200,7 @@ def run_members(
                 if process.poll() is None:
                     continue
                 del running[slot]
-                if process.returncode == 2 and IN_USE.encode() in member.log.read_bytes()[begun:]:
+                if process.returncode == 2 and lock.IN_USE.encode() in member.log.read_bytes()[begun:]:
                     del ran[member.directory]  # another sweep's command was there first
                     waiting.append(member)
                 elif process.returncode == 2:  # unusable input, for the others too

@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from piat_hub.records import groups as recorded
-from piat_hub.records.files import write_text
+from piat_hub.records import files, groups as recorded, lock
 from piat_hub.records.labels import attack_name, command, table
-from piat_hub.records.lock import only_writer
 from piat_hub.records.published import paper
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.study.sweep import Done, Member
@@ -105,9 +103,9 @@ def write_table(
         "json": json.dumps({"study": name, "rows": rows, "failed": lost}, indent=1) + "\n",
         "md": table_text(name, rows, attacks, lost),
     }
-    with only_writer(directory):
+    with lock.only_writer(directory):
         for suffix, text in texts.items():
-            write_text(directory / f"{name}.{suffix}", text)
+            files.write_text(directory / f"{name}.{suffix}", text)
     return directory / f"{name}.md"
 
 

@@ -18,11 +18,8 @@ from torch.nn.utils import get_total_norm
 from piat_hub import data, methods
 from piat_hub.attacks import Twin
 from piat_hub.config import Diverged, TrainConfig, schedules
-from piat_hub.training import awp
-from piat_hub.training.averages import EMA, SWA
+from piat_hub.training import averages, awp, mixing, optimizers
 from piat_hub.training.interpolation import ParameterInterpolation
-from piat_hub.training.mixing import mixed
-from piat_hub.training.optimizers import set_lr
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,8 @@ class Parts:
     split: data.Split
     twin: Twin | None = None
     interpolation: ParameterInterpolation | None = None
-    ema: EMA | None = None
-    swa: SWA | None = None
+    ema: averages.EMA | None = None
+    swa: averages.SWA | None = None
     stream: data.Stream | None = None
 
 
@@ -135,12 +132,12 @@ def train(
         replays = getattr(objective, "replays", 1)
         for step in range(begun + 1, steps + 1):
             torch.manual_seed(data.derived_seed(config.seed, epoch, step, rank))
-            set_lr(parts.optimizer, schedules.lr_at(config, epoch, step, steps))
+            optimizers.set_lr(parts.optimizer, schedules.lr_at(config, epoch, step, steps))
             attack = partial(parts.attack, **schedules.budget(config, epoch, step, steps))
             averaging = epoch - 1 + step / steps > config.ema_start * config.epochs
             for _ in range(config.accumulation):
                 images, y = next(feed)
-                x, y = mixed(data.to_unit(images), y, config.mixing, len(split.label_names))
+                x, y = mixing.mixed(data.to_unit(images), y, config.mixing, len(split.label_names))
                 for _ in range(replays):
                     with accelerator.accumulate(parts.model):
                         loss_of = partial(objective, x=x, y=y, progress=progress)

@@ -18,9 +18,8 @@ from piat_hub.config import Diverged, InputError, RunOptions, TrainConfig, flat,
 from piat_hub.hub.save import save_config, save_weights
 from piat_hub.records.files import RECORDS, WEIGHTS, append, check_output, checksum, read_lines, sealed, write_text
 from piat_hub.records.lock import only_writer
-from piat_hub.training import engine
+from piat_hub.training import engine, optimizers
 from piat_hub.training.guards import advise, collapsed, not_finite, refuse_not_finite, underflowing
-from piat_hub.training.optimizers import align_state
 from piat_hub.training.setup import Setup, describe, make_accelerator, make_check, make_setup, settled
 from piat_hub.training.state import Done, State
 
@@ -97,7 +96,7 @@ def _train(
     accelerator, config = setup.parts.accelerator, setup.parts.config
     state = State(directory, config, setup.saved())
     done, warning = state.load() if options.resume else (Done(), "")
-    align_state(setup.parts.optimizer)
+    optimizers.align_state(setup.parts.optimizer)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         begin_directory(directory, setup, done)

@@ -25,12 +25,8 @@ from piat_hub.evaluation.suites import Stage
 from piat_hub.evaluation.verdict import accuracy, class_count, verdict_mode
 from piat_hub.hub.load import from_timms_weights, keep_origin, start_from
 from piat_hub.machine import PATIENCE, set_threads
-from piat_hub.training import engine
-from piat_hub.training.averages import EMA, SWA
-from piat_hub.training.guards import HALF
+from piat_hub.training import averages, engine, guards, optimizers, state
 from piat_hub.training.interpolation import ParameterInterpolation
-from piat_hub.training.optimizers import check_optimizer, make_optimizer
-from piat_hub.training.state import PerProcess, written_states
 
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
 
@@ -66,7 +62,7 @@ class Setup:
         parts = self.parts
         known = {"model": self.bare, "optimizer": parts.optimizer, "interpolation": parts.interpolation}
         known |= {"ema": parts.ema, "swa": parts.swa, "scaler": parts.accelerator.scaler}
-        known |= {"method": PerProcess(parts.method, parts.accelerator)}
+        known |= {"method": state.PerProcess(parts.method, parts.accelerator)}
         return {name: part for name, part in known.items() if hasattr(part, "state_dict")}
 
 
@@ -83,7 +79,7 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
         InputError: for whatever cannot work in the request.
     """
     method = make_method(config)
-    check_optimizer(config)
+    optimizers.check_optimizer(config)
     threads = set_threads(options.threads)
     config, whole, tracked, stream = load_images(config, options, accelerator)
     if config.holdout is None:
@@ -98,7 +94,7 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
         raise InputError(f"mixup and cutmix blend pairs, {micro} images at a time are odd; choose another --batch-size")
 
     torch.manual_seed(config.seed)
-    begun = options.resume and written_states(directory)  # its weights come from there
+    begun = options.resume and state.written_states(directory)  # its weights come from there
     model = make_backbone(dataclasses.replace(config, init_from=None) if begun else config, whole)
     if begun and config.init_from:
         keep_origin(model, directory)
@@ -111,15 +107,15 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
     checked = copy.deepcopy(model)
     if options.gradient_checkpointing:
         backbones.checkpoint_gradients(model)
-    twin = Twin(model, data.to_unit(split.images[:2]), HALF.get(accelerator.mixed_precision))
-    ema = EMA(model, config.ema, config.ema_bn) if config.ema is not None else None
-    swa = SWA(ema.copy if ema else model, config.swa_start) if config.swa is not None else None
+    twin = Twin(model, data.to_unit(split.images[:2]), guards.HALF.get(accelerator.mixed_precision))
+    ema = averages.EMA(model, config.ema, config.ema_bn) if config.ema is not None else None
+    swa = averages.SWA(ema.copy if ema else model, config.swa_start) if config.swa is not None else None
     evaluated = swa.copy if swa else ema.copy if ema else model
     compiled = options.compile and accelerator.device.type != "cpu"
     if compiled:
         for part in (model, twin):
             part.compile(dynamic=False)
-    wrapped, optimizer = engine.prepare(model, make_optimizer(config, model), accelerator)
+    wrapped, optimizer = engine.prepare(model, optimizers.make_optimizer(config, model), accelerator)
     bare = engine.unwrap(wrapped, accelerator)
     interpolation = make_interpolation(config, bare)
     parts = engine.Parts(

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from piat_hub import methods
 from piat_hub.config import InputError, TrainConfig, flat, from_dict, to_dict
-from piat_hub.records import tensors
-from piat_hub.records.files import WEIGHTS, sync_directory, written
+from piat_hub.records import files, tensors
 from piat_hub.records.model_config import ModelConfig
 
 
@@ -102,15 +101,15 @@ class State:
         found: dict[str, Tensor] = {}
         facts = {"schema": 4, "done": asdict(done), "config": to_dict(self.config)}
         facts["parts"] = without_tensors(collected, found)
-        with written(self.path):
+        with files.written(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_name("new.safetensors")
         tensors.save(found, new, json.dumps(facts))
-        with written(self.path):
+        with files.written(self.path):
             if self.path.exists():
                 os.replace(self.path, self.before)
             os.replace(new, self.path)  # killed before this, a run goes on from the state before
-            sync_directory(self.path.parent)
+            files.sync_directory(self.path.parent)
 
     def load(self) -> tuple[Done, str]:
         """Restore everything; returns how far it was, and a warning where the newest state is damaged, or "".
@@ -128,7 +127,7 @@ class State:
         there = written_states(self.directory)
         if not there and not (self.directory / "config.json").exists():
             raise InputError(f"{self.directory} holds no run to resume; leave out --resume to start one")
-        if not there and (self.directory / WEIGHTS["last"]).exists():
+        if not there and (self.directory / files.WEIGHTS["last"]).exists():
             raise InputError(
                 f"{self.directory} has weights but no {self.path}, so nothing to resume; name another --output"
             )
