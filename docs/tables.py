@@ -19,11 +19,12 @@ from piat_hub import config, methods as losses
 from piat_hub.config import show
 from piat_hub.figures import pictures
 from piat_hub.hub import card
+from piat_hub.records.compare import compare
 from piat_hub.records.files import read_json, read_lines
 from piat_hub.records.groups import CURVES, mean_interval
 from piat_hub.records.labels import HEADERS, attack_name, percent, rows
 from piat_hub.records.published import paper
-from piat_hub.records.results import compare, read_record
+from piat_hub.records.results import read_record
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.study.table import between, table_text
 from piat_hub.training.guards import collapsed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import sys
@@ -15,8 +16,9 @@ from tqdm import tqdm
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
 from piat_hub.config import EvalConfig, InputError, duration, shortened
-from piat_hub.records.labels import HEADERS, attack_name, percent, rows, said, table
+from piat_hub.records.labels import HEADERS, UNION_HEADERS, attack_name, percent, rows, said, table, union_rows
 from piat_hub.records.results import Results, result_files
+from piat_hub.records.union import Union
 
 if TYPE_CHECKING:
     from piat_hub.evaluation.request import Evaluation
@@ -46,21 +48,27 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 
     # every request is checked before the first one runs
     ends = time.monotonic() + duration(config.time_budget) if config.time_budget else math.inf
-    prepared = [request.prepare_evaluation(model, config) for model in models]
-    main = prepared[0].processes.rank == 0
+    prepared = [(model, one) for model in models for one in request.prepare(model, config)]
+    main = prepared[0][1].processes.rank == 0
     with contextlib.ExitStack() as held, Path(os.devnull).open("w") as nowhere:
-        for one in prepared:
+        for _, one in prepared:
             held.enter_context(one.writing())
         held.enter_context(contextlib.redirect_stdout(sys.stdout if main else nowhere))
-        finished = [_evaluate_one(model, one, ends) for model, one in zip(models, prepared, strict=True)]
-        if len(finished) > 1:
-            print("\n" + _by_attack("model", [(done.name, _accuracies(done.results.attacks)) for done in finished]))
+        finished = [_evaluate_one(model, one, ends) for model, one in prepared]
+        if len(models) > 1:
+            each = [(done.name, done.results) for done in finished]
+            several = [f"{name}, {results.threat_model}" if config.threat_models else name for name, results in each]
+            accuracies = [_accuracies(results.attacks) for _, results in each]
+            print("\n" + _by_attack("model", list(zip(several, accuracies, strict=True))))
+        if config.threat_models:
+            for output, parts in itertools.groupby(finished, lambda done: done.output):
+                _unite(output, list(parts))
         for done in finished:
             results, verdicts = result_files(done.directory, done.results.checkpoint)
             print(f"results  {results}\nverdicts {verdicts}")
             for what, name in (("card    ", "README.md"), ("curves  ", "curves.png"), ("sweep   ", "sweep.png")):
-                if (done.directory / name).exists():
-                    print(what, done.directory / name)
+                if (done.output / name).exists():
+                    print(what, done.output / name)
 
 
 def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
@@ -106,6 +114,18 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
     if config.checks:
         _checks(done)
     return done
+
+
+def _unite(output: Path, parts: list[Evaluation]) -> None:
+    """Write and print the union of one model's threat models, once all of it is measured."""
+    if any(set(done.config.attacks) - set(done.results.attacks) for done in parts):
+        return
+    union = Union.of([done.results for done in parts])
+    print(f"\n{parts[0].name}: the union of its threat models, an image standing where it withstands the worst of all")
+    print(table(union_rows(union), UNION_HEADERS))
+    if parts[0].processes.rank == 0:
+        print(f"union    {union.save(output)}")
+        parts[0].write_card()
 
 
 def _missing_of_sorted(results: Results) -> str:

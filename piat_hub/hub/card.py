@@ -14,6 +14,7 @@ from piat_hub.records.files import WEIGHTS, own, read_json, sealed, write_text
 from piat_hub.records.labels import (
     HEADERS,
     OPTIMIZER_NAMES,
+    UNION_HEADERS,
     attack_name,
     command,
     method_name,
@@ -21,6 +22,7 @@ from piat_hub.records.labels import (
     said,
     table,
     title,
+    union_rows,
 )
 from piat_hub.records.lock import only_writer
 from piat_hub.records.model_config import ModelConfig
@@ -93,8 +95,8 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         config=config,
         method=escaped(method_name(config)),
         optimizer=escaped(OPTIMIZER_NAMES.get(config.optimizer.opt, config.optimizer.opt)),
-        eps=pixels(config.threat_model.eps),
-        step_size=pixels(config.attack.step_size),
+        eps=pixels(config.threat_model.eps, config.norm),
+        step_size=pixels(config.attack.step_size, config.norm),
         architecture=model.architecture,
         registered=ours,
         classes=model.num_classes,
@@ -103,6 +105,7 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         shape=tuple(model.pretrained_cfg["input_size"]),
         fit=_fit(model, config),
         measured=[_shown(found) for found in run.measured],
+        unions={c: table(escaped(union_rows(u)), UNION_HEADERS, "github") for c, u in run.unions.items()},
         curves=(directory / "curves.png").exists(),
         name=literal(name),
         timm_name=literal(f"hf-hub:{name}" if repo_id else f"local-dir:{name}"),

@@ -26,8 +26,9 @@ DEEPEST = 20  # objects and lists within one another
 WEIGHTS = {"last": "model.safetensors", "best": "model_best.safetensors"}  # a run's weights, by checkpoint
 RESULTS = {"last": "results.json", "best": "results_best.json"}
 VERDICTS = {"last": "verdicts.npz", "best": "verdicts_best.npz"}
+UNIONS = {"last": "union.json", "best": "union_best.json"}  # of several threat models
 RECORDS = (  # all that a run directory holds but its state: a push sends these, a run overwrites none of them
-    *("config.json", "README.md", *WEIGHTS.values(), *RESULTS.values(), *VERDICTS.values()),
+    *("config.json", "README.md", *WEIGHTS.values(), *RESULTS.values(), *VERDICTS.values(), *UNIONS.values()),
     *("curves.png", "sweep.png", "metrics.jsonl", "timing.jsonl"),
 )
 

@@ -1,12 +1,14 @@
 """What people call things: methods, attacks, percents, rows of a table."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from tabulate import tabulate
 
 from piat_hub.config import TrainConfig, public, recipes
 from piat_hub.records.results import Record
+from piat_hub.records.union import Union
 
 METHOD_NAMES = {
     "standard": "standard training",
@@ -62,10 +64,25 @@ def rows(results: Record) -> list[list[str]]:
     named = [(attack_name(a) + other.get(a, ""), f) for a, f in results.attacks.items()]
     if len(named) > 2 and results.worst_case:
         named.append(("worst case of these", results.worst_case))
-    return [
-        [name, percent(f["accuracy"]), " to ".join(percent(e) for e in f["ci95"]), f"{f['correct']} of {f['n']}"]
-        for name, f in named
+    return [[name, *_cells(f)] for name, f in named]
+
+
+def _cells(figures: Mapping[str, Any]) -> list[str]:
+    """Accuracy, 95 % interval and count of one row."""
+    interval = " to ".join(percent(end) for end in figures["ci95"])
+    return [percent(figures["accuracy"]), interval, f"{figures['correct']} of {figures['n']}"]
+
+
+def union_rows(union: Union) -> list[list[str]]:
+    """A row for each threat model, with the attacks of which it is the worst, and its time; their union last."""
+    told = union.to_dict()
+    named = [
+        (str(part.threat_model), ", ".join(map(attack_name, part.attacks)), figures)
+        for part, figures in zip(union.parts.values(), told["threat_models"], strict=True)
     ]
+    whole = told["union"] | {"seconds": told["seconds"]}
+    rows = (*named, ("union", "the worst of all", whole))
+    return [[name, attacks, *_cells(f), f"{f['seconds']:.0f} s"] for name, attacks, f in rows]
 
 
 def said(results: Record) -> list[str]:
@@ -81,6 +98,7 @@ def said(results: Record) -> list[str]:
 
 
 HEADERS = ("attack", "accuracy", "95 % interval (Wilson)", "correct")
+UNION_HEADERS = ("threat model", "worst of", *HEADERS[1:], "took")
 
 
 def table(rows: Iterable[Sequence[object]], headers: Sequence[str], form: str = "simple") -> str:
