@@ -20,8 +20,7 @@ from piat_hub.attacks.core import (
 
 MOMENTUM = 0.75  # share of a new step; the rest repeats the step before
 RISES = 0.75  # share of the steps up to a checkpoint at which the objective is to rise
-FIRST = 0.2  # share of the entries that the first L1 step moves
-SPARSER = 1.5  # by which a step moves fewer entries than the best point, and a failing step is shortened
+SHORTER = 1.5  # by which L1 steps are shortened
 
 
 @register
@@ -42,9 +41,9 @@ def apgd(
     not at all at an unchanged step size, goes on from its best point with half the step. As in the authors' code the first
     step counts as a rise, and the last point's gradient is never computed: n steps cost n + 1 forwards and n backwards.
 
-    Under L1 (Croce & Hein 2021, Alg. 1) steps of eps move few entries, two thirds as many as the best point has moved. At
-    checkpoints, a 25th of the steps apart, an image whose best point has moved fewer than before goes on from it with
-    steps of eps; for the others they are shortened, down to eps/10.
+    Under L1 (Croce & Hein 2021, Alg. 1) a step of eps moves few entries: a fifth, then two thirds as many as the best point
+    has moved. At checkpoints, a 25th of the steps apart, an image whose best point has moved fewer than before goes on
+    from it with steps of eps; for the others they are shortened, down to eps/10.
 
     Args:
         model: maps images in [0, 1] to logits (B, K); attacked in eval mode with frozen weights, restored after.
@@ -131,13 +130,14 @@ def _sparse_steps(
     now = best = start_at(x, eps, "L1", start)
     longest = eps * torch.ones_like(x[:, :1, :1, :1])  # (B, 1, 1, 1)
     step_size, checkpoint = longest, max(int(0.04 * steps), 1)
-    moved = (best != x).flatten(1).sum(1) if isinstance(start, Tensor) else torch.full_like(y, entries)  # (B,)
-    share = moved / entries / SPARSER if isinstance(start, Tensor) else torch.full_like(longest.flatten(), FIRST)
+    given = (now != x).flatten(1).sum(1)
+    moved = given if isinstance(start, Tensor) else torch.full_like(given, entries)  # (B,) entries of the best point
+    most = _two_thirds(moved) if isinstance(start, Tensor) else torch.full_like(given, -(-entries // 5))
     with attack_mode(model) as frozen, torch.enable_grad():
         first, gradient = ask(frozen, now, y, objective)
         highest, best_gradient = of_each(objective, first, first, y), gradient
         for k in range(steps):
-            now = climb(now, l1.thinned(gradient, share), x, eps, step_size, "L1")
+            now = climb(now, l1.thinned(gradient, most), x, eps, step_size, "L1")
             logits, gradient = ask(frozen, now, y, objective, more=k + 1 < steps)
             value = of_each(objective, logits, first, y)
             better = value > highest
@@ -145,10 +145,15 @@ def _sparse_steps(
             best, best_gradient = _choose(better, now, best), _choose(better, gradient, best_gradient)
             if (k + 1) % checkpoint == 0:
                 before, moved = moved, (best != x).flatten(1).sum(1)
-                fewer, share = moved < 0.95 * before, moved / entries / SPARSER
-                step_size = _choose(fewer, longest, (step_size / SPARSER).maximum(longest / 10))
+                fewer, most = moved < 0.95 * before, _two_thirds(moved)
+                step_size = _choose(fewer, longest, (step_size / SHORTER).maximum(longest / 10))
                 now, gradient = _choose(fewer, best, now), _choose(fewer, best_gradient, gradient)
     return best
+
+
+def _two_thirds(counts: Tensor) -> Tensor:
+    """Two thirds of each, rounded up, at least one."""
+    return ((2 * counts + 2) // 3).clamp_min(1)
 
 
 def ask(model: nn.Module, x_adv: Tensor, y: Tensor, objective: Objective, more: bool = True) -> tuple[Tensor, Tensor]:

@@ -46,15 +46,13 @@ def step(gradient: Tensor) -> Tensor:
     return sign / sign.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)
 
 
-def thinned(gradient: Tensor, share: Tensor) -> Tensor:
-    """The gradient with only its largest entries, the rest zero; at least one is left.
+def thinned(gradient: Tensor, most: Tensor) -> Tensor:
+    """The gradient with only its largest entries, the rest zero.
 
     Args:
         gradient: (B, C, H, W).
-        share: of the entries that are left, (B,) in [0, 1].
+        most: how many entries are left, at least one, and those as large as the last of them, (B,) int64.
     """
     sizes = gradient.abs()
-    entries = sizes[0].numel()
-    least = ((1 - share) * entries).long().clamp(0, entries - 1)
-    bound = sizes.flatten(1).sort(1).values.gather(1, least[:, None])
+    bound = sizes.flatten(1).sort(1, descending=True).values.gather(1, most[:, None] - 1)
     return gradient * (sizes >= bound.view(-1, 1, 1, 1))

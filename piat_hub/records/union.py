@@ -70,7 +70,7 @@ class Union:
             raise InputError(
                 f"{path} is of folders that measured other images or weights than one another; evaluate again"
             )
-        if union.to_dict()["union"] != told.get("union"):
+        if any(union.to_dict()[key] != told.get(key) for key in ("threat_models", "union")):
             raise InputError(
                 f"{path} does not tell what its folders hold by now; call evaluate again with the same --threat-models"
             )
