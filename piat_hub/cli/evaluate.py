@@ -15,8 +15,19 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
-from piat_hub.config import EvalConfig, InputError, duration, shortened
-from piat_hub.records.labels import HEADERS, UNION_HEADERS, attack_name, percent, rows, said, table, union_rows
+from piat_hub.config import SEVERITIES, EvalConfig, InputError, duration, shortened
+from piat_hub.records.labels import (
+    CORRUPTION_HEADERS,
+    HEADERS,
+    UNION_HEADERS,
+    attack_name,
+    corruption_rows,
+    percent,
+    rows,
+    said,
+    table,
+    union_rows,
+)
 from piat_hub.records.results import Results, result_files
 from piat_hub.records.union import Union
 
@@ -66,7 +77,12 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         for done in finished:
             results, verdicts = result_files(done.directory, done.results.checkpoint)
             print(f"results  {results}\nverdicts {verdicts}")
-            for what, name in (("card    ", "README.md"), ("curves  ", "curves.png"), ("sweep   ", "sweep.png")):
+            for what, name in (
+                ("card    ", "README.md"),
+                ("curves  ", "curves.png"),
+                ("sweep   ", "sweep.png"),
+                ("figure  ", "corruptions.png"),
+            ):
                 if (done.output / name).exists():
                     print(what, done.output / name)
 
@@ -109,6 +125,8 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
         rest = f"not begun: {rest}; " if rest else ""
         print(f"the time budget of {config.time_budget} is spent: {where}{rest}go on with --resume")
         return done
+    if config.corruptions and not _corruptions(model, done, ends):
+        return done
     if config.sweep_eps:
         _sweep(done)
     if config.checks:
@@ -134,6 +152,32 @@ def _missing_of_sorted(results: Results) -> str:
     if len(labels) < 10 or (labels[1:] < labels[:-1]).any():
         return ""
     return shortened([name for k, name in enumerate(results.label_names) if k not in labels])
+
+
+def _corruptions(model: str, done: Evaluation, ends: float) -> bool:
+    """Measure, print and draw accuracy under each corruption and severity; whether the time was enough for all of them."""
+    from piat_hub.data import Corrupted
+    from piat_hub.figures import breadth
+    from piat_hub.figures.style import save
+
+    images = Corrupted.open(str(done.config.corruptions), done.config.n)
+    with tqdm(unit="severity", total=SEVERITIES * len(images.images), disable=done.processes.rank != 0 or None) as bar:
+        for event in done.corruptions(ends):
+            bar.set_description(f"{model} {event.attack}", refresh=False)
+            bar.update()
+    found = done.results.corrupted
+    print(f"\n{model}: {images.n} images of {images.name} at each severity, {done.results.checkpoint}")
+    print(table(corruption_rows(done.results.corruptions), CORRUPTION_HEADERS))
+    if left := [name for name in images.images if not found or name not in found.whole]:
+        print(
+            f"the time budget of {done.config.time_budget} is spent: {shortened(left)} not done; the same command goes on"
+        )
+        return False
+    if images.missing:
+        print(f"note: a mean is over the 15 common corruptions, and {images.name} lacks {images.missing}")
+    if done.results.corruptions["mean"] and done.processes.rank == 0:
+        save(breadth.corruptions({done.name: done.results.corruptions}), done.output / "corruptions.png")
+    return True
 
 
 def _sweep(done: Evaluation) -> None:

@@ -70,6 +70,19 @@ def compare(argv: Sequence[str], prog: str) -> None:
     ]
     headers = ["attack", "A", "B", "B - A, points", "95 % interval", "only A / only B stands", "McNemar's p"]
     print(f"A {given.a}\nB {given.b}\n\n{table(pairs, headers)}")
+    measured = [read_results(path, given.checkpoint)[0].corruptions for path in (a, b)] if alone else []
+    if all(measured) and measured:
+        under = [
+            [
+                name.replace("_", " "),
+                percent(one),
+                percent(other),
+                f"{100 * gain:+.2f}",
+                f"{100 * low:+.2f} to {100 * high:+.2f}",
+            ]
+            for name, one, other, gain, (low, high) in paired.corruptions(a, b, given.checkpoint)
+        ]
+        print("\n" + table(under, ["corruption", *headers[1:5]]))
     for letter, path in (("A", a), ("B", b)):
         records = [read_results(path, given.checkpoint)[0]] if alone else []
         records += Union.read(path, given.checkpoint).parts.values() if several else []

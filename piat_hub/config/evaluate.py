@@ -1,7 +1,7 @@
 """What an evaluation measures, and where its figures go."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from piat_hub.config.errors import InputError
 from piat_hub.config.fields import check, duration, option
@@ -23,6 +23,9 @@ class EvalConfig:
     )
     sweep_eps: tuple[float, ...] = option(
         (), "also measure the attacks at these budgets, such as 2/255 4/255 8/255", unit="pixels"
+    )
+    corruptions: str | None = option(
+        None, "also measure common corruptions: the folder of NAME.npy and labels.npy, as CIFAR-10-C has them"
     )
     mean: tuple[float, ...] = option(
         (), "subtracted from the images, one number per channel, for a model that wants it"
@@ -96,7 +99,13 @@ class EvalConfig:
         found = [ThreatModel.parse(text) for text in self.threat_models]
         if twice := [str(threat) for threat in found if found.count(threat) > 1]:
             raise InputError(f"{twice[0]} is twice among --threat-models; name each once")
-        beside = {"--norm": self.norm, "--eps": self.eps, "--step-size": self.step_size, "--sweep-eps": self.sweep_eps}
+        beside: dict[str, Any] = {
+            "--norm": self.norm,
+            "--eps": self.eps,
+            "--step-size": self.step_size,
+            "--sweep-eps": self.sweep_eps,
+        }
+        beside["--corruptions"] = self.corruptions
         if found and (given := [flag for flag, value in beside.items() if value]):
             raise InputError(
                 f"{given[0]} is of one threat model, and --threat-models names its own; leave out one of them"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from piat_hub import data
 from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number, pixels
-from piat_hub.evaluation import checks, loop
+from piat_hub.evaluation import checks, corruptions, loop
 from piat_hub.evaluation.loop import ALONE, Processes, Progress, trained_against
 from piat_hub.evaluation.model import fit_of, label_names, load_model, weights_digest
 from piat_hub.evaluation.suites import suite
@@ -98,8 +98,7 @@ class Evaluation:
         )
         for event in events:
             yield event
-            on_time = torch.tensor(int(time.monotonic() < ends), device=device_of(self.model))
-            if not self.processes.least(on_time):
+            if not self._on_time(ends):
                 return
         self.write_card()
 
@@ -129,6 +128,23 @@ class Evaluation:
             yield done
         self.write_card()
 
+    def corruptions(self, ends: float = math.inf) -> Iterator[Progress]:
+        """Measure the corrupted images, saved after each severity; what was measured before is not measured again.
+
+        Args:
+            ends: as in `measure`.
+
+        Yields:
+            The corruption and severity that is done.
+        """
+        images = data.Corrupted.open(str(self.config.corruptions), self.config.n)
+        options = {"batch_size": self.batch_size, "save": self._save, "processes": self.processes}
+        for event in corruptions.measure(self.model, images, self.results, **options):  # type: ignore[arg-type]
+            yield event
+            if not self._on_time(ends):
+                return
+        self.write_card()
+
     def check(self, images: int = 100) -> Iterator[dict[str, Any]]:
         """The honesty report on the first images; yields each check, all saved at the end.
 
@@ -153,6 +169,10 @@ class Evaluation:
     def batch_size(self) -> int:
         """How many images are attacked at a time: as asked, else 250 on a CPU, 1000 on a GPU."""
         return self.config.batch_size or (250 if device_of(self.model).type == "cpu" else 1000)
+
+    def _on_time(self, ends: float) -> bool:
+        """No process is past `ends`."""
+        return bool(self.processes.least(torch.tensor(int(time.monotonic() < ends), device=device_of(self.model))))
 
     def _save(self, results: Results) -> None:
         if self.processes.rank == 0:
@@ -206,6 +226,8 @@ def prepare(spec: str, config: EvalConfig) -> list[Evaluation]:
     own = Path(spec).is_dir() and output.resolve() == Path(spec).resolve()
     if (output / "config.json").exists() and not own:
         raise InputError(f"{output} holds another model; name another --output")
+    if config.corruptions:
+        data.Corrupted.open(config.corruptions, config.n)  # or InputError
     weights = weights_digest(model)
     if len(set(gather_object([weights]))) > 1:
         raise InputError(f"{spec} is not the same in every process of this launch; evaluate it once it stays as it is")

@@ -12,11 +12,13 @@ from piat_hub.config import DATASETS, InputError, TrainConfig, pixels, to_dict
 from piat_hub.hub import plain_timm
 from piat_hub.records.files import WEIGHTS, own, read_json, sealed, write_text
 from piat_hub.records.labels import (
+    CORRUPTION_HEADERS,
     HEADERS,
     OPTIMIZER_NAMES,
     UNION_HEADERS,
     attack_name,
     command,
+    corruption_rows,
     method_name,
     rows,
     said,
@@ -123,6 +125,9 @@ def _shown(found: Measured) -> dict[str, Any]:
     return {
         "record": shown,
         "table": table(rows(shown), HEADERS, "github"),
+        "corruptions": table(corruption_rows(shown.corruptions), CORRUPTION_HEADERS, "github")
+        if shown.corruptions
+        else "",
         "notes": said(shown),
         "verdicts": found.verdicts.replace("`", "'"),
     }

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from piat_hub.config import InputError
+from piat_hub.records.corruptions import Corruptions
 from piat_hub.records.files import WEIGHTS, file_digest, own
 from piat_hub.records.results import Record, read_results
-from piat_hub.records.statistics import Paired, paired
+from piat_hub.records.statistics import Paired, mean_of_images, paired
 from piat_hub.records.union import Union
 
 
@@ -59,6 +60,43 @@ def unions(a: Path, b: Path, checkpoint: str = "last") -> list[Paired]:
         (str(part.threat_model), one.standing[folder], other.standing[folder]) for folder, part in one.parts.items()
     ]
     return [paired(*each_pair) for each_pair in (*each, ("union", one.worst, other.worst))]
+
+
+def corruptions(
+    a: Path, b: Path, checkpoint: str = "last"
+) -> list[tuple[str, float, float, float, tuple[float, float]]]:
+    """Two evaluated directories under each common corruption that both have whole; the mean of the 15 last.
+
+    An image is measured at five severities, so the intervals are of images and not of answers.
+
+    Args:
+        a: a directory whose results hold corruptions.
+        b: another.
+        checkpoint: "last" or "best", of both.
+
+    Returns:
+        For each corruption its name, the accuracy of A and of B, B - A, and the 95 % interval of that.
+
+    Raises:
+        InputError: unless they measured the same images.
+    """
+    records = [read_results(path, checkpoint)[0] for path in (a, b)]
+    if lacking := [path for path, record in zip((a, b), records, strict=True) if not record.corruptions]:
+        raise InputError(f"{lacking[0]} has no corruptions measured; evaluate it with --corruptions DIR")
+    one, other = (Corruptions.read(p, checkpoint, r.corruptions) for p, r in zip((a, b), records, strict=True))
+    common = [name for name in one.whole if name in other.whole]
+    if not common or any((one.n, one.digests[name]) != (other.n, other.digests[name]) for name in common):
+        raise InputError(
+            f"{a} and {b} measured other corrupted images; evaluate both on the same --corruptions and --n"
+        )
+    pairs = [(name, one.whole[name].mean(0), other.whole[name].mean(0)) for name in common]
+    if one.by_image is not None and other.by_image is not None:
+        pairs.append(("mean of the 15", one.by_image, other.by_image))
+    found = []
+    for name, ours, theirs in pairs:
+        difference, (low, high) = mean_of_images(theirs - ours, -1.0)
+        found.append((name, float(ours.mean()), float(theirs.mean()), difference, (low, high)))
+    return found
 
 
 def _hold_same(a: Path, ours: Mapping[str, Record], b: Path, theirs: Mapping[str, Record]) -> None:

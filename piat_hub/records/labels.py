@@ -6,7 +6,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from piat_hub.config import TrainConfig, public, recipes
+from piat_hub.config import EXTRA, SEVERITIES, TrainConfig, public, recipes
 from piat_hub.records.results import Record
 from piat_hub.records.union import Union
 
@@ -73,6 +73,22 @@ def _cells(figures: Mapping[str, Any]) -> list[str]:
     return [percent(figures["accuracy"]), interval, f"{figures['correct']} of {figures['n']}"]
 
 
+def corruption_rows(told: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each corruption: its accuracy at every severity and their mean; then the mean of the 15, and mCE."""
+    lines = []
+    for corruption, each in told["severities"].items():
+        shares = [f["accuracy"] for f in each]
+        whole = percent(sum(shares) / SEVERITIES) if len(shares) == SEVERITIES else ""
+        cells = [percent(share) for share in shares] + [""] * (SEVERITIES - len(shares))
+        lines.append([corruption.replace("_", " ") + (" (extra)" if corruption in EXTRA else ""), *cells, whole])
+    if mean := told["mean"]:
+        low, high = (percent(end) for end in mean["ci95"])
+        lines.append(["mean of the 15", *[""] * SEVERITIES, f"{percent(mean['accuracy'])} [{low}, {high}]"])
+    if told["mce"] is not None:
+        lines.append([f"mCE, beside {told['reference']}", *[""] * SEVERITIES, percent(told["mce"])])
+    return lines
+
+
 def union_rows(union: Union) -> list[list[str]]:
     """A row for each threat model, with the attacks of which it is the worst, and its time; their union last."""
     told = union.to_dict()
@@ -98,6 +114,7 @@ def said(results: Record) -> list[str]:
 
 
 HEADERS = ("attack", "accuracy", "95 % interval (Wilson)", "correct")
+CORRUPTION_HEADERS = ("corruption", *(f"severity {s}" for s in range(1, SEVERITIES + 1)), "mean")
 UNION_HEADERS = ("threat model", "worst of", *HEADERS[1:], "took")
 
 

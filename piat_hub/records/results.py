@@ -12,6 +12,7 @@ import numpy as np
 
 from piat_hub.config import InputError, ThreatModel, from_dict, number, pixels, printable, to_dict
 from piat_hub.records.claims import Figures, hold
+from piat_hub.records.corruptions import Corruptions
 from piat_hub.records.files import (
     RESULTS,
     VERDICTS,
@@ -55,6 +56,7 @@ class Record:
     notes: list[str] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     sweep: list[dict[str, Any]] = field(default_factory=list)
+    corruptions: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -74,6 +76,7 @@ class Record:
             "notes": self.notes,
             "checks": self.checks,
             "sweep": self.sweep,
+            **({"corruptions": self.corruptions} if self.corruptions else {}),
             **self.environment,
             "seconds": round(self.seconds, 1),
         }
@@ -113,6 +116,7 @@ class Record:
             notes=list(values.get("notes") or ()),
             checks=list(values.get("checks") or ()),
             sweep=list(values.get("sweep") or ()),
+            corruptions=dict(values.get("corruptions") or {}),
             environment={key: values[key] for key in ("versions", "git", "device") if key in values},
             seconds=values.get("seconds", 0.0),
         )
@@ -175,12 +179,13 @@ class Running:
 class Results(Record):
     """A record that is being made, with its arrays: `verdicts` by attack, (n,) bool, true where still correct.
 
-    labels: (n,) int64, into label_names. running: the attack under way. stopped: attacks that an earlier call was stopped
-    in, by name.
+    labels: (n,) int64, into label_names. corrupted: verdicts under corruptions. running: the attack under way. stopped:
+    attacks that an earlier call was stopped in, by name.
     """
 
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     verdicts: dict[str, np.ndarray] = field(default_factory=dict)
+    corrupted: Corruptions | None = None
     running: Running | None = None
     stopped: dict[str, Running] = field(default_factory=dict)
 
@@ -236,6 +241,9 @@ class Results(Record):
             arrays = {"entry": self.running.entry, "standing": self.running.standing}
             facts = {k: v for k, v in vars(self.running).items() if k not in arrays} | {"of": self._identity()}
             return save_arrays(_partial(verdicts, self.running.attack), facts=np.array(json.dumps(facts)), **arrays)
+        if self.corrupted:
+            self.corrupted.save(directory, self.checkpoint)
+            self.corruptions = self.corrupted.to_dict()
         save_arrays(verdicts, index=np.arange(self.n), label=self.labels, **self.verdicts)
         write_text(results, json.dumps(sealed(self.to_dict()), indent=2) + "\n")
         for attack in self.attacks:
@@ -254,6 +262,7 @@ class Results(Record):
         try:
             before, kept = read_results(directory, self.checkpoint)
             labels = load_arrays(own(directory, verdicts.name)).get("label", self.labels)
+            corrupted = Corruptions.read(directory, self.checkpoint, before.corruptions) if before.corruptions else None
         except InputError as error:
             aside = [move_aside(path).name for path in (results, verdicts) if path.exists()]
             raise InputError(f"{error}: they were moved to {' and '.join(aside)}") from error
@@ -268,9 +277,9 @@ class Results(Record):
             raise InputError(
                 f"{results} was measured with other labels of these images; name another place with --output"
             )
-        for name in ("attacks", "notes", "checks", "sweep", "environment", "seconds"):
+        for name in ("attacks", "notes", "checks", "sweep", "corruptions", "environment", "seconds"):
             setattr(self, name, getattr(before, name))
-        self.verdicts = kept
+        self.verdicts, self.corrupted = kept, corrupted
         self._draw_together()
         for path in sorted(directory.glob(_partial(verdicts, "*").name)) if stopped else ():
             running = self._read_running(path)
