@@ -210,7 +210,7 @@ def test_card_figure_and_comparison(tmp_path, evaluated, capsys):
     assert [name for name, *_ in shares] == [*COMMON, *EXTRA, "mean of the 15"]
     a, b = (read_json(Path(place, "results.json"))["corruptions"]["mean"]["accuracy"] for place in ("r", "b"))
     _, one, other, difference, (low, high) = shares[-1]
-    assert (one, other) == (pytest.approx(a), pytest.approx(b)) and low <= difference == pytest.approx(b - a) <= high
+    assert (one, other, difference) == pytest.approx((a, b, b - a)) and low <= difference <= high
     capsys.readouterr()
     assert cli.main(["compare", "r", "b"]) == 0
     assert "mean of the 15" in capsys.readouterr().out
