@@ -481,6 +481,19 @@ def autoattack():
     return markdown(lines, ["images", "seed", "n", "ours", "pyautoattack", "differ", "our s", "their s"])
 
 
+def union():
+    """Two digits models under several threat models, and the union of these."""
+    lines = []
+    for name in ("standard", "demo"):
+        told = read_json(DOCS / "results" / "union" / f"{name}.json")
+        whole = told["union"] | {"seconds": told["seconds"]}
+        for row in (*told["threat_models"], whole):
+            threat = f"{row['norm']} eps {row['eps']}" if "norm" in row else "union"
+            low, high = (f"{100 * end:.2f}" for end in row["ci95"])
+            lines.append([name, threat, f"{percent(row['accuracy'])} [{low}, {high}]", f"{row['seconds']:.0f}"])
+    return markdown(lines, ["model", "threat model", "AutoAttack", "s"])
+
+
 def torchattacks():
     """Images that withstand PGD-20, by both."""
     lines = [

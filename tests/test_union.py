@@ -15,6 +15,7 @@ from conftest import ROOT, killed, python
 from piat_hub import cli
 from piat_hub.config import EvalConfig, InputError, ThreatModel
 from piat_hub.evaluation import request
+from piat_hub.figures import breadth
 from piat_hub.hub import card
 from piat_hub.hub.push import publication
 from piat_hub.records import compare
@@ -174,7 +175,12 @@ def test_the_card_of_a_run_has_a_row_each_while_its_weights_are_those(evaluated)
     assert "The union of these threat models, last checkpoint" in text and "| L1 eps 2.0 " in text
     assert re.search(rf"\| union .*\| {correct} of 30 ", text)
     assert "union.json" in publication(RunDirectory.read("r"), "org/name")
+    figure = breadth.union([RunDirectory.read("r")])
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()][-1] == "union"
+    assert "30 images of digits: the worst of clean, APGD-3" in figure.get_label()
     shutil.copy(evaluated / "model_best.safetensors", evaluated / "model.safetensors")
     found = RunDirectory.read(evaluated)
+    with pytest.raises(InputError, match="no run was measured under several threat models"):
+        breadth.union([found])
     assert found.unions == {} and "The union of" not in card.render(found)
     assert "union.json" not in publication(found, "org/name")

@@ -160,7 +160,7 @@ def _corruptions(model: str, done: Evaluation, ends: float) -> bool:
     from piat_hub.figures import breadth
     from piat_hub.figures.style import save
 
-    images = Corrupted.open(str(done.config.corruptions), done.config.n)
+    images, known = Corrupted.open(str(done.config.corruptions), done.config.n), list(done.results.notes)
     with tqdm(unit="severity", total=SEVERITIES * len(images.images), disable=done.processes.rank != 0 or None) as bar:
         for event in done.corruptions(ends):
             bar.set_description(f"{model} {event.attack}", refresh=False)
@@ -173,6 +173,8 @@ def _corruptions(model: str, done: Evaluation, ends: float) -> bool:
             f"the time budget of {done.config.time_budget} is spent: {shortened(left)} not done; the same command goes on"
         )
         return False
+    for sentence in done.results.notes[len(known) :]:
+        print(f"note: {sentence}")
     if images.missing:
         print(f"note: a mean is over the 15 common corruptions, and {images.name} lacks {images.missing}")
     if done.results.corruptions["mean"] and done.processes.rank == 0:

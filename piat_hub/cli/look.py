@@ -70,24 +70,33 @@ def compare(argv: Sequence[str], prog: str) -> None:
     ]
     headers = ["attack", "A", "B", "B - A, points", "95 % interval", "only A / only B stands", "McNemar's p"]
     print(f"A {given.a}\nB {given.b}\n\n{table(pairs, headers)}")
-    measured = [read_results(path, given.checkpoint)[0].corruptions for path in (a, b)] if alone else []
-    if all(measured) and measured:
-        under = [
-            [
-                name.replace("_", " "),
-                percent(one),
-                percent(other),
-                f"{100 * gain:+.2f}",
-                f"{100 * low:+.2f} to {100 * high:+.2f}",
-            ]
-            for name, one, other, gain, (low, high) in paired.corruptions(a, b, given.checkpoint)
-        ]
-        print("\n" + table(under, ["corruption", *headers[1:5]]))
+    if alone and all(read_results(path, given.checkpoint)[0].corruptions for path in (a, b)):
+        print(f"\n{_under_corruptions(a, b, given.checkpoint)}")
     for letter, path in (("A", a), ("B", b)):
         records = [read_results(path, given.checkpoint)[0]] if alone else []
         records += Union.read(path, given.checkpoint).parts.values() if several else []
         for sentence in dict.fromkeys(sentence for record in records for sentence in said(record)):
             print(f"note on {letter}: {sentence}")
+
+
+def _under_corruptions(a: Path, b: Path, checkpoint: str) -> str:
+    """The two paired under each common corruption, as a table; or why they cannot be."""
+    from piat_hub.records.compare import corruptions
+
+    try:
+        found = corruptions(a, b, checkpoint)
+    except InputError as error:
+        return f"corruptions are not paired: {error}"
+    rows = [
+        [
+            name.replace("_", " "),
+            percent(one),
+            percent(other),
+            *(f"{100 * points:+.2f}" for points in (gain, low, high)),
+        ]
+        for name, one, other, gain, (low, high) in found
+    ]
+    return table(rows, ["corruption", "A", "B", "B - A, points", "95 % from", "to"])
 
 
 def predict(argv: Sequence[str], prog: str) -> None:

@@ -19,7 +19,7 @@ class EvalConfig:
 
     attacks: tuple[str, ...] = option(
         ("clean", "pgd20"),
-        "any of clean, pgdN, mimN, cwN, aa, apgd-ce, apgd-t, fab-t, square, or your own as module:callable",
+        "any of clean, pgdN, apgdN, mimN, cwN, aa, apgd-ce, apgd-t, fab-t, square, or your own as module:callable",
     )
     sweep_eps: tuple[float, ...] = option(
         (), "also measure the attacks at these budgets, such as 2/255 4/255 8/255", unit="pixels"

@@ -62,6 +62,8 @@ def measure(
             for severity in range(len(done.verdicts.get(corruption, ())) + 1, SEVERITIES + 1):
                 found = Split(images.at(corruption, severity), images.labels[: images.n], (), images.name)
                 split = numbered_as(found, label_names(model)).to(device)
+                for sentence in split.notes:
+                    results.note(sentence)
                 done.imagenet = (class_count(exact, split), split.shape) == IMAGENET
                 stand = torch.ones(images.n, dtype=torch.uint8, device=device)
                 batches = torch.arange(images.n).split(batch_size)

@@ -106,7 +106,7 @@ def suite(
     except TypeError as error:
         raise InputError(f"{name} cannot be called as (model, x, y, {', '.join(given)}): {error}; mend it") from error
     stage = partial(_held, name, partial(attack, **given), threat_model)
-    return Suite({name: stage}, facts, follows=attack in map(ATTACKS.get, OWN), foreign=":" in name)
+    return Suite({name: stage}, facts, follows=attack in map(ATTACKS.get, (*OWN, "apgd")), foreign=":" in name)
 
 
 def _by_name(name: str) -> tuple[Callable[..., Tensor], int | None]:
