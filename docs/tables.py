@@ -19,11 +19,12 @@ from piat_hub import config, methods as losses
 from piat_hub.config import show
 from piat_hub.figures import pictures
 from piat_hub.hub import card
+from piat_hub.records.compare import compare
 from piat_hub.records.files import read_json, read_lines
 from piat_hub.records.groups import CURVES, mean_interval
 from piat_hub.records.labels import HEADERS, attack_name, percent, rows
 from piat_hub.records.published import paper
-from piat_hub.records.results import compare, read_record
+from piat_hub.records.results import read_record
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.study.table import between, table_text
 from piat_hub.training.guards import collapsed
@@ -505,6 +506,19 @@ def autoattack():
     keys = ("seed", "n", "ours", "pyautoattack", "differ", "our_seconds", "their_seconds")
     lines = [[*name, *(str(row[key]) for key in keys)] for name, row in peers("autoattack")]
     return markdown(lines, ["images", "seed", "n", "ours", "pyautoattack", "differ", "our s", "their s"])
+
+
+def union():
+    """Two digits models under several threat models, and the union of these."""
+    lines = []
+    for name in ("standard", "demo"):
+        told = read_json(DOCS / "results" / "union" / f"{name}.json")
+        whole = told["union"] | {"seconds": told["seconds"]}
+        for row in (*told["threat_models"], whole):
+            threat = f"{row['norm']} eps {row['eps']}" if "norm" in row else "union"
+            low, high = (f"{100 * end:.2f}" for end in row["ci95"])
+            lines.append([name, threat, f"{percent(row['accuracy'])} [{low}, {high}]", f"{row['seconds']:.0f}"])
+    return markdown(lines, ["model", "threat model", "AutoAttack", "s"])
 
 
 def torchattacks():

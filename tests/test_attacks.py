@@ -348,7 +348,7 @@ def test_autoattack_with_few_classes_says_what_changed():
     assert changes(10, "L2", (32, 32)) is changes(10, "Linf", (12, 12)) is None
     assert changes(10, "L2", (12, 20)) == "square searches in a frame of 13x21 around the images"
     with pytest.raises(ValueError, match="norm"):
-        components(0.1, "L1", 10, 0)
+        components(0.1, "L3", 10, 0)
 
 
 def test_autoattack_matches_the_package_run_whole(linear, quick_autoattack):
@@ -362,14 +362,15 @@ def test_autoattack_matches_the_package_run_whole(linear, quick_autoattack):
     assert 0 < standing.sum() < 16
 
 
+@pytest.mark.parametrize("norm", ["L2", "L1"])
 @pytest.mark.parametrize("size", [(12, 12), (9, 14), (16, 24), (24, 16), (5, 2), (3, 31), (32, 48)])
-def test_l2_square_takes_images_of_any_size(linear, size):
+def test_l2_and_l1_square_take_images_of_any_size(linear, size, norm):
     x = torch.rand(3, 2, *size)
     model = linear(torch.randn(4, x[0].numel()))
     y = model(x).argmax(1)
-    x_adv = components(1.0, "L2", 4, 0, queries=40)["square"](model, x, y)
+    x_adv = components(1.0, norm, 4, 0, queries=40)["square"](model, x, y)
     broken = model(x_adv).argmax(1) != y
-    moved = (x_adv - x).flatten(1).norm(dim=1)
+    moved = (x_adv - x).flatten(1).norm(int(norm[1]), dim=1)
     assert x_adv.shape == x.shape and (moved <= 1.0001).all() and x_adv.min() >= 0 and x_adv.max() <= 1
     assert (moved[broken] > 0).all()
 

@@ -315,7 +315,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr("piat_hub.training.run.train", interrupted)
     assert cli.main(["train"]) == 130  # nothing of it is there yet
     assert capsys.readouterr().err == "piat train: error: stopped, start it again\n"
-    monkeypatch.setattr("piat_hub.evaluation.request.prepare_evaluation", lambda *_: next(interrupted()))
+    monkeypatch.setattr("piat_hub.evaluation.request.prepare", lambda *_: next(interrupted()))
     assert cli.main(["evaluate", "my run"]) == 130
     assert "stopped, what is finished is saved: go on with " in (said := capsys.readouterr().err)
     assert said.endswith("evaluate 'my run' --resume\n")

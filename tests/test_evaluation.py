@@ -18,8 +18,9 @@ from piat_hub.data import Split, derived_seed, to_unit
 from piat_hub.evaluation.loop import Processes, Progress, evaluate, measure
 from piat_hub.evaluation.suites import suite
 from piat_hub.evaluation.verdict import accuracy, class_count, correct, stands, survives, twin_of
+from piat_hub.records.compare import compare
 from piat_hub.records.labels import rows
-from piat_hub.records.results import Results, compare
+from piat_hub.records.results import Results
 from piat_hub.records.statistics import wilson
 
 

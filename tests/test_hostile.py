@@ -27,8 +27,9 @@ from piat_hub.figures import plots
 from piat_hub.hub import card
 from piat_hub.hub.save import save_pretrained
 from piat_hub.records import tensors
+from piat_hub.records.compare import compare
 from piat_hub.records.files import read_json, read_metrics, sealed
-from piat_hub.records.results import Results, compare, read_record, read_results
+from piat_hub.records.results import Results, read_record, read_results
 from piat_hub.records.rundir import RunDirectory
 
 CALLS = 3_000_000  # of Python, that reading a run may take

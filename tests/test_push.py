@@ -19,9 +19,8 @@ from huggingface_hub import ModelCard
 import piat_hub
 from piat_hub import cli
 from piat_hub.hub import card
-from piat_hub.hub.push import RECORDS
 from piat_hub.hub.save import save_weights
-from piat_hub.records.files import file_digest, read_json
+from piat_hub.records.files import CORRUPTIONS, RECORDS, UNIONS, file_digest, read_json
 from piat_hub.records.labels import percent
 
 pytestmark = pytest.mark.slow
@@ -109,9 +108,9 @@ def test_a_push_is_one_commit_of_what_lies_there(endpoint, shell, run):
     assert shell.out == f"pushed  {endpoint}/org/net/commit/{new}\n"
     files = endpoint.files("models/org/net")
     records = {p.name for p in run.iterdir() if p.is_file()} | {".gitattributes"}
-    assert (
-        set(files) == records == {".gitattributes", *RECORDS} - {"sweep.png", "results_best.json", "verdicts_best.npz"}
-    )
+    unmeasured = {"sweep.png", "corruptions.png", "results_best.json", "verdicts_best.npz"}
+    unmeasured |= {*UNIONS.values(), *CORRUPTIONS.values()}
+    assert set(files) == records == {".gitattributes", *RECORDS} - unmeasured
     for name in records - {"config.json", "README.md", ".gitattributes"}:
         assert files[name] == (run / name).read_bytes()
     assert not any(body.startswith(b"\x80") or b"hf_secret" in body for body in files.values())

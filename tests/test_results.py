@@ -16,9 +16,10 @@ from torch import nn
 from piat_hub.config import InputError, ThreatModel
 from piat_hub.data import Split
 from piat_hub.evaluation.loop import measure
+from piat_hub.records.compare import compare
 from piat_hub.records.files import read_json
 from piat_hub.records.labels import rows
-from piat_hub.records.results import Record, Results, compare, read_results
+from piat_hub.records.results import Record, Results, read_results
 from piat_hub.records.statistics import class_accuracy, paired, proportion
 
 THREAT = ThreatModel("Linf", 0.08)

@@ -19,7 +19,7 @@ SPHINX = ("sphinx", "-W", "--keep-going", "-q", "-b", "html")
 PAGES = [*sorted((DOCS / "guides").glob("*.md")), DOCS / "interpolation.md", *sorted((DOCS / "methods").glob("*.md"))]
 STOPS = {  # command -> what it calls once its flags are read and hold together; others end with the parser
     "train": "piat_hub.cli.train.run_training",
-    "evaluate": "piat_hub.evaluation.request.prepare_evaluation",
+    "evaluate": "piat_hub.evaluation.request.prepare",
     "push": "piat_hub.cli.publish.say_pushed",
     "study": "piat_hub.study.sweep.members_of",
 }

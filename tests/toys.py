@@ -38,6 +38,7 @@ class Quick(pyautoattack.AutoAttack):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 10
+        self.apgd.n_iter_orig = self.apgd_targeted.n_iter_orig = 10  # of L1's three budgets together
         self.square.n_queries = 100
 
 

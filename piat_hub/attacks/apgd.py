@@ -1,15 +1,29 @@
-"""APGD in few steps, as an inner attack of training (Croce & Hein 2020, Alg. 1; Singh, Croce & Hein 2023)."""
+"""APGD from the image on: an inner attack of training in few steps (Singh, Croce & Hein 2023), and an attack under L1."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piat_hub.attacks.core import Budget, Objective, Start, attack_mode, ball, climb, cross_entropy, look, start_at
+from piat_hub.attacks import l1
+from piat_hub.attacks.core import (
+    Budget,
+    Objective,
+    Start,
+    attack_mode,
+    ball,
+    climb,
+    cross_entropy,
+    look,
+    register,
+    start_at,
+)
 
 MOMENTUM = 0.75  # share of a new step; the rest repeats the step before
 RISES = 0.75  # share of the steps up to a checkpoint at which the objective is to rise
+SHORTER = 1.5  # by which L1 steps are shortened
 
 
+@register
 def apgd(
     model: nn.Module,
     x: Tensor,
@@ -21,11 +35,15 @@ def apgd(
     objective: Objective = cross_entropy,
     start: Start = 0.0,
 ) -> Tensor:
-    """Adversarial examples by ascent that halves its own steps, each image's best kept (Croce & Hein 2020, Alg. 1).
+    """Adversarial examples by ascent that chooses its own steps, each image's best kept (Croce & Hein 2020, Alg. 1).
 
     Steps begin at 2 eps. At checkpoints, with ten steps or fewer after each one, an image whose objective rose too rarely, or
     not at all at an unchanged step size, goes on from its best point with half the step. As in the authors' code the first
     step counts as a rise, and the last point's gradient is never computed: n steps cost n + 1 forwards and n backwards.
+
+    Under L1 (Croce & Hein 2021, Alg. 1) a step of eps moves few entries: a fifth, then two thirds as many as the best point
+    has moved. At checkpoints, a 25th of the steps apart, an image whose best point has moved fewer than before goes on
+    from it with steps of eps; for the others they are shortened, down to eps/10.
 
     Args:
         model: maps images in [0, 1] to logits (B, K); attacked in eval mode with frozen weights, restored after.
@@ -33,7 +51,7 @@ def apgd(
         y: class numbers (B,), or probabilities (B, K) for an objective that takes them.
         eps: perturbation budget in pixel units, 8/255 for eight levels; or per image, (B, 1, 1, 1).
         steps: iterations; Singh et al. 2023 train with 2.
-        norm: "Linf" or "L2".
+        norm: "Linf", "L2" or "L1".
         objective: objective(logits (B, K), y), a sum over the batch of what each image has of its own.
         start: "uniform" in the ball, or the scale in pixel units of Gaussian noise on x; 0 is x itself, as they train.
 
@@ -67,10 +85,12 @@ def few_steps(
         y: class numbers (B,), or probabilities (B, K).
         eps: budget in pixel units, one number or (B, 1, 1, 1).
         steps: iterations.
-        norm: "Linf" or "L2".
+        norm: "Linf", "L2" or "L1".
         objective: (logits (B, K), y) -> a sum over the batch, which is maximised.
         start: "uniform", the scale of Gaussian noise in pixel units, or the starting points.
     """
+    if norm == "L1":
+        return _sparse_steps(model, x, y, eps, steps, objective, start)
     (_, _, project), x = ball(norm), x.detach()
     now = before = best = start_at(x, eps, norm, start)
     step_size = 2 * eps * torch.ones_like(x[:, :1, :1, :1])  # (B, 1, 1, 1)
@@ -100,6 +120,40 @@ def few_steps(
                 now, gradient = _choose(halved, best, now), _choose(halved, best_gradient, gradient)
                 waiting = interval = max(interval - shrink, least)
     return best
+
+
+def _sparse_steps(
+    model: nn.Module, x: Tensor, y: Tensor, eps: Budget, steps: int, objective: Objective, start: Start
+) -> Tensor:
+    """`few_steps` under L1."""
+    x, entries = x.detach(), x[0].numel()
+    now = best = start_at(x, eps, "L1", start)
+    longest = eps * torch.ones_like(x[:, :1, :1, :1])  # (B, 1, 1, 1)
+    step_size, checkpoint = longest, max(int(0.04 * steps), 1)
+    given = (now != x).flatten(1).sum(1)
+    moved = given if isinstance(start, Tensor) else torch.full_like(given, entries)  # (B,) entries of the best point
+    most = _two_thirds(moved) if isinstance(start, Tensor) else torch.full_like(given, -(-entries // 5))
+    with attack_mode(model) as frozen, torch.enable_grad():
+        first, gradient = ask(frozen, now, y, objective)
+        highest, best_gradient = of_each(objective, first, first, y), gradient
+        for k in range(steps):
+            now = climb(now, l1.thinned(gradient, most), x, eps, step_size, "L1")
+            logits, gradient = ask(frozen, now, y, objective, more=k + 1 < steps)
+            value = of_each(objective, logits, first, y)
+            better = value > highest
+            highest = torch.where(better, value, highest)
+            best, best_gradient = _choose(better, now, best), _choose(better, gradient, best_gradient)
+            if (k + 1) % checkpoint == 0:
+                before, moved = moved, (best != x).flatten(1).sum(1)
+                fewer, most = moved < 0.95 * before, _two_thirds(moved)
+                step_size = _choose(fewer, longest, (step_size / SHORTER).maximum(longest / 10))
+                now, gradient = _choose(fewer, best, now), _choose(fewer, best_gradient, gradient)
+    return best
+
+
+def _two_thirds(counts: Tensor) -> Tensor:
+    """Two thirds of each, rounded up, at least one."""
+    return ((2 * counts + 2) // 3).clamp_min(1)
 
 
 def ask(model: nn.Module, x_adv: Tensor, y: Tensor, objective: Objective, more: bool = True) -> tuple[Tensor, Tensor]:

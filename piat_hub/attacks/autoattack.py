@@ -13,22 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piat_hub.attacks.core import attack_mode, look, usable
-from piat_hub.config import InputError, ThreatModel
+from piat_hub.attacks.core import attack_mode, ball, look, usable
+from piat_hub.config import ThreatModel
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 Component = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def components(eps: float, norm: str, num_classes: int, seed: int, queries: int = 5000) -> dict[str, Component]:
-    """The standard version's components by name, each (model, x, y) -> x_adv; pixels in [0, 1], norm "Linf" or "L2".
+    """The standard version's components by name, each (model, x, y) -> x_adv; pixels in [0, 1].
 
-    With fewer than 10 classes the targeted attacks aim at all num_classes - 1 others; with fewer than 4 the targeted
-    DLR loss is undefined and apgd-t is left out (`changes` says so).
+    Under L1 (Croce & Hein 2021, arXiv:2103.01208) both APGDs come down from 3 eps by way of 2 eps, apgd-ce starts five
+    times, and apgd-t aims at 5 classes in place of 9. With fewer classes the targeted attacks aim at all num_classes - 1
+    others; with fewer than 4 the targeted DLR loss is undefined and apgd-t is left out (`changes` says so).
 
     Args:
         eps: perturbation budget in pixel units, 8/255 for eight levels.
-        norm: "Linf" or "L2".
+        norm: "Linf", "L2" or "L1".
         num_classes: classes that the model tells apart, the K of its logits (B, K).
         seed: of the components' random starts and of Square's search.
         queries: most that Square may ask for an image; 5000, as in the standard version, is also the upper bound.
@@ -39,8 +40,7 @@ def components(eps: float, norm: str, num_classes: int, seed: int, queries: int 
     Raises:
         InputError: for another norm.
     """
-    if norm not in ("Linf", "L2"):
-        raise InputError(f"norm {norm!r} is unknown; choose Linf or L2")
+    ball(norm)  # or InputError
     names = STANDARD if num_classes >= 4 else tuple(n for n in STANDARD if n != "apgd-t")
     setting = {"eps": eps, "norm": norm, "num_classes": num_classes, "seed": seed, "queries": queries}
     return {n: partial(_run, component=n, **setting) for n in names}  # type: ignore[arg-type]
@@ -51,19 +51,23 @@ def changes(num_classes: int, norm: str = "Linf", size: tuple[int, int] = (32, 3
 
     Args:
         num_classes: classes that the model tells apart.
-        norm: "Linf" or "L2".
+        norm: "Linf", "L2" or "L1".
         size: height and width of the images.
     """
-    found = [f"targeted attacks aim at {num_classes - 1} classes in place of 9"] if num_classes < 10 else []
+    others, found = num_classes - 1, []
+    if norm == "L1" and others < 5:
+        found.append(f"targeted attacks aim at {others} classes in place of 5 (apgd-t) and 9 (fab-t)")
+    elif others < 9:
+        found.append(f"{'fab-t aims' if norm == 'L1' else 'targeted attacks aim'} at {others} classes in place of 9")
     if num_classes < 4:
         found.append("apgd-t left out, its loss needs 4 classes")
-    if norm == "L2" and (frame := _frame(*size)) != size:
+    if norm != "Linf" and (frame := _frame(*size)) != size:
         found.append("square searches in a frame of {}x{} around the images".format(*frame))
     return "; ".join(found) or None
 
 
 def _frame(height: int, width: int) -> tuple[int, int]:
-    """The smallest size from this one on which pyautoattack's L2 Square takes: its first squares must fill the image."""
+    """The smallest size from this one on that pyautoattack's L2 and L1 Square take: its first squares must fill the image."""
 
     def taken(h: int, w: int) -> bool:
         side, offset = h // 5, (h - h // 5 * 5) // 2
@@ -85,7 +89,7 @@ def autoattack(
         x: clean images, (B, C, H, W) in [0, 1].
         y: class numbers, (B,).
         eps: perturbation budget in pixel units, 8/255 for eight levels.
-        norm: "Linf" or "L2".
+        norm: "Linf", "L2" or "L1".
         seed: of the components; the global generators are left as they were.
 
     Returns:
@@ -135,7 +139,8 @@ def _run(
 
     with attack_mode(model) as frozen, _fresh_rng():
         suite = AutoAttack(logits, eps=eps, norm=norm, seed=seed, version="standard", device=x.device)
-        suite.apgd_targeted.n_target_classes = suite.fab.n_target_classes = min(9, num_classes - 1)
+        for targeted in (suite.apgd_targeted, suite.fab):
+            targeted.n_target_classes = min(targeted.n_target_classes, num_classes - 1)
         x, y = x.contiguous(), y.contiguous()
         if component == "apgd-ce":
             suite.apgd.loss = "ce"
@@ -147,7 +152,7 @@ def _run(
             return suite.fab.perturb(x, y)
         suite.square.n_queries = min(queries, suite.square.n_queries)
         height, width = x.shape[2:]
-        frame = _frame(height, width) if norm == "L2" else (height, width)
+        frame = _frame(height, width) if norm != "Linf" else (height, width)
         suite.square.predict = lambda framed: logits(framed[..., :height, :width])
         framed = F.pad(x, (0, frame[1] - width, 0, frame[0] - height))
         return suite.square.perturb(framed, y)[..., :height, :width]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from piat_hub.attacks import l1
 from piat_hub.config import InputError, ThreatModel
 from piat_hub.machine import device_of
 
@@ -25,6 +26,7 @@ NO_GRADIENT = (
     "the model gives no gradient of its logits for the image (no_grad, detach, argmax or numpy in its forward?); "
     "take that out, or ask for an attack without gradients: square"
 )
+NO_L1 = "pgd, mim and cw step under Linf and L2 alone; under L1 ask for aa, one of its parts, or apgd100"
 ATTACKS: dict[str, Callable[..., Tensor]] = {}  # what an evaluation may ask for by name, with a step count as suffix
 
 
@@ -197,6 +199,8 @@ def ascend(
         InputError: for an unknown norm, an eps (as one number) that is none for it, `leave` together with on_step or a
             budget per image, or a model without a gradient.
     """
+    if norm == "L1":
+        raise InputError(NO_L1)
     if leave and (on_step or isinstance(eps, Tensor) or isinstance(step_size, Tensor)):
         raise InputError("images cannot leave an attack that has on_step or a budget per image; leave out one of them")
     x, velocity = x.detach(), torch.zeros_like(x)
@@ -239,7 +243,7 @@ def start_at(x: Tensor, eps: Budget, norm: str, start: Start) -> Tensor:
     Args:
         x: clean images, (B, C, H, W) in [0, 1].
         eps: budget in pixel units, one number or (B, 1, 1, 1).
-        norm: "Linf" or "L2".
+        norm: "Linf", "L2" or "L1".
         start: "uniform", the scale of Gaussian noise in pixel units, or the points themselves, which only the box holds.
 
     Raises:
@@ -258,16 +262,17 @@ def ball(norm: str) -> Ball:
     """What a norm means to an attack: a draw from the ball, the unit step of steepest ascent, the projection.
 
     Args:
-        norm: "Linf" or "L2".
+        norm: "Linf", "L2" or "L1".
 
     Returns:
-        Three functions, `uniform(x, eps)` -> delta, `steepest(gradient)` -> step, `project(x_adv, x, eps)` -> x_adv.
+        Three functions, `uniform(x, eps)` -> delta, `steepest(gradient)` -> step, `project(x_adv, x, eps)` -> x_adv. L1's
+        step is shared by all entries of the gradient that are not zero: `l1.thinned` leaves few.
 
     Raises:
         InputError: for another norm.
     """
     if norm not in BALLS:
-        raise InputError(f"norm {norm!r} is unknown; choose Linf or L2")
+        raise InputError(f"norm {norm!r} is unknown; choose Linf, L2 or L1")
     return BALLS[norm]
 
 
@@ -280,7 +285,7 @@ def climb(x_adv: Tensor, gradient: Tensor, x: Tensor, eps: Budget, step_size: Bu
         x: centre of the ball, (B, C, H, W).
         eps: radius in pixel units, one number or (B, 1, 1, 1).
         step_size: length of the step in pixel units, one number or (B, 1, 1, 1).
-        norm: "Linf" (a sign step) or "L2" (a step along the gradient).
+        norm: "Linf" (a sign step), "L2" (a step along the gradient) or "L1" (see `ball`).
 
     Returns:
         The new x_adv; it may lie outside [0, 1].
@@ -290,6 +295,16 @@ def climb(x_adv: Tensor, gradient: Tensor, x: Tensor, eps: Budget, step_size: Bu
     """
     _, steepest, project = ball(norm)
     return project(x_adv + step_size * steepest(gradient), x, eps)
+
+
+def distances(delta: Tensor, norm: str) -> Tensor:
+    """How far each image is moved, (B,).
+
+    Args:
+        delta: (B, C, H, W).
+        norm: "Linf", "L2" or "L1".
+    """
+    return torch.linalg.vector_norm(delta.flatten(1), {"Linf": math.inf, "L2": 2, "L1": 1}[norm], dim=1)
 
 
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
@@ -326,4 +341,5 @@ def _project_l2(x_adv: Tensor, x: Tensor, eps: Budget) -> Tensor:
 BALLS: dict[str, Ball] = {
     "Linf": (_uniform_linf, torch.sign, _project_linf),
     "L2": (_uniform_l2, lambda gradient: gradient / _length(gradient), _project_l2),
+    "L1": (l1.uniform, l1.step, l1.project),
 }

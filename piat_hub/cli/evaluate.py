@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import sys
@@ -14,9 +15,21 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
-from piat_hub.config import EvalConfig, InputError, duration, shortened
-from piat_hub.records.labels import HEADERS, attack_name, percent, rows, said, table
+from piat_hub.config import SEVERITIES, EvalConfig, InputError, duration, shortened
+from piat_hub.records.labels import (
+    CORRUPTION_HEADERS,
+    HEADERS,
+    UNION_HEADERS,
+    attack_name,
+    corruption_rows,
+    percent,
+    rows,
+    said,
+    table,
+    union_rows,
+)
 from piat_hub.records.results import Results, result_files
+from piat_hub.records.union import Union
 
 if TYPE_CHECKING:
     from piat_hub.evaluation.request import Evaluation
@@ -46,21 +59,32 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 
     # every request is checked before the first one runs
     ends = time.monotonic() + duration(config.time_budget) if config.time_budget else math.inf
-    prepared = [request.prepare_evaluation(model, config) for model in models]
-    main = prepared[0].processes.rank == 0
+    prepared = [(model, one) for model in models for one in request.prepare(model, config)]
+    main = prepared[0][1].processes.rank == 0
     with contextlib.ExitStack() as held, Path(os.devnull).open("w") as nowhere:
-        for one in prepared:
+        for _, one in prepared:
             held.enter_context(one.writing())
         held.enter_context(contextlib.redirect_stdout(sys.stdout if main else nowhere))
-        finished = [_evaluate_one(model, one, ends) for model, one in zip(models, prepared, strict=True)]
-        if len(finished) > 1:
-            print("\n" + _by_attack("model", [(done.name, _accuracies(done.results.attacks)) for done in finished]))
+        finished = [_evaluate_one(model, one, ends) for model, one in prepared]
+        if len(models) > 1:
+            each = [(done.name, done.results) for done in finished]
+            several = [f"{name}, {results.threat_model}" if config.threat_models else name for name, results in each]
+            accuracies = [_accuracies(results.attacks) for _, results in each]
+            print("\n" + _by_attack("model", list(zip(several, accuracies, strict=True))))
+        if config.threat_models:
+            for output, parts in itertools.groupby(finished, lambda done: done.output):
+                _unite(output, list(parts))
         for done in finished:
             results, verdicts = result_files(done.directory, done.results.checkpoint)
             print(f"results  {results}\nverdicts {verdicts}")
-            for what, name in (("card    ", "README.md"), ("curves  ", "curves.png"), ("sweep   ", "sweep.png")):
-                if (done.directory / name).exists():
-                    print(what, done.directory / name)
+            for what, name in (
+                ("card    ", "README.md"),
+                ("curves  ", "curves.png"),
+                ("sweep   ", "sweep.png"),
+                ("figure  ", "corruptions.png"),
+            ):
+                if (done.output / name).exists():
+                    print(what, done.output / name)
 
 
 def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
@@ -101,11 +125,25 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
         rest = f"not begun: {rest}; " if rest else ""
         print(f"the time budget of {config.time_budget} is spent: {where}{rest}go on with --resume")
         return done
+    if config.corruptions and not _corruptions(model, done, ends):
+        return done
     if config.sweep_eps:
         _sweep(done)
     if config.checks:
         _checks(done)
     return done
+
+
+def _unite(output: Path, parts: list[Evaluation]) -> None:
+    """Write and print the union of one model's threat models, once all of it is measured."""
+    if any(set(done.config.attacks) - set(done.results.attacks) for done in parts):
+        return
+    union = Union.of([done.results for done in parts])
+    print(f"\n{parts[0].name}: the union of its threat models, an image standing where it withstands the worst of all")
+    print(table(union_rows(union), UNION_HEADERS))
+    if parts[0].processes.rank == 0:
+        print(f"union    {union.save(output)}")
+        parts[0].write_card()
 
 
 def _missing_of_sorted(results: Results) -> str:
@@ -114,6 +152,34 @@ def _missing_of_sorted(results: Results) -> str:
     if len(labels) < 10 or (labels[1:] < labels[:-1]).any():
         return ""
     return shortened([name for k, name in enumerate(results.label_names) if k not in labels])
+
+
+def _corruptions(model: str, done: Evaluation, ends: float) -> bool:
+    """Measure, print and draw accuracy under each corruption and severity; whether the time was enough for all of them."""
+    from piat_hub.data import Corrupted
+    from piat_hub.figures import breadth
+    from piat_hub.figures.style import save
+
+    images, known = Corrupted.open(str(done.config.corruptions), done.config.n), list(done.results.notes)
+    with tqdm(unit="severity", total=SEVERITIES * len(images.images), disable=done.processes.rank != 0 or None) as bar:
+        for event in done.corruptions(ends):
+            bar.set_description(f"{model} {event.attack}", refresh=False)
+            bar.update()
+    found = done.results.corrupted
+    print(f"\n{model}: {images.n} images of {images.name} at each severity, {done.results.checkpoint}")
+    print(table(corruption_rows(done.results.corruptions), CORRUPTION_HEADERS))
+    if left := [name for name in images.images if not found or name not in found.whole]:
+        print(
+            f"the time budget of {done.config.time_budget} is spent: {shortened(left)} not done; the same command goes on"
+        )
+        return False
+    for sentence in done.results.notes[len(known) :]:
+        print(f"note: {sentence}")
+    if images.missing:
+        print(f"note: a mean is over the 15 common corruptions, and {images.name} lacks {images.missing}")
+    if done.results.corruptions["mean"] and done.processes.rank == 0:
+        save(breadth.corruptions({done.name: done.results.corruptions}), done.output / "corruptions.png")
+    return True
 
 
 def _sweep(done: Evaluation) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from piat_hub.cli.flags import Parser
 from piat_hub.config import InputError, recipes
-from piat_hub.records.files import WEIGHTS
+from piat_hub.records.files import UNIONS, WEIGHTS
 from piat_hub.records.labels import attack_name, percent, said, table
 
 
@@ -47,11 +47,18 @@ def compare(argv: Sequence[str], prog: str) -> None:
     parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
     given = parser.parse_all(argv)
 
-    from piat_hub.records import results
+    from piat_hub.records import compare as paired
+    from piat_hub.records.results import read_results, result_files
+    from piat_hub.records.union import Union
 
+    a, b = Path(given.a), Path(given.b)
+    several = all((path / UNIONS[given.checkpoint]).exists() for path in (a, b))
+    alone = not several or all(result_files(path, given.checkpoint)[0].exists() for path in (a, b))
+    found = [(attack_name(p.attack), p) for p in paired.compare(a, b, given.checkpoint)] if alone else []
+    found += [(p.attack, p) for p in paired.unions(a, b, given.checkpoint)] if several else []
     pairs = [
         [
-            attack_name(p.attack),
+            name,
             percent(p.accuracy_a),
             percent(p.accuracy_b),
             f"{100 * p.difference:+.2f}",
@@ -59,13 +66,37 @@ def compare(argv: Sequence[str], prog: str) -> None:
             f"{p.only_a} / {p.only_b}",
             f"{p.p_value:.3g}",
         ]
-        for p in results.compare(Path(given.a), Path(given.b), given.checkpoint)
+        for name, p in found
     ]
     headers = ["attack", "A", "B", "B - A, points", "95 % interval", "only A / only B stands", "McNemar's p"]
     print(f"A {given.a}\nB {given.b}\n\n{table(pairs, headers)}")
-    for letter, path in (("A", given.a), ("B", given.b)):
-        for sentence in said(results.read_results(Path(path), given.checkpoint)[0]):
+    if alone and all(read_results(path, given.checkpoint)[0].corruptions for path in (a, b)):
+        print(f"\n{_under_corruptions(a, b, given.checkpoint)}")
+    for letter, path in (("A", a), ("B", b)):
+        records = [read_results(path, given.checkpoint)[0]] if alone else []
+        records += Union.read(path, given.checkpoint).parts.values() if several else []
+        for sentence in dict.fromkeys(sentence for record in records for sentence in said(record)):
             print(f"note on {letter}: {sentence}")
+
+
+def _under_corruptions(a: Path, b: Path, checkpoint: str) -> str:
+    """The two paired under each common corruption, as a table; or why they cannot be."""
+    from piat_hub.records.compare import corruptions
+
+    try:
+        found = corruptions(a, b, checkpoint)
+    except InputError as error:
+        return f"corruptions are not paired: {error}"
+    rows = [
+        [
+            name.replace("_", " "),
+            percent(one),
+            percent(other),
+            *(f"{100 * points:+.2f}" for points in (gain, low, high)),
+        ]
+        for name, one, other, gain, (low, high) in found
+    ]
+    return table(rows, ["corruption", "A", "B", "B - A, points", "95 % from", "to"])
 
 
 def predict(argv: Sequence[str], prog: str) -> None:

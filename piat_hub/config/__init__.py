@@ -5,6 +5,12 @@ these fields. `to_dict` and `from_dict` are exact inverses, so a configuration s
 """
 
 from piat_hub.config.classes import numbers_of as numbers_of, plainly as plainly
+from piat_hub.config.corruptions import (
+    ALEXNET as ALEXNET,
+    COMMON as COMMON,
+    EXTRA as EXTRA,
+    SEVERITIES as SEVERITIES,
+)
 from piat_hub.config.errors import (
     Broken as Broken,
     Diverged as Diverged,

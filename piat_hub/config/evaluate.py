@@ -1,7 +1,7 @@
 """What an evaluation measures, and where its figures go."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from piat_hub.config.errors import InputError
 from piat_hub.config.fields import Checked, duration, option
@@ -19,10 +19,13 @@ class EvalConfig(Checked):
 
     attacks: tuple[str, ...] = option(
         ("clean", "pgd20"),
-        "any of clean, pgdN, mimN, cwN, aa, apgd-ce, apgd-t, fab-t, square, or your own as module:callable",
+        "any of clean, pgdN, apgdN, mimN, cwN, aa, apgd-ce, apgd-t, fab-t, square, or your own as module:callable",
     )
     sweep_eps: tuple[float, ...] = option(
         (), "also measure the attacks at these budgets, such as 2/255 4/255 8/255", unit="pixels"
+    )
+    corruptions: str | None = option(
+        None, "also measure common corruptions: the folder of NAME.npy and labels.npy, as CIFAR-10-C has them"
     )
     mean: tuple[float, ...] = option(
         (), "subtracted from the images, one number per channel, for a model that wants it"
@@ -41,8 +44,13 @@ class EvalConfig(Checked):
         least=1,
         most=WIDEST,
     )
-    norm: Literal["Linf", "L2"] | None = option(None, "norm of the perturbation (default: the model's, else Linf)")
+    norm: Literal["Linf", "L2", "L1"] | None = option(
+        None, "norm of the perturbation (default: the model's, else Linf)"
+    )
     eps: float | None = option(None, "perturbation budget (default: the model's, else 8/255)", unit="pixels", above=0)
+    threat_models: tuple[str, ...] = option(
+        (), "measure under each of these, and their union, worst over all: such as Linf:8/255 L2:0.5 L1:12"
+    )
     step_size: float | None = option(None, "length of one attack step (default: eps/4)", unit="pixels", above=0)
     restarts: int = option(1, "independent tries of PGD, MIM and CW", least=1)
     checks: bool = option(False, "also check that the figures can be believed (gradient masking)")
@@ -71,6 +79,8 @@ class EvalConfig(Checked):
         super().__post_init__()
         if self.norm is not None:
             self.threat_model()
+        if self.threat_models:
+            self.several()
         if self.time_budget:
             duration(self.time_budget)
         if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):
@@ -79,6 +89,28 @@ class EvalConfig(Checked):
             )
         if any(eps <= 0 for eps in self.sweep_eps):
             raise InputError(f"sweep-eps must be above 0, got {self.sweep_eps}; clean accuracy is measured anyway")
+
+    def several(self) -> list[ThreatModel]:
+        """The threat models of which the union is measured; [] where that is not asked for.
+
+        Raises:
+            InputError: for a text that names none, one that is named twice, or a budget beside them.
+        """
+        found = [ThreatModel.parse(text) for text in self.threat_models]
+        if twice := [str(threat) for threat in found if found.count(threat) > 1]:
+            raise InputError(f"{twice[0]} is twice among --threat-models; name each once")
+        beside: dict[str, Any] = {
+            "--norm": self.norm,
+            "--eps": self.eps,
+            "--step-size": self.step_size,
+            "--sweep-eps": self.sweep_eps,
+        }
+        beside["--corruptions"] = self.corruptions
+        if found and (given := [flag for flag, value in beside.items() if value]):
+            raise InputError(
+                f"{given[0]} is of one threat model, and --threat-models names its own; leave out one of them"
+            )
+        return found
 
     def threat_model(self, default: ThreatModel | None = None) -> ThreatModel:
         """The threat model to evaluate under: what was asked for, else `default`, else Linf 8/255."""

@@ -41,14 +41,15 @@ def number(text: str | float) -> float:
     return value
 
 
-def pixels(value: float) -> str:
-    """The text of a pixel distance, '8/255' where it is a multiple of 1/255, else the decimal. `number` undoes it.
+def pixels(value: float, norm: str = "Linf") -> str:
+    """The text of a pixel distance, of Linf '8/255' where it is a multiple of 1/255, else the decimal. `number` undoes it.
 
     Args:
         value: in pixel units, for images in [0, 1].
+        norm: that it is measured in; those of L2 and L1 are no levels of a pixel.
     """
-    levels = round(value * 255) if abs(value) < MOST else 0
-    return f"{levels}/255" if levels and levels / 255 == value else repr(value)
+    levels = round(value * 255) if norm == "Linf" and abs(value) < MOST else 0
+    return f"{levels}/255" if levels and levels / 255 == value else repr(float(value))
 
 
 def option(default: Any, doc: str, *, unit: str = "", flag: str | None = "", **limits: float) -> Any:
@@ -114,15 +115,21 @@ class Checked:
         check(self)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """The dataclass as JSON types; pixel distances as text such as '8/255'."""
+def to_dict(config: Any, norm: str = "Linf") -> dict[str, Any]:
+    """The dataclass as JSON types; pixel distances as text such as '8/255'.
+
+    Args:
+        config: an instance.
+        norm: of its distances, where it has none itself.
+    """
     out: dict[str, Any] = {}
+    norm = getattr(config, "norm", norm)
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
-            value = to_dict(value)
+            value = to_dict(value, norm)
         elif f.metadata.get("unit") == "pixels" and value is not None:
-            value = pixels(value)
+            value = pixels(value, norm)
         elif isinstance(value, tuple):
             value = [list(v) if isinstance(v, tuple) else v for v in value]
         elif isinstance(value, Mapping):
@@ -174,23 +181,25 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     return cls(**built)
 
 
-def flags(config: Any, base: Any, prefix: str = "") -> list[str]:
+def flags(config: Any, base: Any, prefix: str = "", norm: str = "Linf") -> list[str]:
     """The command-line words that turn `base` into `config`, two dataclasses of one type.
 
     Args:
         config: what the words are to give.
         base: where they start from.
         prefix: begins every flag, "interpolation.".
+        norm: of its distances, where it has none itself.
     """
     words: list[str] = []
+    norm = getattr(config, "norm", norm)
     for f in dataclasses.fields(config):
         value, default = getattr(config, f.name), getattr(base, f.name)
         if dataclasses.is_dataclass(value):
-            words += flags(value, default, f.metadata.get("prefix", ""))
+            words += flags(value, default, f.metadata.get("prefix", ""), norm)
         elif value != default and value is not None and f.metadata.get("flag") is not None:
             name = f.metadata["flag"] or prefix + f.name.replace("_", "-")
             several = value if isinstance(value, tuple) else (value,)
-            shown = [show(f, one) for one in several]
+            shown = [show(f, one, norm) for one in several]
             words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else flag(name, *shown)
     return words
 
@@ -205,16 +214,17 @@ def flag(name: str, *values: str) -> list[str]:
     return [f"--{name}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [f"--{name}", *values]
 
 
-def show(f: dataclasses.Field[Any], value: Any) -> str:
+def show(f: dataclasses.Field[Any], value: Any, norm: str = "Linf") -> str:
     """A field's value as people write it; several values with spaces between them.
 
     Args:
         f: the field, whose unit tells pixel distances.
         value: its value, or one of several.
+        norm: of a distance.
     """
     if isinstance(value, tuple):
-        return " ".join(show(f, one) for one in value)
-    return pixels(value) if f.metadata.get("unit") == "pixels" else str(value)
+        return " ".join(show(f, one, norm) for one in value)
+    return pixels(value, norm) if f.metadata.get("unit") == "pixels" else str(value)
 
 
 def choices(hint: Any) -> tuple[str, ...]:

@@ -5,10 +5,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from piat_hub.config.errors import InputError
-from piat_hub.config.fields import Checked, option, pixels
+from piat_hub.config.fields import Checked, number, option, pixels
 from piat_hub.config.optimizer import OptimizerConfig, ScheduleConfig
 from piat_hub.config.pictures import PictureConfig
 
@@ -36,7 +36,7 @@ def local_name(path: str | Path) -> str:
 class ThreatModel(Checked):
     """What the adversary may do: any image within distance eps of the clean one. Part of every reported number."""
 
-    norm: Literal["Linf", "L2"] = option("Linf", "norm of the perturbation")
+    norm: Literal["Linf", "L2", "L1"] = option("Linf", "norm of the perturbation; training takes Linf and L2")
     eps: float = option(8 / 255, "perturbation budget, for images in [0, 1]", unit="pixels", above=0)
 
     def __post_init__(self) -> None:
@@ -45,7 +45,26 @@ class ThreatModel(Checked):
             raise InputError(f"eps must be in (0, 1] for Linf, got {self.eps}; images lie in [0, 1]: 8 levels is 8/255")
 
     def __str__(self) -> str:
-        return f"{self.norm} eps {pixels(self.eps)}"
+        return f"{self.norm} eps {pixels(self.eps, self.norm)}"
+
+    @property
+    def folder(self) -> str:
+        """The name of its results' folder beside other threat models': 'Linf-8-255', 'L1-12.0'."""
+        return f"{self.norm}-{pixels(self.eps, self.norm)}".replace("/", "-")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The threat model that 'Linf:8/255' or 'L1:12' names.
+
+        Raises:
+            InputError: for any other text, norm or eps.
+        """
+        norm, colon, eps = text.partition(":")
+        if not colon:
+            raise InputError(
+                f"threat model {text!r:.80} must be NORM:EPS, such as Linf:8/255, L2:0.5 or L1:12; write it so"
+            )
+        return cls(norm, number(eps))  # type: ignore[arg-type]  # checked
 
     def check_step(self, step_size: float) -> None:
         """Refuse a step that is none for this budget.
@@ -57,9 +76,8 @@ class ThreatModel(Checked):
             InputError: unless 0 < step_size <= 2 eps.
         """
         if not 0 < step_size <= 2 * self.eps:
-            raise InputError(
-                f"step-size must be in (0, 2 eps] = (0, {pixels(2 * self.eps)}], got {pixels(step_size)}; eps/4 is usual"
-            )
+            most, got = (pixels(length, self.norm) for length in (2 * self.eps, step_size))
+            raise InputError(f"step-size must be in (0, 2 eps] = (0, {most}], got {got}; eps/4 is usual")
 
 
 @dataclass(frozen=True)
@@ -223,6 +241,11 @@ class TrainConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.norm == "L1":
+            raise InputError(
+                "training attacks under Linf or L2, with its checks by PGD, not under L1; "
+                "craft in your own loop: piat_hub.attacks.apgd(model, x, y, 12, 10, norm='L1')"
+            )
         self.threat_model.check_step(self.attack.step_size)
         if self.warmup >= self.epochs:
             raise InputError(
@@ -252,6 +275,11 @@ class TrainConfig(Checked):
             raise InputError(
                 f"lr_knots must be (share, factor) of rising shares that end at 1, got {self.lr_knots!r:.80}"
             )
+
+    @property
+    def norm(self) -> str:
+        """Of the threat model."""
+        return self.threat_model.norm
 
     @property
     def warmup(self) -> int:

@@ -7,6 +7,7 @@ What is too large to be held decoded, or is to be cut anew in every epoch, stays
 """
 
 from piat_hub.data.classes import numbered_as as numbered_as
+from piat_hub.data.corrupted import Corrupted as Corrupted
 from piat_hub.data.encoded import Encoded as Encoded
 from piat_hub.data.feed import (
     batches as batches,

@@ -92,7 +92,7 @@ def check(
             once, often = white_box(), white_box(restarts=5)
             yield falls("restarts", "restarts", {"1": once, "5": often})
             everything = 1.0 if norm == "Linf" else float(x[0].numel()) ** 0.5
-            radii = {f"eps {pixels(r)}": white_box(r) for r in (eps / 2, eps, min(2 * eps, everything))}
+            radii = {f"eps {pixels(r, norm)}": white_box(r) for r in (eps / 2, eps, min(2 * eps, everything))}
             yield falls("eps", "eps", radii)
             left = int(white_box(everything, steps=50).sum())
             words = f"PGD-50 leaves {_percent(left, n)} at eps {everything:.4g}, where any image is allowed"

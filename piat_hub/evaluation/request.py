@@ -1,5 +1,8 @@
 """The evaluation of one MODEL: a checked request, its images, where its results go."""
 
+import copy
+import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 
 from piat_hub import data
 from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number, pixels
-from piat_hub.evaluation import checks, loop
+from piat_hub.evaluation import checks, corruptions, loop
 from piat_hub.evaluation.loop import ALONE, Processes, Progress, trained_against
 from piat_hub.evaluation.model import fit_of, label_names, load_model, weights_digest
 from piat_hub.evaluation.suites import suite
@@ -37,8 +40,8 @@ class Evaluation:
         model: placed on its device.
         split: the images, on the CPU.
         results: filled in by `measure`, `sweep` and `check`.
-        directory: where results and verdicts are written.
-        of_run: the directory is the model's own run, whose card is written anew.
+        output: where results and verdicts are written, of several threat models in a folder of it for each.
+        of_run: the output is the model's own run, whose card is written anew.
         surrogate: another model of the same task, for `check`.
         processes: who shares the work.
     """
@@ -48,14 +51,19 @@ class Evaluation:
     model: nn.Module
     split: data.Split
     results: Results
-    directory: Path
+    output: Path
     of_run: bool
     surrogate: nn.Module | None = None
     processes: Processes = ALONE
 
+    @property
+    def directory(self) -> Path:
+        """Where results and verdicts are written."""
+        return self.output / self.results.threat_model.folder if self.config.threat_models else self.output
+
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """No other process writes in the directory inside the block, which goes on from what is measured there by now.
+        """No other process writes in the output inside the block, which goes on from what is measured there by now.
 
         `measure`, `sweep` and `check` belong inside it, all of them in one, so that nobody comes between them.
 
@@ -63,7 +71,7 @@ class Evaluation:
             InUse: while another process writes there.
             InputError: where other results lie, or damaged ones, which are moved aside.
         """
-        with only_writer(self.directory, launch=True):
+        with only_writer(self.output, launch=True), only_writer(self.directory, launch=True):
             self.results.resume(self.directory, stopped=self.config.resume)
             yield
 
@@ -90,10 +98,9 @@ class Evaluation:
         )
         for event in events:
             yield event
-            on_time = torch.tensor(int(time.monotonic() < ends), device=device_of(self.model))
-            if not self.processes.least(on_time):
+            if not self._on_time(ends):
                 return
-        self._write_card()
+        self.write_card()
 
     def sweep(self) -> Iterator[dict[str, Any]]:
         """Measure the attacks at each of `sweep_eps`, saved one by one; what was measured before is not measured again.
@@ -103,9 +110,10 @@ class Evaluation:
         """
         config = self.config
         for eps in config.sweep_eps:
-            done = next((point for point in self.results.sweep if point["eps"] == pixels(eps)), None)
+            norm = self.results.threat_model.norm
+            done = next((point for point in self.results.sweep if point["eps"] == pixels(eps, norm)), None)
             if done is None or set(config.attacks) - set(done["attacks"]):
-                at = Results.of(self.split, ThreatModel(self.results.threat_model.norm, eps), seed=self.results.seed)
+                at = Results.of(self.split, ThreatModel(norm, eps), seed=self.results.seed)
                 options = {
                     "restarts": config.restarts,
                     "batch_size": self.batch_size,
@@ -114,11 +122,28 @@ class Evaluation:
                 for _ in loop.measure(self.model, self.split, config.attacks, at, **options):  # type: ignore[arg-type]
                     pass
                 others = [point for point in self.results.sweep if point is not done]
-                done = {"eps": pixels(eps), "attacks": at.attacks}
+                done = {"eps": pixels(eps, norm), "attacks": at.attacks}
                 self.results.sweep = sorted([*others, done], key=lambda point: number(point["eps"]))
                 self._save(self.results)
             yield done
-        self._write_card()
+        self.write_card()
+
+    def corruptions(self, ends: float = math.inf) -> Iterator[Progress]:
+        """Measure the corrupted images, saved after each severity; what was measured before is not measured again.
+
+        Args:
+            ends: as in `measure`.
+
+        Yields:
+            The corruption and severity that is done.
+        """
+        images = data.Corrupted.open(str(self.config.corruptions), self.config.n)
+        options = {"batch_size": self.batch_size, "save": self._save, "processes": self.processes}
+        for event in corruptions.measure(self.model, images, self.results, **options):  # type: ignore[arg-type]
+            yield event
+            if not self._on_time(ends):
+                return
+        self.write_card()
 
     def check(self, images: int = 100) -> Iterator[dict[str, Any]]:
         """The honesty report on the first images; yields each check, all saved at the end.
@@ -138,29 +163,43 @@ class Evaluation:
             yield found[-1]
         self.results.checks = found
         self._save(self.results)
-        self._write_card()
+        self.write_card()
 
     @property
     def batch_size(self) -> int:
         """How many images are attacked at a time: as asked, else 250 on a CPU, 1000 on a GPU."""
         return self.config.batch_size or (250 if device_of(self.model).type == "cpu" else 1000)
 
+    def _on_time(self, ends: float) -> bool:
+        """No process is past `ends`."""
+        return bool(self.processes.least(torch.tensor(int(time.monotonic() < ends), device=device_of(self.model))))
+
     def _save(self, results: Results) -> None:
         if self.processes.rank == 0:
             results.save(self.directory)
 
-    def _write_card(self) -> None:
+    def write_card(self) -> None:
+        """Write the run's card anew, where the output is a run's."""
         if self.of_run and self.processes.rank == 0:
-            card.write(self.directory)
+            card.write(self.output)
 
 
 def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
+    """`prepare`, of a request that names no several threat models."""
+    (one,) = prepare(spec, config)
+    return one
+
+
+def prepare(spec: str, config: EvalConfig) -> list[Evaluation]:
     """Load MODEL and its data and check the whole request; nothing is measured or written yet.
 
     Args:
         spec: a run or model directory, a Hub id (with @revision), "hf-hub:ORG/NAME" for timm's own, or
             "module:callable" for anyone's nn.Module.
         config: what to measure, and where the figures go.
+
+    Returns:
+        An evaluation for each threat model, all of the same model and images.
 
     Raises:
         InputError: for a model, data, an attack or a budget that cannot be had, an output that holds another model or
@@ -177,14 +216,18 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
             f"{config.surrogate} has other classes than {spec}, or in another order; name another --surrogate"
         )
     classes = class_count(model, split)
-    threat = config.threat_model(trained_against(model))
-    for attack in config.attacks:
+    threats = config.several() or [config.threat_model(trained_against(model))]
+    for threat, attack in itertools.product(threats, config.attacks):
         suite(attack, threat, classes, config.step_size, config.seed, config.restarts)
+    if config.checks and "L1" in [threat.norm for threat in threats]:
+        raise InputError("--checks compares runs of PGD, which has no L1; ask for it under Linf or L2, or leave it out")
     output = Path(config.output) if config.output else directory or Path("results") / name
     check_output(output)
     own = Path(spec).is_dir() and output.resolve() == Path(spec).resolve()
     if (output / "config.json").exists() and not own:
         raise InputError(f"{output} holds another model; name another --output")
+    if config.corruptions:
+        data.Corrupted.open(config.corruptions, config.n)  # or InputError
     weights = weights_digest(model)
     if len(set(gather_object([weights]))) > 1:
         raise InputError(f"{spec} is not the same in every process of this launch; evaluate it once it stays as it is")
@@ -193,7 +236,7 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
     if config.through:
         weights += f" through {config.through}"
     facts = {"split": config.split, "seed": config.seed, "checkpoint": config.checkpoint, "weights": weights}
-    results = Results.of(split, threat, **facts)
+    empty = Results.of(split, threats[0], **facts)
     placed = model.to(accelerator.device).to(memory_format=torch.channels_last)
     rank, world = accelerator.process_index, accelerator.num_processes
 
@@ -202,9 +245,13 @@ def prepare_evaluation(spec: str, config: EvalConfig) -> Evaluation:
 
     processes = Processes(rank, world, least)
     of_run = own and bool(getattr(model, "piat", None))
-    evaluation = Evaluation(config, name, placed, split, results, output, of_run, surrogate, processes)
-    with evaluation.writing():  # takes up what was measured before, or refuses
-        return evaluation
+    evaluations = []
+    for threat in threats:
+        results = dataclasses.replace(copy.deepcopy(empty), threat_model=threat)
+        one = Evaluation(config, name, placed, split, results, output, of_run, surrogate, processes)
+        with one.writing():  # takes up what was measured before, or refuses
+            evaluations.append(one)
+    return evaluations
 
 
 def evaluation_data(spec: str, config: EvalConfig, model: nn.Module) -> data.Split:

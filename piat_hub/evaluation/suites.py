@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from piat_hub.attacks import ATTACKS, attack_mode
 from piat_hub.attacks.autoattack import STANDARD, changes, components
-from piat_hub.attacks.core import ROUNDING
+from piat_hub.attacks.core import NO_L1, ROUNDING, distances
 from piat_hub.config import InputError, ThreatModel, nearest, pixels
 from piat_hub.evaluation.own_code import imported
 
@@ -55,7 +55,7 @@ def suite(
     """The attack called "clean", "pgd20", "mim", "cw100", "aa", "square", "mymodule:my_attack" and so on.
 
     "aa" is AutoAttack's standard version after ten steps of PGD, which find most of what it finds at a small part of
-    the cost; an image it breaks is broken, so the whole is at least as strong.
+    the cost; an image it breaks is broken, so the whole is at least as strong. Under L1 it is the standard version alone.
 
     Args:
         name: "clean", "aa", one of AutoAttack's components, or with any step count as suffix (20) a registered attack or
@@ -69,14 +69,16 @@ def suite(
         whole: for a model that is no function of one image: no image leaves early, each is judged once, at the end.
 
     Raises:
-        InputError: for an unknown name, with the nearest one; a component that these classes leave undefined; a
-            step_size out of its range; or an attack that does not take the steps or restarts asked of it.
+        InputError: for an unknown name, with the nearest one; a component that these classes leave undefined; PGD, MIM
+            or CW under L1; a step_size out of its range; or an attack that does not take the steps or restarts asked of it.
     """
     if name == "clean":
         return Suite()
     if name == "aa" or name in STANDARD:
         return _autoattack(name, threat_model, num_classes, seed, size, whole)
     attack, steps = _by_name(name)
+    if threat_model.norm == "L1" and attack in map(ATTACKS.get, OWN):
+        raise InputError(f"{name} has no L1: {NO_L1}")
     step_size = step_size or threat_model.eps / 4
     threat_model.check_step(step_size)
     parameters = inspect.signature(attack).parameters.values()
@@ -89,7 +91,11 @@ def suite(
         raise InputError(f"{name} takes no steps; leave out the number at its end")
     if restarts > 1 and not takes("restarts"):
         raise InputError(f"{name} takes no restarts, this call asks for {restarts}; leave out --restarts")
-    facts: dict[str, Any] = {"steps": steps or 20, "step_size": pixels(step_size), "restarts": restarts}
+    facts: dict[str, Any] = {
+        "steps": steps or 20,
+        "step_size": pixels(step_size, threat_model.norm),
+        "restarts": restarts,
+    }
     facts = {option: fact for option, fact in facts.items() if takes(option)}
     offered = {"eps": threat_model.eps, "step_size": step_size, "steps": steps or 20, "norm": threat_model.norm}
     offered |= {"restarts": restarts} if restarts > 1 else {}
@@ -100,7 +106,7 @@ def suite(
     except TypeError as error:
         raise InputError(f"{name} cannot be called as (model, x, y, {', '.join(given)}): {error}; mend it") from error
     stage = partial(_held, name, partial(attack, **given), threat_model)
-    return Suite({name: stage}, facts, follows=attack in map(ATTACKS.get, OWN), foreign=":" in name)
+    return Suite({name: stage}, facts, follows=attack in map(ATTACKS.get, (*OWN, "apgd")), foreign=":" in name)
 
 
 def _by_name(name: str) -> tuple[Callable[..., Tensor], int | None]:
@@ -136,11 +142,12 @@ def _autoattack(
     if name != "aa" and name not in parts:
         raise InputError(f"{name} is undefined for {num_classes} classes: {changes(num_classes)}; leave it out")
     stages = {name: parts[name]} if name in parts else parts
-    if name == "aa":
+    if name == "aa" and threat_model.norm != "L1":
         budget: dict[str, Any] = {"eps": threat_model.eps, "step_size": threat_model.eps / 4, "norm": threat_model.norm}
         stages = {"pgd10": partial(ATTACKS["pgd"], **budget, steps=10, leave=not whole), **parts}
-    norm = threat_model.norm if name in ("aa", "square") else "Linf"
-    differs = [words for words in (changes(num_classes, norm, size), WHOLE if whole else None) if words]
+    framed = {"size": size} if name in ("aa", "square") else {}
+    changed = changes(num_classes, threat_model.norm, **framed)
+    differs = [words for words in (changed, WHOLE if whole else None) if words]
     facts: dict[str, Any] = {"version": "not standard" if whole else "standard"}
     facts |= {"changed": "; ".join(differs)} if differs else {}
     if whole:
@@ -180,8 +187,7 @@ def _held(
         )
         raise InputError(f"{name} gave {kind}; an attack gives images like x, floats of shape {tuple(x.shape)}")
     x_adv = x_adv.detach().to(x)
-    delta = (x_adv - x).flatten(1)
-    moved = delta.abs().amax(1) if threat_model.norm == "Linf" else delta.norm(dim=1)
+    moved = distances(x_adv - x, threat_model.norm)
     farthest, low, high = torch.stack([moved.amax(), x_adv.amin(), x_adv.amax()]).tolist()
     if not farthest <= threat_model.eps * (1 + SLACK) + ROUNDING:
         raise InputError(

@@ -7,6 +7,8 @@ NAMES = (
     "mu",
     "gaps",
     "scatter",
+    "union",
+    "corruptions",
     "landscape",
     "images",
 )  # all that `piat figures` draws

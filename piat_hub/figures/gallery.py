@@ -15,7 +15,7 @@ from piat_hub import data
 from piat_hub.config import Broken, EvalConfig, InputError, InUse
 from piat_hub.evaluation import request, verdict
 from piat_hub.evaluation.model import load_model, weights_digest
-from piat_hub.figures import NAMES, pictures, plots, probes
+from piat_hub.figures import NAMES, breadth, pictures, plots, probes
 from piat_hub.machine import device_of
 from piat_hub.records.files import own, read_json, sealed, write_text
 from piat_hub.records.groups import grouped
@@ -29,6 +29,8 @@ FROM_RECORDS: dict[str, Callable[[Sequence[RunDirectory]], Figure]] = {
     "mu": plots.mus,
     "gaps": plots.gaps,
     "scatter": plots.scatter,
+    "union": breadth.union,
+    "corruptions": breadth.of_runs,
 }
 SETTINGS: dict[str, Any] = {"points": 17, "span": 0.5, "steps": 10, "seed": 0}
 IMAGES = {"landscape": 100, "images": 6}  # the first of the test split

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piat_hub.attacks import attack_mode, pgd
-from piat_hub.config import ThreatModel, pixels
+from piat_hub.config import ThreatModel
 from piat_hub.data import derived_seed
 
 
@@ -153,5 +153,5 @@ def examples(
         x_adv = pgd(model, x, y, threat_model.eps, threat_model.eps / 4, steps, norm=threat_model.norm)
     with attack_mode(model), torch.no_grad():
         predicted = torch.stack([model(x).argmax(1), model(x_adv).argmax(1)], dim=1)
-    attack = f"PGD-{steps}, {threat_model.norm} eps {pixels(threat_model.eps)}"
+    attack = f"PGD-{steps}, {threat_model}"
     return Examples(x.cpu(), x_adv.cpu(), y.cpu(), predicted.cpu(), attack)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import piat_hub
 from piat_hub.config import InputError, flat, to_dict
 from piat_hub.figures import gallery, style
-from piat_hub.records import results
+from piat_hub.records.compare import compare
 from piat_hub.records.groups import CURVES, benchmarks, beside, common_attacks, grouped, mean_accuracy
 from piat_hub.records.labels import attack_name, command, method_name, percent, said, title
 from piat_hub.records.published import PAPER_ATTACKS
@@ -168,7 +168,7 @@ def pairs(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
         if not all(any(found.name == "last" for found in one.results) for one in (runs[0], run)):
             continue
         try:
-            compared = results.compare(runs[0].directory, run.directory)
+            compared = compare(runs[0].directory, run.directory)
         except InputError:
             continue
         found += [{"a": run_name(runs[0]), "b": run_name(run)} | dataclasses.asdict(one) for one in compared]

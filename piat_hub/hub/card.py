@@ -82,8 +82,8 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         config=config,
         method=escaped(labels.method_name(config)),
         optimizer=escaped(labels.OPTIMIZER_NAMES.get(config.optimizer.opt, config.optimizer.opt)),
-        eps=pixels(config.threat_model.eps),
-        step_size=pixels(config.attack.step_size),
+        eps=pixels(config.threat_model.eps, config.norm),
+        step_size=pixels(config.attack.step_size, config.norm),
         architecture=model.architecture,
         registered=ours,
         classes=model.num_classes,
@@ -92,6 +92,10 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         shape=tuple(model.pretrained_cfg["input_size"]),
         fit=_fit(model, config),
         measured=[_shown(found) for found in run.measured],
+        unions={
+            c: labels.table(escaped(labels.union_rows(u)), labels.UNION_HEADERS, "github")
+            for c, u in run.unions.items()
+        },
         curves=(directory / "curves.png").exists(),
         name=literal(name),
         timm_name=literal(f"hf-hub:{name}" if repo_id else f"local-dir:{name}"),
@@ -109,6 +113,9 @@ def _shown(found: Measured) -> dict[str, Any]:
     return {
         "record": shown,
         "table": labels.table(labels.rows(shown), labels.HEADERS, "github"),
+        "corruptions": labels.table(labels.corruption_rows(shown.corruptions), labels.CORRUPTION_HEADERS, "github")
+        if shown.corruptions
+        else "",
         "notes": labels.said(shown),
         "verdicts": found.verdicts.replace("`", "'"),
     }

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from piat_hub.config import InputError, PushOptions
 from piat_hub.hub import card, untrusted
 from piat_hub.hub.load import _first_line, check_id
-from piat_hub.records.files import RECORDS, RESULTS, VERDICTS, WEIGHTS, own, read_lines, sealed
+from piat_hub.records.files import CORRUPTIONS, RECORDS, RESULTS, UNIONS, VERDICTS, WEIGHTS, own, read_lines, sealed
 from piat_hub.records.lock import only_writer
 from piat_hub.records.model_config import ModelConfig
 from piat_hub.records.results import read_results
@@ -147,7 +147,9 @@ def publication(run: RunDirectory, repo_id: str) -> dict[str, bytes | str]:
         read_results(home / found.folder, found.checkpoint)  # that they and their verdicts tell the same
     read_lines(own(home, "metrics.jsonl"))
     kept = {name for found in run.measured for name in (found.results, found.verdicts)}
-    others = set(RECORDS) - {*RESULTS.values(), *VERDICTS.values(), *files}
+    kept |= {UNIONS[checkpoint] for checkpoint in run.unions}
+    kept |= {CORRUPTIONS[found.checkpoint] for found in run.measured if found.record.corruptions and not found.folder}
+    others = set(RECORDS) - {*RESULTS.values(), *VERDICTS.values(), *UNIONS.values(), *CORRUPTIONS.values(), *files}
     paths = {name: own(home, name) for name in sorted({*others, *kept})}
     return files | {name: str(path) for name, path in paths.items() if path.is_file()}
 

@@ -15,7 +15,7 @@ from unittest import mock
 from timm.models import register_model
 from torch import nn
 
-from piat_hub.config import InputError, pixels, to_dict
+from piat_hub.config import InputError, to_dict
 from piat_hub.data import Split, named_by, to_unit
 from piat_hub.evaluation import checks
 from piat_hub.evaluation.request import images_for
@@ -227,7 +227,7 @@ def entry(results: Record, paper: Paper, architecture: str) -> dict[str, Any]:
         "dataset": results.dataset,
         "venue": paper.venue,
         "architecture": architecture,
-        "eps": pixels(results.threat_model.eps),
+        "eps": to_dict(results.threat_model)["eps"],
         "clean_acc": str(round(100 * attacks["clean"]["accuracy"], 2)),
         "reported": robust,
         "autoattack_acc": robust,

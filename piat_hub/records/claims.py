@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from piat_hub.config import number
+from piat_hub.config import COMMON, EXTRA, SEVERITIES, number
 from piat_hub.records import files, statistics
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def hold(record: Record) -> None:
         known = [share for share in each if share is not None]
         if len(each) != len(record.label_names) or not all(files.is_number(s) and 0 <= s <= 1 for s in known):
             raise ValueError("its accuracies by class are none")
+    _hold_corruptions(record.corruptions)
     if not all({"check", "found", "passed", "n"} <= check.keys() for check in record.checks):
         raise ValueError("its checks lack something")
     names = [
@@ -75,6 +76,27 @@ def hold(record: Record) -> None:
     if not all(isinstance(name, str) for name in names) or not files.is_number(record.seconds):
         raise ValueError("its data set, split, checkpoint, digests, classes, notes or seconds are none")
     _ = dict(record.environment.get("versions") or {})
+
+
+def _hold_corruptions(told: dict[str, Any]) -> None:
+    """ValueError unless what stands under "corruptions" fits itself; {} is nothing measured."""
+    if not told:
+        return
+    images, mean, mce = told["dataset"], told["mean"], told["mce"]
+    if type(images["n"]) is not int or not isinstance(images["name"], str):
+        raise ValueError("its corrupted images have no name or number")
+    if set(told["severities"]) - {*COMMON, *EXTRA} or set(told["severities"]) != set(told["images_sha256"]):
+        raise ValueError("its corruptions are none")
+    for each in told["severities"].values():
+        if len(each) > SEVERITIES or any(figures["n"] != images["n"] for figures in each):
+            raise ValueError("its corruptions have other severities or numbers of images")
+        for figures in each:
+            _hold_figures(figures)
+    shares = [mean["accuracy"], *mean["ci95"]] if mean else []
+    if not all(files.is_number(share) and 0 <= share <= 1 for share in shares) or len(shares) not in (0, 3):
+        raise ValueError("its mean over corruptions is none")
+    if mce is not None and not (files.is_number(mce) and mce >= 0 and mean):
+        raise ValueError("its mCE is none")
 
 
 def _hold_figures(figures: Figures) -> None:

@@ -26,9 +26,12 @@ DEEPEST = 20  # objects and lists within one another
 WEIGHTS = {"last": "model.safetensors", "best": "model_best.safetensors"}  # a run's weights, by checkpoint
 RESULTS = {"last": "results.json", "best": "results_best.json"}
 VERDICTS = {"last": "verdicts.npz", "best": "verdicts_best.npz"}
+CORRUPTIONS = {"last": "corruptions.npz", "best": "corruptions_best.npz"}  # verdicts under common corruptions
+UNIONS = {"last": "union.json", "best": "union_best.json"}  # of several threat models
 RECORDS = (  # all that a run directory holds but its state: a push sends these, a run overwrites none of them
-    *("config.json", "README.md", *WEIGHTS.values(), *RESULTS.values(), *VERDICTS.values()),
-    *("curves.png", "sweep.png", "metrics.jsonl", "timing.jsonl"),
+    *("config.json", "README.md", *WEIGHTS.values(), *RESULTS.values(), *VERDICTS.values(), *UNIONS.values()),
+    *CORRUPTIONS.values(),
+    *("curves.png", "sweep.png", "corruptions.png", "metrics.jsonl", "timing.jsonl"),
 )
 
 

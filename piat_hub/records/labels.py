@@ -1,12 +1,14 @@
 """What people call things: methods, attacks, percents, rows of a table."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from tabulate import tabulate
 
-from piat_hub.config import TrainConfig, public, recipes
+from piat_hub.config import EXTRA, SEVERITIES, TrainConfig, public, recipes
 from piat_hub.records.results import Record
+from piat_hub.records.union import Union
 
 METHOD_NAMES = {
     "standard": "standard training",
@@ -62,10 +64,41 @@ def rows(results: Record) -> list[list[str]]:
     named = [(attack_name(a) + other.get(a, ""), f) for a, f in results.attacks.items()]
     if len(named) > 2 and results.worst_case:
         named.append(("worst case of these", results.worst_case))
-    return [
-        [name, percent(f["accuracy"]), " to ".join(percent(e) for e in f["ci95"]), f"{f['correct']} of {f['n']}"]
-        for name, f in named
+    return [[name, *_cells(f)] for name, f in named]
+
+
+def _cells(figures: Mapping[str, Any]) -> list[str]:
+    """Accuracy, 95 % interval and count of one row."""
+    interval = " to ".join(percent(end) for end in figures["ci95"])
+    return [percent(figures["accuracy"]), interval, f"{figures['correct']} of {figures['n']}"]
+
+
+def corruption_rows(told: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each corruption: its accuracy at every severity and their mean; then the mean of the 15, and mCE."""
+    lines = []
+    for corruption, each in told["severities"].items():
+        shares = [f["accuracy"] for f in each]
+        whole = percent(sum(shares) / SEVERITIES) if len(shares) == SEVERITIES else ""
+        cells = [percent(share) for share in shares] + [""] * (SEVERITIES - len(shares))
+        lines.append([corruption.replace("_", " ") + (" (extra)" if corruption in EXTRA else ""), *cells, whole])
+    if mean := told["mean"]:
+        low, high = (percent(end) for end in mean["ci95"])
+        lines.append(["mean of the 15", *[""] * SEVERITIES, f"{percent(mean['accuracy'])} [{low}, {high}]"])
+    if told["mce"] is not None:
+        lines.append([f"mCE, beside {told['reference']}", *[""] * SEVERITIES, percent(told["mce"])])
+    return lines
+
+
+def union_rows(union: Union) -> list[list[str]]:
+    """A row for each threat model, with the attacks of which it is the worst, and its time; their union last."""
+    told = union.to_dict()
+    named = [
+        (str(part.threat_model), ", ".join(map(attack_name, part.attacks)), figures)
+        for part, figures in zip(union.parts.values(), told["threat_models"], strict=True)
     ]
+    whole = told["union"] | {"seconds": told["seconds"]}
+    rows = (*named, ("union", "the worst of all", whole))
+    return [[name, attacks, *_cells(f), f"{f['seconds']:.0f} s"] for name, attacks, f in rows]
 
 
 def said(results: Record) -> list[str]:
@@ -81,6 +114,8 @@ def said(results: Record) -> list[str]:
 
 
 HEADERS = ("attack", "accuracy", "95 % interval (Wilson)", "correct")
+CORRUPTION_HEADERS = ("corruption", *(f"severity {s}" for s in range(1, SEVERITIES + 1)), "mean")
+UNION_HEADERS = ("threat model", "worst of", *HEADERS[1:], "took")
 
 
 def table(rows: Iterable[Sequence[object]], headers: Sequence[str], form: str = "simple") -> str:

@@ -1,4 +1,4 @@
-"""What an evaluation found: figures, verdicts image by image, their files, and how two models compare."""
+"""What an evaluation found: figures, verdicts image by image, and their files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from piat_hub.config import InputError, ThreatModel, from_dict, pixels, printable
+from piat_hub.config import InputError, ThreatModel, from_dict, number, pixels, printable, to_dict
 from piat_hub.records.claims import Figures, hold
+from piat_hub.records.corruptions import Corruptions
 from piat_hub.records.files import (
     RESULTS,
     VERDICTS,
-    WEIGHTS,
-    file_digest,
     load_arrays,
     move_aside,
     own,
@@ -26,7 +25,7 @@ from piat_hub.records.files import (
     texts,
     write_text,
 )
-from piat_hub.records.statistics import Paired, class_accuracy, paired, proportion
+from piat_hub.records.statistics import class_accuracy, proportion
 
 if TYPE_CHECKING:
     from piat_hub.data import Split
@@ -57,6 +56,7 @@ class Record:
     notes: list[str] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     sweep: list[dict[str, Any]] = field(default_factory=list)
+    corruptions: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -64,7 +64,7 @@ class Record:
         """The content of results.json."""
         return {
             "schema": 1,
-            "threat_model": {"norm": self.threat_model.norm, "eps": pixels(self.threat_model.eps)},
+            "threat_model": to_dict(self.threat_model),
             "dataset": {"name": self.dataset, "split": self.split, "n": self.n},
             "seed": self.seed,
             "checkpoint": self.checkpoint,
@@ -76,6 +76,7 @@ class Record:
             "notes": self.notes,
             "checks": self.checks,
             "sweep": self.sweep,
+            **({"corruptions": self.corruptions} if self.corruptions else {}),
             **self.environment,
             "seconds": round(self.seconds, 1),
         }
@@ -115,11 +116,24 @@ class Record:
             notes=list(values.get("notes") or ()),
             checks=list(values.get("checks") or ()),
             sweep=list(values.get("sweep") or ()),
+            corruptions=dict(values.get("corruptions") or {}),
             environment={key: values[key] for key in ("versions", "git", "device") if key in values},
             seconds=values.get("seconds", 0.0),
         )
         hold(found)
+        for key, told in found._distances():
+            told[key] = pixels(number(told[key]), found.threat_model.norm)
         return found
+
+    def _distances(self) -> list[tuple[str, dict[str, Any]]]:
+        """The places of L2's and L1's distances that older files write n/255, as (key, where it stands)."""
+        attacks: list[Any] = [*self.attacks.values(), *(f for point in self.sweep for f in point["attacks"].values())]
+        places = [*(("step_size", figures) for figures in attacks), *(("eps", point) for point in self.sweep)]
+        return [
+            place
+            for place in places
+            if self.threat_model.norm != "Linf" and str(place[1].get(place[0])).endswith("/255")
+        ]
 
     @property
     def one_class(self) -> str:
@@ -129,11 +143,11 @@ class Record:
         right = [name for name, share in known.items() if share]
         return right[0] if len(known) > 1 and len(right) == 1 and known[right[0]] == 1 else ""
 
-    def question(self) -> dict[str, str]:
-        """What two results must share for one to add to the other, in words."""
+    def question(self, *, shared: bool = False) -> dict[str, str]:
+        """What two results must share for one to add to the other, in words; `shared`: for a union of threat models."""
         threat, images = self.threat_model, f"{self.dataset} ({self.split}, the first {self.n} images)"
         return {
-            "threat_model": f"{threat.norm} {pixels(threat.eps)}",
+            "threat_model": "" if shared else f"{threat.norm} {pixels(threat.eps, threat.norm)}",
             "dataset": images,
             "seed": str(self.seed),
             "checkpoint": self.checkpoint,
@@ -165,12 +179,13 @@ class Running:
 class Results(Record):
     """A record that is being made, with its arrays: `verdicts` by attack, (n,) bool, true where still correct.
 
-    labels: (n,) int64, into label_names. running: the attack under way. stopped: attacks that an earlier call was stopped
-    in, by name.
+    labels: (n,) int64, into label_names. corrupted: verdicts under corruptions. running: the attack under way. stopped:
+    attacks that an earlier call was stopped in, by name.
     """
 
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     verdicts: dict[str, np.ndarray] = field(default_factory=dict)
+    corrupted: Corruptions | None = None
     running: Running | None = None
     stopped: dict[str, Running] = field(default_factory=dict)
 
@@ -226,6 +241,9 @@ class Results(Record):
             arrays = {"entry": self.running.entry, "standing": self.running.standing}
             facts = {k: v for k, v in vars(self.running).items() if k not in arrays} | {"of": self._identity()}
             return save_arrays(_partial(verdicts, self.running.attack), facts=np.array(json.dumps(facts)), **arrays)
+        if self.corrupted:
+            self.corrupted.save(directory, self.checkpoint)
+            self.corruptions = self.corrupted.to_dict()
         save_arrays(verdicts, index=np.arange(self.n), label=self.labels, **self.verdicts)
         write_text(results, json.dumps(sealed(self.to_dict()), indent=2) + "\n")
         for attack in self.attacks:
@@ -244,6 +262,7 @@ class Results(Record):
         try:
             before, kept = read_results(directory, self.checkpoint)
             labels = load_arrays(own(directory, verdicts.name)).get("label", self.labels)
+            corrupted = Corruptions.read(directory, self.checkpoint, before.corruptions) if before.corruptions else None
         except InputError as error:
             aside = [move_aside(path).name for path in (results, verdicts) if path.exists()]
             raise InputError(f"{error}: they were moved to {' and '.join(aside)}") from error
@@ -258,9 +277,9 @@ class Results(Record):
             raise InputError(
                 f"{results} was measured with other labels of these images; name another place with --output"
             )
-        for name in ("attacks", "notes", "checks", "sweep", "environment", "seconds"):
+        for name in ("attacks", "notes", "checks", "sweep", "corruptions", "environment", "seconds"):
             setattr(self, name, getattr(before, name))
-        self.verdicts = kept
+        self.verdicts, self.corrupted = kept, corrupted
         self._draw_together()
         for path in sorted(directory.glob(_partial(verdicts, "*").name)) if stopped else ():
             running = self._read_running(path)
@@ -332,46 +351,3 @@ def read_results(directory: Path, checkpoint: str = "last") -> tuple[Record, dic
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{results} and {verdicts.name} cannot be read together ({error}); evaluate again") from error
     return record, kept
-
-
-def compare(a: Path, b: Path, checkpoint: str = "last") -> list[Paired]:
-    """Pair two evaluated directories, attack by attack, as far as both have them.
-
-    Args:
-        a: a directory with results.json and verdicts.npz.
-        b: another.
-        checkpoint: "last" or "best", of both.
-
-    Raises:
-        InputError: unless they measured the same images, threat model and steps, have an attack in common, and their
-            weights, where a model lies there too, are those that were measured.
-    """
-    (record_a, kept_a), (record_b, kept_b) = (read_results(path, checkpoint) for path in (a, b))
-    for path, record in ((a, record_a), (b, record_b)):
-        _hold_weights(path, record)
-    words_a, words_b = record_a.question(), record_b.question()
-    for key in ("threat_model", "dataset", "images_sha256"):
-        if words_a[key] != words_b[key]:
-            raise InputError(
-                f"{a} was measured with {key} {words_a[key]}, {b} with {words_b[key]}; "
-                "only the same images under the same threat model can be paired"
-            )
-    common = [name for name in kept_a if name in kept_b]
-    for name in common:
-        for key in ("steps", "step_size", "restarts", "version"):
-            if record_a.attacks[name].get(key) != record_b.attacks[name].get(key):
-                raise InputError(f"{name} was run with another {key} in {a} than in {b}; evaluate one of them again")
-    if not common:
-        raise InputError(f"{a} and {b} have no attack in common; evaluate both with the same --attacks")
-    return [paired(name, kept_a[name], kept_b[name]) for name in common]
-
-
-def _hold_weights(directory: Path, record: Record) -> None:
-    """InputError for results beside a model whose weights are no longer those that were measured."""
-    weights = own(directory, WEIGHTS[record.checkpoint])
-    if not record.weights or not (directory / "config.json").exists():
-        return
-    if not weights.is_file() or file_digest(weights) != record.weights.partition(" ")[0]:  # " behind mean …" may follow
-        raise InputError(
-            f"{directory} was measured with other weights than {weights.name} holds now; evaluate it again"
-        )

@@ -8,9 +8,10 @@ from typing import Any, Self
 
 from piat_hub.config import InputError, TrainConfig, from_dict, printable, public, to_dict
 from piat_hub.records.claims import Figures
-from piat_hub.records.files import RESULTS, VERDICTS, WEIGHTS, file_digest, own, read_lines, read_metrics
+from piat_hub.records.files import RESULTS, UNIONS, VERDICTS, WEIGHTS, file_digest, own, read_lines, read_metrics
 from piat_hub.records.model_config import ModelConfig
 from piat_hub.records.results import Record, read_record
+from piat_hub.records.union import Union
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,20 @@ class RunDirectory:
     def record(self, checkpoint: str) -> Record | None:
         """What was measured of a checkpoint on the run's own images; None where nothing was."""
         return next((m.record for m in self.measured if (m.folder, m.checkpoint) == ("", checkpoint)), None)
+
+    @cached_property
+    def unions(self) -> dict[str, Union]:
+        """The union of several threat models, by checkpoint, where it was measured on the weights that lie there now.
+
+        InputError for a damaged file.
+        """
+        there = [checkpoint for checkpoint, name in UNIONS.items() if own(self.directory, name).is_file()]
+        found = {checkpoint: Union.read(self.directory, checkpoint) for checkpoint in there}
+        return {
+            checkpoint: union
+            for checkpoint, union in found.items()
+            if union.first.weights == self.digests.get(checkpoint)
+        }
 
     @cached_property
     def training(self) -> dict[str, str] | None:

@@ -47,6 +47,18 @@ def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
     return max(0.0, low) if correct else 0.0, min(1.0, high) if correct < n else 1.0  # exact where rounding is not
 
 
+def mean_of_images(shares: np.ndarray, least: float = 0.0) -> tuple[float, list[float]]:
+    """(mean, [low, high]): the 95 % normal interval of a mean whose units are images, each measured several times.
+
+    Args:
+        shares: what each image has, (n,), up to 1.
+        least: the lowest possible.
+    """
+    mean, n = float(shares.mean()), len(shares)
+    half = Z95 * float(shares.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    return mean, [max(least, mean - half), min(1.0, mean + half)]
+
+
 @dataclass(frozen=True)
 class Paired:
     """Two models A and B under one attack on the same images.
