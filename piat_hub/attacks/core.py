@@ -292,6 +292,17 @@ def climb(x_adv: Tensor, gradient: Tensor, x: Tensor, eps: Budget, step_size: Bu
     return project(x_adv + step_size * steepest(gradient), x, eps)
 
 
+def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
+    """How far each image was moved, (B,).
+
+    Args:
+        x_adv: images, (B, C, H, W).
+        x: where they come from, (B, C, H, W).
+        norm: "Linf" or "L2".
+    """
+    return (x_adv - x).flatten(1).norm(POWERS[norm][0], dim=1)
+
+
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
     """(B,) shaped to broadcast over images like x."""
     return values.view(-1, *[1] * (x.dim() - 1))
@@ -322,6 +333,10 @@ def _project_l2(x_adv: Tensor, x: Tensor, eps: Budget) -> Tensor:
     return x + delta * (eps / _length(delta)).clamp(max=1)
 
 
+POWERS = {
+    "Linf": (math.inf, 1),
+    "L2": (2, 2),
+}  # norm -> (its p, that of its dual: how fast a logit falls along a gradient)
 # norm -> (a draw from the ball, the unit step of steepest ascent, the projection onto the ball)
 BALLS: dict[str, Ball] = {
     "Linf": (_uniform_linf, torch.sign, _project_linf),

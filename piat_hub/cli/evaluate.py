@@ -7,15 +7,16 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
 from piat_hub.config import EvalConfig, InputError, duration, shortened
-from piat_hub.records.labels import HEADERS, attack_name, percent, rows, said, table
+from piat_hub.records.labels import HEADERS, accuracies, by_attack, percent, rows, said, table
 from piat_hub.records.results import Results, result_files
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         held.enter_context(contextlib.redirect_stdout(sys.stdout if main else nowhere))
         finished = [_evaluate_one(model, one, ends) for model, one in zip(models, prepared, strict=True)]
         if len(finished) > 1:
-            print("\n" + _by_attack("model", [(done.name, _accuracies(done.results.attacks)) for done in finished]))
+            print("\n" + by_attack("model", [(done.name, accuracies(done.results.attacks)) for done in finished]))
         for done in finished:
             results, verdicts = result_files(done.directory, done.results.checkpoint)
             print(f"results  {results}\nverdicts {verdicts}")
@@ -93,7 +94,7 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
     if config.per_class:
         shares = {a: ["-" if s is None else percent(s) for s in each] for a, each in results.per_class.items()}
         classes = [(name, {a: each[k] for a, each in shares.items()}) for k, name in enumerate(results.label_names)]
-        print("\n" + _by_attack("class", classes))
+        print("\n" + by_attack("class", classes))
     if unfinished := [a for a in config.attacks if a not in results.attacks]:
         now = results.running
         where = f"{now.attack} is under way, at most {percent(now.standing.mean())} stand; " if now else ""
@@ -101,7 +102,7 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
         rest = f"not begun: {rest}; " if rest else ""
         print(f"the time budget of {config.time_budget} is spent: {where}{rest}go on with --resume")
         return done
-    if config.sweep_eps:
+    if config.sweep_eps or results.reach.keys() & set(config.attacks):
         _sweep(done)
     if config.checks:
         _checks(done)
@@ -121,7 +122,8 @@ def _sweep(done: Evaluation) -> None:
     from piat_hub.figures import plots
     from piat_hub.figures.style import save
 
-    print("\n" + _by_attack("eps", [(point["eps"], _accuracies(point["attacks"])) for point in done.sweep()]))
+    deque(done.sweep(), maxlen=0)
+    print("\n" + by_attack("eps", [(point["eps"], accuracies(point["attacks"])) for point in done.results.sweep]))
     if done.processes.rank == 0:
         save(plots.sweep(done.results.sweep, title=done.name), done.directory / "sweep.png")
 
@@ -131,14 +133,3 @@ def _checks(done: Evaluation) -> None:
     print("\ncan the figures be believed?")
     for result in done.check():
         print(f"  {'passes ' if result['passed'] else 'WARNING'} {result['check']}: {result['found']}")
-
-
-def _by_attack(first: str, rows: Sequence[tuple[str, dict[str, str]]]) -> str:
-    """A table with a row for each name and a column for each attack; "" where there is no cell for one."""
-    attacks = dict.fromkeys(attack for _, cells in rows for attack in cells)
-    lines = [[name, *(cells.get(attack, "") for attack in attacks)] for name, cells in rows]
-    return table(lines, [first, *map(attack_name, attacks)])
-
-
-def _accuracies(attacks: Mapping[str, Any]) -> dict[str, str]:
-    return {attack: percent(figures["accuracy"]) for attack, figures in attacks.items()}

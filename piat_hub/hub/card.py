@@ -14,8 +14,10 @@ from piat_hub.records.files import WEIGHTS, own, read_json, sealed, write_text
 from piat_hub.records.labels import (
     HEADERS,
     OPTIMIZER_NAMES,
-    attack_name,
+    accuracies,
+    by_attack,
     command,
+    measured_name,
     method_name,
     rows,
     said,
@@ -120,6 +122,9 @@ def _shown(found: Measured) -> dict[str, Any]:
     return {
         "record": shown,
         "table": table(rows(shown), HEADERS, "github"),
+        "sweep": by_attack("eps", [(p["eps"], accuracies(p["attacks"])) for p in shown.sweep], "github")
+        if shown.sweep
+        else "",
         "notes": said(shown),
         "verdicts": found.verdicts.replace("`", "'"),
     }
@@ -203,7 +208,7 @@ def _metadata(name: str, licence: dict[str, Any], config: TrainConfig, measured:
             dataset_name=found.record.dataset,
             dataset_split=found.record.split,
             metric_type="accuracy",
-            metric_name=f"{attack_name(attack)} accuracy"
+            metric_name=f"{measured_name(attack, figures)} accuracy"
             + ("" if found.record.checkpoint == "last" else f" ({found.record.checkpoint} checkpoint)")
             + (f", {figures['n']} images" if found.folder else ""),
             metric_value=figures["accuracy"],
