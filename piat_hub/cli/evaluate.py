@@ -34,7 +34,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="a run or model directory, a Hub id, hf-hub:ORG/NAME, or module:callable",
+        help="a run or model directory, a Hub id, hf-hub:ORG/NAME, local-dir:DIRECTORY, or module:callable",
     )
     add_fields(parser, EvalConfig())
     given = vars(parser.parse_all(argv))
