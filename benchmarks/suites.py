@@ -77,7 +77,13 @@ def measured(name, model, split, threat, clean, args):
         took, broken = time.process_time() - clock, int((before & ~stand).sum())
         stages[stage] = {"attacked": int(before.sum()), "broken": broken, "seconds": round(took, 1)}
     seconds = round(sum(stage["seconds"] for stage in stages.values()), 1)
-    return stand, {"attack": name, "search": precision or "fp32", "stand": int(stand.sum()), "seconds": seconds, "stages": stages}
+    return stand, {
+        "attack": name,
+        "search": precision or "fp32",
+        "stand": int(stand.sum()),
+        "seconds": seconds,
+        "stages": stages,
+    }
 
 
 def images_of(args, model):
@@ -130,7 +136,10 @@ def main():
     facts |= {"clean": int(clean.sum()), "aa": None if aa is None else int(aa.sum()), "emulated": args.emulate}
     facts |= {"device": device_name(device_of(model)), "torch": torch.__version__, "date": date.today().isoformat()}
     print(f"{name} on {split.name}, {threat}, {facts['device']}")
-    shown = [[row.get(key, "") for key in ("attack", "search", "stand", "missed", "more", "seconds", "ratio")] for row in rows]
+    shown = [
+        [row.get(key, "") for key in ("attack", "search", "stand", "missed", "more", "seconds", "ratio")]
+        for row in rows
+    ]
     print(tabulate(shown, ["attack", "search", "stand", "aa's missed", "more", "CPU s", "aa / it"]))
     if args.output:
         args.output.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n", encoding="utf-8")

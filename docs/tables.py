@@ -488,6 +488,62 @@ def torchattacks():
     return markdown(lines, ["images", "n", "ours", "torchattacks", "differ"])
 
 
+def suite_rows(facts):
+    """A file of benchmarks/suites.py, a row a suite: what it leaves, and beside AutoAttack where that was run."""
+    images = f"{facts['model']}, {facts['first'] + 1} to {facts['first'] + facts['n']}"
+    for row in facts["rows"]:
+        name = {"apgd": "AutoAttack without FAB-T, Square", "malt3": "MALT, three targets"}.get(row["attack"])
+        beside = [facts["aa"], row["missed"], row["more"]] if facts["aa"] is not None else ["", "", ""]
+        yield [
+            images,
+            name or attack_name(row["attack"]),
+            row["search"],
+            facts["clean"],
+            row["stand"],
+            *beside,
+            row["seconds"],
+        ]
+
+
+SUITES = ["images", "attack", "search", "clean", "stand", "AutoAttack's stand", "its breaks missed", "others", "CPU s"]
+
+
+def suites(kind):
+    """benchmarks/suites.py's, of the two ResNet-20s or of the photographs."""
+    files = sorted(BENCHMARKS.glob(f"suites-{kind}*.json"))
+    lines = [[*map(str, row)] for file in files for row in suite_rows(read_json(file))]
+    facts = read_json(files[0])
+    return f"{facts['dataset']}, {facts['threat_model']}, {machine(facts)}:\n\n{markdown(lines, SUITES)}"
+
+
+def suite_stages():
+    """Which stage of a suite broke how many of the images that stood before it."""
+    lines = []
+    for file in sorted(BENCHMARKS.glob("suites-*.json")):
+        facts = read_json(file)
+        for row in facts["rows"]:
+            if row["search"] == "fp32" and len(row["stages"]) > 1:
+                parts = [
+                    f"{attack_name(s)}: {f['broken']} of {f['attacked']}, {f['seconds']} s"
+                    for s, f in row["stages"].items()
+                ]
+                lines.append([f"{facts['model']}, n {facts['n']}", row["attack"], "; ".join(parts)])
+    return markdown(lines, ["images", "suite", "broken of those attacked, CPU seconds"])
+
+
+def nearest_examples():
+    """FMN's curve beside PGD-20 at the same budgets."""
+    found = read("evaluation/fmn-cifar10-jpeg")
+    points = [p for p in found.sweep if "pgd20" in p["attacks"]] + [{"eps": "8/255", "attacks": found.attacks}]
+    at = {p["eps"]: p["attacks"] for p in sorted(points, key=lambda p: config.number(p["eps"]))}
+    lines = [
+        [eps, *(f"{a[attack]['correct']} of {found.n}" for attack in ("fmn100", "pgd20"))] for eps, a in at.items()
+    ]
+    spent = ", ".join(f"{attack_name(a)} {found.attacks[a]['seconds']} s" for a in ("fmn100", "pgd20"))
+    table = markdown(lines, ["eps", "FMN-100, one run", "PGD-20, anew at each"])
+    return f"{found.n} images of {found.dataset}, {found.environment['device']}; at one budget {spent}:\n\n{table}"
+
+
 def machine(facts):
     """'CPU AMD EPYC, 2 threads, torch 2.15.0, 2026-11-22'."""
     return f"{facts['device']}, torch {facts['torch']}, {facts['date']}"

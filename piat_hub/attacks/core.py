@@ -34,7 +34,8 @@ def register(attack: A) -> A:
     Args:
         attack: takes images (B, C, H, W) in [0, 1], class numbers (B,), eps and step_size in pixel units, and gives
             x_adv of the shape of x. It is passed only what its signature has, all for any keyword: also `leave=True`,
-            and `restarts` where an evaluation asks for more than one.
+            and `restarts` where an evaluation asks for more than one. One that has no eps seeks the nearest example of each
+            image, at any distance, of which an evaluation makes a curve.
     """
     ATTACKS[attack.__name__] = attack
     return attack

@@ -16,7 +16,8 @@ def fmn(model: nn.Module, x: Tensor, y: Tensor, steps: int = 100, *, norm: str =
     """Each image's nearest adversarial example, by descent of z_y - max z_k inside a radius that is moved to the boundary.
 
     Pintor et al. 2021, Alg. 1: an image that is misled takes a smaller radius than its best example's, one that is not a
-    larger one; before the first example the radius is where a linear model would be misled.
+    larger one; before the first example the radius is a little beyond where a linear model would be misled (theirs is there
+    itself, and rounding may keep an image on this side of it for ever).
 
     Args:
         model: maps images in [0, 1] to logits z (B, K); attacked in eval mode with frozen weights, restored after.
@@ -50,7 +51,7 @@ def fmn(model: nn.Module, x: Tensor, y: Tensor, steps: int = 100, *, norm: str =
             nearest = torch.where(better, moved, nearest)
             best = torch.where(better[:, None, None, None], now, best)
             linear = moved + gap.detach() / gradient.flatten(1).norm(POWERS[norm][1], dim=1).clamp_min(least)
-            outwards = torch.where(nearest.isfinite(), radius * (1 + gamma), linear)
+            outwards = torch.where(nearest.isfinite(), radius, linear) * (1 + gamma)
             radius = torch.where(misled, torch.minimum(radius * (1 - gamma), nearest), outwards)
             step = step_size / gradient.flatten(1).norm(dim=1).clamp_min(least)
             stepped = now - step[:, None, None, None] * gradient

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub.attacks.autoattack import borrowed
-from piat_hub.attacks.core import POWERS, ball, look, usable
+from piat_hub.attacks.core import POWERS, attack_mode, ball, look, usable
 from piat_hub.config import InputError, ThreatModel
 
 CANDIDATES = 100  # the likeliest other classes, among which the targets are looked for
@@ -88,17 +88,15 @@ def nearest_classes(
     Raises:
         InputError: for a model without a gradient, or of fewer than four classes.
     """
-    with torch.enable_grad():
+    with attack_mode(model) as frozen, torch.enable_grad():
         x = x.detach().clone().requires_grad_()
-        with borrowed(model) as asked:
-            logits = usable(asked(x), x, int(y.max()))
-            if (classes := logits.shape[1]) < LEAST:
-                raise InputError(
-                    f"malt is undefined for {classes} classes: its loss needs {LEAST}; leave it out, or use apgd-ce"
-                )
-            others = logits.detach().scatter(1, y[:, None], -torch.inf).topk(min(candidates, classes - 1)).indices
-            gaps = logits.gather(1, y[:, None]) - logits.gather(1, others)  # (B, candidates)
-            slopes = [torch.autograd.grad(gap.sum(), x, retain_graph=True)[0] for gap in gaps.T]
+        logits = usable(frozen(x), x, int(y.max()))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if (classes := logits.shape[1]) < LEAST:
+            raise InputError(f"malt is undefined for {classes} classes: its loss needs {LEAST}; use apgd-ce")
+        others = logits.detach().scatter(1, y[:, None], -torch.inf).topk(min(candidates, classes - 1)).indices
+        gaps = logits.gather(1, y[:, None]) - logits.gather(1, others)  # (B, candidates)
+        slopes = [torch.autograd.grad(gap.sum(), x, retain_graph=True)[0] for gap in gaps.T]
     steepness = torch.stack([slope.flatten(1).norm(POWERS[norm][1], dim=1) for slope in slopes], 1)
     nearest = (gaps.detach() / steepness).topk(min(count, others.shape[1]), largest=False).indices
     return others.gather(1, nearest)
