@@ -179,17 +179,15 @@ def _autoattack(
 def _with_malt(name: str, threat_model: ThreatModel, num_classes: int, seed: int, whole: bool) -> Suite:
     """MALT, or the suite that is as fast as model selection wants it; `whole` as one stage."""
     budget: dict[str, Any] = {"eps": threat_model.eps, "norm": threat_model.norm}
-    targets = min(FEW if name == "fast" else TARGETS, num_classes - 1)
-    stages: dict[str, Stage] = {"malt": partial(malt, **budget, targets=targets, seed=seed)}
-    if num_classes < LEAST and name == "malt":
-        raise InputError(f"malt is undefined for {num_classes} classes: its loss needs {LEAST}; leave it out")
-    if name == "malt":
-        return Suite(stages, {"targets": targets}, follows=True)
-    facts: dict[str, Any] = {"targets": targets}
+    facts: dict[str, Any] = {"targets": min(FEW if name == "fast" else TARGETS, num_classes - 1)}
+    stages: dict[str, Stage] = {"malt": partial(malt, **budget, **facts, seed=seed)}
     if num_classes < LEAST:
+        if name == "malt":
+            raise InputError(f"malt is undefined for {num_classes} classes: its loss needs {LEAST}; leave it out")
         stages, facts = {}, {"changed": f"malt left out, its loss needs {LEAST} classes"}
-    last = partial(apgd, **budget, steps=20, start="uniform")
-    stages = {"pgd10": _first_steps(threat_model, whole), **stages, "apgd-ce": last}
+    if name == "fast":
+        last = partial(apgd, **budget, steps=20, start="uniform")
+        stages = {"pgd10": _first_steps(threat_model, whole), **stages, "apgd-ce": last}
     if whole:
         stages = {name: partial(_one_after_the_other, stages.values())}
     return Suite(stages, facts, follows=True)

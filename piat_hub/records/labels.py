@@ -110,8 +110,9 @@ def by_attack(first: str, rows: Sequence[tuple[str, Mapping[str, str]]], form: s
 
 
 def accuracies(attacks: Mapping[str, Figures]) -> dict[str, str]:
-    """Each attack's accuracy for people."""
-    return {attack: percent(figures["accuracy"]) for attack, figures in attacks.items()}
+    """Each attack's accuracy for people: '53.54 %', or '53.54 % (bf16)' where it was searched in that."""
+    found_in = {attack: figures.get("search_precision") for attack, figures in attacks.items()}
+    return {a: percent(f["accuracy"]) + (f" ({found_in[a]})" if found_in[a] else "") for a, f in attacks.items()}
 
 
 def table(rows: Iterable[Sequence[object]], headers: Sequence[str], form: str = "simple") -> str:
