@@ -97,6 +97,15 @@ def images_of(args, model):
     return request.evaluation_data(args.model, config, model)[args.first : args.first + args.n]
 
 
+def beside(facts, stands, aa):
+    """Add to each row how many of AutoAttack's breaks it misses, how many more it finds, and how many times faster it is."""
+    facts["aa"] = None if aa is None else int(aa.sum())
+    cost = next((row["seconds"] for row in facts["rows"] if row["attack"] == "aa"), None)
+    for row, stand in zip(facts["rows"], stands.values(), strict=True):
+        row |= {} if aa is None else {"missed": int((stand & ~aa).sum()), "more": int((aa & ~stand).sum())}
+        row |= {"ratio": round(cost / row["seconds"], 2)} if cost else {}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -119,30 +128,25 @@ def main():
     model = model.eval().to(memory_format=torch.channels_last)
     threat = trained_against(model) or ThreatModel()
     threat = dataclasses.replace(threat, eps=args.eps) if args.eps else threat
-    rows, stands = [], {}
+    facts = {"model": name, "threat_model": str(threat), "first": args.first, "emulated": args.emulate, "rows": []}
+    facts |= {"device": device_name(device_of(model)), "torch": torch.__version__, "date": date.today().isoformat()}
     with verdict_mode(model) as exact, torch.no_grad():
         split = images_of(args, exact)
         clean = correct(exact, to_unit(split.images[:]), split.labels)
+        aa = torch.from_numpy(read_results(args.aa)[1]["aa"])[: len(split)] if args.aa else None
+        facts |= {"dataset": split.name, "n": len(split), "clean": int(clean.sum())}
+        stands = {}
         for attack in args.attacks:
             stands[attack], row = measured(attack, exact, split, threat, clean, args)
-            rows.append(row)
+            facts["rows"].append(row)
             print(json.dumps(row), flush=True)
-    aa = torch.from_numpy(read_results(args.aa)[1]["aa"])[: args.n] if args.aa else stands.get("aa")
-    cost = next((row["seconds"] for row in rows if row["attack"] == "aa"), None)
-    for row, stand in zip(rows, stands.values(), strict=True):
-        row |= {"missed": int((stand & ~aa).sum()), "more": int((aa & ~stand).sum())} if aa is not None else {}
-        row |= {"ratio": round(cost / row["seconds"], 2)} if cost else {}
-    facts = {"model": name, "dataset": split.name, "threat_model": str(threat), "first": args.first, "n": len(split)}
-    facts |= {"clean": int(clean.sum()), "aa": None if aa is None else int(aa.sum()), "emulated": args.emulate}
-    facts |= {"device": device_name(device_of(model)), "torch": torch.__version__, "date": date.today().isoformat()}
+            beside(facts, stands, stands.get("aa", aa))
+            if args.output:  # what is measured stays, whatever comes
+                args.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(f"{name} on {split.name}, {threat}, {facts['device']}")
-    shown = [
-        [row.get(key, "") for key in ("attack", "search", "stand", "missed", "more", "seconds", "ratio")]
-        for row in rows
-    ]
+    keys = ("attack", "search", "stand", "missed", "more", "seconds", "ratio")
+    shown = [[row.get(key, "") for key in keys] for row in facts["rows"]]
     print(tabulate(shown, ["attack", "search", "stand", "aa's missed", "more", "CPU s", "aa / it"]))
-    if args.output:
-        args.output.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
