@@ -23,7 +23,7 @@ from piat_hub.records.files import read_json, read_lines
 from piat_hub.records.groups import CURVES, mean_interval
 from piat_hub.records.labels import HEADERS, attack_name, percent, rows
 from piat_hub.records.published import paper
-from piat_hub.records.results import compare, read_record
+from piat_hub.records.results import compare, read_record, read_results
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.study.table import between, table_text
 from piat_hub.training.guards import collapsed
@@ -532,16 +532,17 @@ def suite_stages():
 
 
 def nearest_examples():
-    """FMN's curve beside PGD-20 at the same budgets."""
+    """FMN's curve beside PGD-20 at the same budgets, and AutoAttack at the one of the card."""
     found = read("evaluation/fmn-cifar10-jpeg")
-    points = [p for p in found.sweep if "pgd20" in p["attacks"]] + [{"eps": "8/255", "attacks": found.attacks}]
-    at = {p["eps"]: p["attacks"] for p in sorted(points, key=lambda p: config.number(p["eps"]))}
-    lines = [
-        [eps, *(f"{a[attack]['correct']} of {found.n}" for attack in ("fmn100", "pgd20"))] for eps, a in at.items()
-    ]
+    by_aa = read_results(CARDS / "resnet20-cifar10-jpeg-pgd_at" / "aa200")[1]["aa"][: found.n]
+    at = {p["eps"]: p["attacks"] for p in found.sweep if "pgd20" in p["attacks"]} | {"8/255": found.attacks}
+    lines = []
+    for eps in sorted(at, key=config.number):
+        stand = [str(at[eps][attack]["correct"]) for attack in ("fmn100", "pgd20")]
+        lines.append([eps, *stand, str(by_aa.sum()) if eps == "8/255" else ""])
     spent = ", ".join(f"{attack_name(a)} {found.attacks[a]['seconds']} s" for a in ("fmn100", "pgd20"))
-    table = markdown(lines, ["eps", "FMN-100, one run", "PGD-20, anew at each"])
-    return f"{found.n} images of {found.dataset}, {found.environment['device']}; at one budget {spent}:\n\n{table}"
+    table = markdown(lines, ["eps", "FMN-100, one run", "PGD-20, anew at each", "AutoAttack"])
+    return f"What stands of {found.n} images of {found.dataset}, {found.environment['device']}; at 8/255 {spent}:\n\n{table}"
 
 
 def machine(facts):
