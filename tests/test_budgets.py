@@ -66,6 +66,12 @@ def test_a_later_call_takes_the_distances_over(far, tmp_path):
     again = Results.of(split, THREAT)
     again.resume(tmp_path)
     assert np.array_equal(again.reach["fmn10"], results.reach["fmn10"])
+    with np.load(tmp_path / "verdicts.npz") as arrays:
+        kept = dict(arrays)
+    np.savez(tmp_path / "verdicts.npz", **kept | {"fmn10.reach": kept["fmn10.reach"][:3]})
+    other = Results.of(split, THREAT)
+    other.resume(tmp_path)
+    assert not other.reach and "fmn10" in other.verdicts  # of no use, so not taken over
     point = add_point(again, 3 / 255, {"pgd2": read_off(again, "fmn10", 0.02)})
     assert set(point["attacks"]) == {"fmn10", "pgd2"} and len(again.sweep) == 16
     assert [p["eps"] for p in again.sweep] == [p["eps"] for p in results.sweep]

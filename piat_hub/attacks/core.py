@@ -301,7 +301,21 @@ def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
         x: where they come from, (B, C, H, W).
         norm: "Linf" or "L2".
     """
-    return (x_adv - x).flatten(1).norm(POWERS[norm][0], dim=1)
+    return (x_adv - x).flatten(1).norm(powers(norm)[0], dim=1)
+
+
+def powers(norm: str) -> tuple[float, float]:
+    """The p of a norm, and that of its dual, in which a gradient tells how fast a logit falls.
+
+    Args:
+        norm: "Linf" or "L2".
+
+    Raises:
+        InputError: for another norm.
+    """
+    if norm not in POWERS:
+        raise InputError(f"norm {norm!r} is unknown here; choose {' or '.join(POWERS)}")
+    return POWERS[norm]
 
 
 def _per_image(values: Tensor, x: Tensor) -> Tensor:

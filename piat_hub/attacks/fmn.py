@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks.core import POWERS, attack_mode, ball, distance, look, register, usable
+from piat_hub.attacks.core import attack_mode, ball, distance, look, powers, register, usable
 
 STEP_SIZE = (1.0, 0.01)  # L2 length of the first step and of the last, falling as a cosine
 GAMMA = (0.05, 0.001)  # share by which the radius changes, likewise
@@ -32,7 +32,8 @@ def fmn(model: nn.Module, x: Tensor, y: Tensor, steps: int = 100, *, norm: str =
     Raises:
         InputError: as `pgd` does.
     """
-    (_, _, project), largest = ball(norm), look(model, x, y)
+    (_, dual), (_, _, project) = powers(norm), ball(norm)
+    largest = look(model, x, y)
     now = best = x.detach()
     nearest = radius = torch.full_like(y, torch.inf, dtype=x.dtype)  # (B,), of the best example, and of the ball
     least = torch.finfo(x.dtype).tiny
@@ -50,7 +51,7 @@ def fmn(model: nn.Module, x: Tensor, y: Tensor, steps: int = 100, *, norm: str =
             better = misled & (moved < nearest)
             nearest = torch.where(better, moved, nearest)
             best = torch.where(better[:, None, None, None], now, best)
-            linear = moved + gap.detach() / gradient.flatten(1).norm(POWERS[norm][1], dim=1).clamp_min(least)
+            linear = moved + gap.detach() / gradient.flatten(1).norm(dual, dim=1).clamp_min(least)
             outwards = torch.where(nearest.isfinite(), radius, linear) * (1 + gamma)
             radius = torch.where(misled, torch.minimum(radius * (1 - gamma), nearest), outwards)
             step = step_size / gradient.flatten(1).norm(dim=1).clamp_min(least)

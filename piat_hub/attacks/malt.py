@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub.attacks.autoattack import borrowed
-from piat_hub.attacks.core import POWERS, attack_mode, ball, look, usable
+from piat_hub.attacks.core import attack_mode, look, powers, usable
 from piat_hub.config import InputError, ThreatModel
 
 CANDIDATES = 100  # the likeliest other classes, among which the targets are looked for
@@ -46,7 +46,7 @@ def malt(
     """
     from pyautoattack.autopgd_base import APGDAttack_targeted
 
-    ball(norm)
+    powers(norm)  # or InputError
     ThreatModel(norm, float(eps))  # type: ignore[arg-type]
     look(model, x, y)
     x_adv, x = x.clone(), x.contiguous()
@@ -86,7 +86,7 @@ def nearest_classes(
         Class numbers, (B, count), nearest first; fewer columns where there are not so many other classes.
 
     Raises:
-        InputError: for a model without a gradient, or of fewer than four classes.
+        InputError: for a model without a gradient, or of fewer than four classes, and for another norm.
     """
     with attack_mode(model) as frozen, torch.enable_grad():
         x = x.detach().clone().requires_grad_()
@@ -97,6 +97,6 @@ def nearest_classes(
         others = logits.detach().scatter(1, y[:, None], -torch.inf).topk(min(candidates, classes - 1)).indices
         gaps = logits.gather(1, y[:, None]) - logits.gather(1, others)  # (B, candidates)
         slopes = [torch.autograd.grad(gap.sum(), x, retain_graph=True)[0] for gap in gaps.T]
-    steepness = torch.stack([slope.flatten(1).norm(POWERS[norm][1], dim=1) for slope in slopes], 1)
+    steepness = torch.stack([slope.flatten(1).norm(powers(norm)[1], dim=1) for slope in slopes], 1)
     nearest = (gaps.detach() / steepness).topk(min(count, others.shape[1]), largest=False).indices
     return others.gather(1, nearest)

@@ -266,7 +266,8 @@ class Results(Record):
         for name in ("attacks", "notes", "checks", "sweep", "environment", "seconds"):
             setattr(self, name, getattr(before, name))
         self.verdicts = kept
-        self.reach = {attack: arrays[key] for attack in kept if (key := f"{attack}.reach") in arrays}
+        reach = {attack: arrays.get(f"{attack}.reach", np.empty(0)) for attack in kept}
+        self.reach = {a: found for a, found in reach.items() if found.shape == (self.n,) and found.dtype == np.float32}
         self._draw_together()
         for path in sorted(directory.glob(_partial(verdicts, "*").name)) if stopped else ():
             running = self._read_running(path)
