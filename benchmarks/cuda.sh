@@ -44,14 +44,14 @@ step() { # eager, compiled, and as CUDA graphs, beside the authors' code
   done
 }
 
-attacks() { # seconds stand in each results.json beside its attack
+attacks() { # seconds stand in each results.json beside its attack; searched in fp32 and in bf16
   has_data attacks || return 0
-  local attack
-  for attack in aa malt; do
-    "$python" -c "from piat_hub.config import ThreatModel; from piat_hub.evaluation.suites import suite
-suite('$attack', ThreatModel('Linf', 8 / 255), 10)" 2>/dev/null || { echo "cuda.sh: there is no attack $attack yet" && continue; }
-    once "attacks-$attack" "$python" evaluate.py model_cards/resnet20-cifar10-jpeg --dataset "$DATASET" --attacks clean "$attack" \
-      --n "${N:-1000}" --output "$out/attacks-$attack" --resume
+  local attack precision
+  for precision in fp32 bf16; do
+    for attack in aa fast malt; do
+      once "attacks-$attack-$precision" "$python" evaluate.py model_cards/resnet20-cifar10-jpeg --dataset "$DATASET" --n "${N:-1000}" \
+        --attacks clean "$attack" --search-precision "$precision" --output "$out/attacks-$attack-$precision" --resume
+    done
   done
 }
 

@@ -24,7 +24,7 @@ from piat_hub.records.files import read_json, read_lines
 from piat_hub.records.groups import CURVES, mean_interval
 from piat_hub.records.labels import HEADERS, attack_name, percent, rows
 from piat_hub.records.published import paper
-from piat_hub.records.results import read_record
+from piat_hub.records.results import read_record, read_results
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.study.table import between, table_text
 from piat_hub.training.guards import collapsed
@@ -527,6 +527,63 @@ def torchattacks():
         [*name, *(str(row[k]) for k in ("n", "ours", "torchattacks", "differ"))] for name, row in peers("torchattacks")
     ]
     return markdown(lines, ["images", "n", "ours", "torchattacks", "differ"])
+
+
+def suite_rows(facts):
+    """A file of benchmarks/suites.py, a row a suite: what it leaves, and beside AutoAttack where that was run."""
+    images = f"{facts['model']}, {facts['first'] + 1} to {facts['first'] + facts['n']}"
+    for row in facts["rows"]:
+        name = {"apgd": "AutoAttack without FAB-T, Square", "malt3": "MALT, three targets"}.get(row["attack"])
+        beside = [facts["aa"], row["missed"], row["more"]] if facts["aa"] is not None else ["", "", ""]
+        yield [
+            images,
+            name or attack_name(row["attack"]),
+            row["search"],
+            facts["clean"],
+            row["stand"],
+            *beside,
+            row["seconds"],
+        ]
+
+
+SUITES = ["images", "attack", "search", "clean", "stand", "AutoAttack's stand", "its breaks missed", "others", "CPU s"]
+
+
+def suites(kind):
+    """benchmarks/suites.py's, of the two ResNet-20s or of the photographs."""
+    files = sorted(BENCHMARKS.glob(f"suites-{kind}*.json"))
+    lines = [[*map(str, row)] for file in files for row in suite_rows(read_json(file))]
+    facts = read_json(files[0])
+    return f"{facts['dataset']}, {facts['threat_model']}, {machine(facts)}:\n\n{markdown(lines, SUITES)}"
+
+
+def suite_stages():
+    """Which stage of a suite broke how many of the images that stood before it."""
+    lines = []
+    for file in sorted(BENCHMARKS.glob("suites-*.json")):
+        facts = read_json(file)
+        for row in facts["rows"]:
+            if row["search"] == "fp32" and len(row["stages"]) > 1:
+                parts = [
+                    f"{attack_name(s)}: {f['broken']} of {f['attacked']}, {f['seconds']} s"
+                    for s, f in row["stages"].items()
+                ]
+                lines.append([f"{facts['model']}, n {facts['n']}", row["attack"], "; ".join(parts)])
+    return markdown(lines, ["images", "suite", "broken of those attacked, CPU seconds"])
+
+
+def nearest_examples():
+    """FMN's curve beside PGD-20 at the same budgets, and AutoAttack at the one of the card."""
+    found = read("evaluation/fmn-cifar10-jpeg")
+    by_aa = read_results(CARDS / "resnet20-cifar10-jpeg-pgd_at" / "aa200")[1]["aa"][: found.n]
+    at = {p["eps"]: p["attacks"] for p in found.sweep if "pgd20" in p["attacks"]} | {"8/255": found.attacks}
+    lines = []
+    for eps in sorted(at, key=config.number):
+        stand = [str(at[eps][attack]["correct"]) for attack in ("fmn100", "pgd20")]
+        lines.append([eps, *stand, str(by_aa.sum()) if eps == "8/255" else ""])
+    spent = ", ".join(f"{attack_name(a)} {found.attacks[a]['seconds']} s" for a in ("fmn100", "pgd20"))
+    table = markdown(lines, ["eps", "FMN-100, one run", "PGD-20, anew at each", "AutoAttack"])
+    return f"What stands of {found.n} images of {found.dataset}, {found.environment['device']}; at 8/255 {spent}:\n\n{table}"
 
 
 def machine(facts):

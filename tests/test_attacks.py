@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from piat_hub.attacks import attack_mode, autoattack, cross_entropy, cw, margin, mim, pgd
+from piat_hub.attacks import attack_mode, autoattack, cross_entropy, cw, fmn, malt, margin, mim, pgd
 from piat_hub.attacks.autoattack import changes, components
 
 ATTACKS = {"pgd": pgd, "mim": mim, "cw": cw}
@@ -146,7 +146,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("given", REFUSED)
-@pytest.mark.parametrize("attack", [*ATTACKS.values(), autoattack], ids=[*ATTACKS, "autoattack"])
+@pytest.mark.parametrize(
+    "attack", [*ATTACKS.values(), autoattack, malt, fmn], ids=[*ATTACKS, "autoattack", "malt", "fmn"]
+)
 def test_what_no_attack_can_be_asked_is_refused_in_one_line(tiny, attack, given):
     x, y, message = REFUSED[given]
     if given == "one-hot" and attack in (pgd, mim):  # cross-entropy takes probabilities
@@ -161,7 +163,7 @@ def test_what_no_attack_can_be_asked_is_refused_in_one_line(tiny, attack, given)
     assert len(str(refused.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("attack", [*ATTACKS.values(), autoattack], ids=[*ATTACKS, "autoattack"])
+@pytest.mark.parametrize("attack", [*ATTACKS.values(), autoattack, malt], ids=[*ATTACKS, "autoattack", "malt"])
 def test_contexts_models_and_budgets_that_cannot_be(tiny, attack):
     x, y = GOOD
     assert attack(tiny(), x[:0], y[:0]).shape == (0, 3, 2, 2)

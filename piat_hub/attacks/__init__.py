@@ -17,6 +17,8 @@ from piat_hub.attacks.core import (
     register as register,
 )
 from piat_hub.attacks.cw import cw as cw, margin as margin
+from piat_hub.attacks.fmn import fmn as fmn
+from piat_hub.attacks.malt import malt as malt, nearest_classes as nearest_classes
 from piat_hub.attacks.mim import mim as mim
 from piat_hub.attacks.pgd import pgd as pgd
 from piat_hub.attacks.twin import Twin as Twin

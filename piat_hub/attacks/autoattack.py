@@ -134,10 +134,7 @@ def _run(
 ) -> Tensor:
     from pyautoattack import AutoAttack
 
-    def logits(images: Tensor) -> Tensor:  # half-precision logits break its index arithmetic
-        return frozen(images).float().clone()  # Square writes into them, and they may be the model's own
-
-    with attack_mode(model) as frozen, _fresh_rng():
+    with borrowed(model) as logits:
         suite = AutoAttack(logits, eps=eps, norm=norm, seed=seed, version="standard", device=x.device)
         for targeted in (suite.apgd_targeted, suite.fab):
             targeted.n_target_classes = min(targeted.n_target_classes, num_classes - 1)
@@ -159,13 +156,21 @@ def _run(
 
 
 @contextmanager
-def _fresh_rng() -> Iterator[None]:
-    """Its attacks seed the global generators: put those back after. Its log goes nowhere."""
+def borrowed(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The model as pyautoattack's attacks take it; they seed the global generators, which are put back after.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K); frozen and in eval mode inside the block. Their log goes nowhere.
+
+    Yields:
+        Images to logits of their own: in fp32, since others break their index arithmetic, and not the model's own, since
+        they may write into them.
+    """
     logger = logging.getLogger("auto-attack")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
+        with attack_mode(model) as frozen, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield lambda images: frozen(images).float().clone()
     finally:
         logger.setLevel(level)

@@ -36,7 +36,8 @@ def register(attack: A) -> A:
     Args:
         attack: takes images (B, C, H, W) in [0, 1], class numbers (B,), eps and step_size in pixel units, and gives
             x_adv of the shape of x. It is passed only what its signature has, all for any keyword: also `leave=True`,
-            and `restarts` where an evaluation asks for more than one.
+            and `restarts` where an evaluation asks for more than one. One that has no eps seeks the nearest example of each
+            image, at any distance, of which an evaluation makes a curve.
     """
     ATTACKS[attack.__name__] = attack
     return attack
@@ -297,14 +298,29 @@ def climb(x_adv: Tensor, gradient: Tensor, x: Tensor, eps: Budget, step_size: Bu
     return project(x_adv + step_size * steepest(gradient), x, eps)
 
 
-def distances(delta: Tensor, norm: str) -> Tensor:
-    """How far each image is moved, (B,).
+def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
+    """How far each image was moved, (B,).
 
     Args:
-        delta: (B, C, H, W).
+        x_adv: images, (B, C, H, W).
+        x: where they come from, (B, C, H, W).
         norm: "Linf", "L2" or "L1".
     """
-    return torch.linalg.vector_norm(delta.flatten(1), {"Linf": math.inf, "L2": 2, "L1": 1}[norm], dim=1)
+    return torch.linalg.vector_norm((x_adv - x).flatten(1), {"Linf": math.inf, "L2": 2, "L1": 1}[norm], dim=1)
+
+
+def powers(norm: str) -> tuple[float, float]:
+    """The p of a norm, and that of its dual, in which a gradient tells how fast a logit falls.
+
+    Args:
+        norm: "Linf" or "L2".
+
+    Raises:
+        InputError: for another norm.
+    """
+    if norm not in POWERS:
+        raise InputError(f"norm {norm!r} is unknown here; choose {' or '.join(POWERS)}")
+    return POWERS[norm]
 
 
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
@@ -337,6 +353,10 @@ def _project_l2(x_adv: Tensor, x: Tensor, eps: Budget) -> Tensor:
     return x + delta * (eps / _length(delta)).clamp(max=1)
 
 
+POWERS = {
+    "Linf": (math.inf, 1),
+    "L2": (2, 2),
+}  # norm -> (its p, that of its dual: how fast a logit falls along a gradient)
 # norm -> (a draw from the ball, the unit step of steepest ascent, the projection onto the ball)
 BALLS: dict[str, Ball] = {
     "Linf": (_uniform_linf, torch.sign, _project_linf),

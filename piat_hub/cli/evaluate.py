@@ -8,9 +8,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -20,7 +21,8 @@ from piat_hub.records.labels import (
     CORRUPTION_HEADERS,
     HEADERS,
     UNION_HEADERS,
-    attack_name,
+    accuracies,
+    by_attack,
     corruption_rows,
     percent,
     rows,
@@ -46,7 +48,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="a run or model directory, a Hub id, hf-hub:ORG/NAME, or module:callable",
+        help="a run or model directory, a Hub id, hf-hub:ORG/NAME, local-dir:DIRECTORY, or module:callable",
     )
     add_fields(parser, EvalConfig())
     given = vars(parser.parse_all(argv))
@@ -69,8 +71,8 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         if len(models) > 1:
             each = [(done.name, done.results) for done in finished]
             several = [f"{name}, {results.threat_model}" if config.threat_models else name for name, results in each]
-            accuracies = [_accuracies(results.attacks) for _, results in each]
-            print("\n" + _by_attack("model", list(zip(several, accuracies, strict=True))))
+            cells = [accuracies(results.attacks) for _, results in each]
+            print("\n" + by_attack("model", list(zip(several, cells, strict=True))))
         if config.threat_models:
             for output, parts in itertools.groupby(finished, lambda done: done.output):
                 _unite(output, list(parts))
@@ -117,7 +119,7 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
     if config.per_class:
         shares = {a: ["-" if s is None else percent(s) for s in each] for a, each in results.per_class.items()}
         classes = [(name, {a: each[k] for a, each in shares.items()}) for k, name in enumerate(results.label_names)]
-        print("\n" + _by_attack("class", classes))
+        print("\n" + by_attack("class", classes))
     if unfinished := [a for a in config.attacks if a not in results.attacks]:
         now = results.running
         where = f"{now.attack} is under way, at most {percent(now.standing.mean())} stand; " if now else ""
@@ -127,7 +129,7 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
         return done
     if config.corruptions and not _corruptions(model, done, ends):
         return done
-    if config.sweep_eps:
+    if config.sweep_eps or results.reach.keys() & set(config.attacks):
         _sweep(done)
     if config.checks:
         _checks(done)
@@ -187,7 +189,8 @@ def _sweep(done: Evaluation) -> None:
     from piat_hub.figures import plots
     from piat_hub.figures.style import save
 
-    print("\n" + _by_attack("eps", [(point["eps"], _accuracies(point["attacks"])) for point in done.sweep()]))
+    deque(done.sweep(), maxlen=0)
+    print("\n" + by_attack("eps", [(point["eps"], accuracies(point["attacks"])) for point in done.results.sweep]))
     if done.processes.rank == 0:
         save(plots.sweep(done.results.sweep, title=done.name), done.directory / "sweep.png")
 
@@ -197,14 +200,3 @@ def _checks(done: Evaluation) -> None:
     print("\ncan the figures be believed?")
     for result in done.check():
         print(f"  {'passes ' if result['passed'] else 'WARNING'} {result['check']}: {result['found']}")
-
-
-def _by_attack(first: str, rows: Sequence[tuple[str, dict[str, str]]]) -> str:
-    """A table with a row for each name and a column for each attack; "" where there is no cell for one."""
-    attacks = dict.fromkeys(attack for _, cells in rows for attack in cells)
-    lines = [[name, *(cells.get(attack, "") for attack in attacks)] for name, cells in rows]
-    return table(lines, [first, *map(attack_name, attacks)])
-
-
-def _accuracies(attacks: Mapping[str, Any]) -> dict[str, str]:
-    return {attack: percent(figures["accuracy"]) for attack, figures in attacks.items()}

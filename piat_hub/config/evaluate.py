@@ -19,7 +19,8 @@ class EvalConfig(Checked):
 
     attacks: tuple[str, ...] = option(
         ("clean", "pgd20"),
-        "any of clean, pgdN, apgdN, mimN, cwN, aa, apgd-ce, apgd-t, fab-t, square, or your own as module:callable",
+        "any of clean, pgdN, apgdN, mimN, cwN, fmnN, malt, fast, aa, apgd-ce, apgd-t, fab-t, square, or your own as "
+        "module:callable",
     )
     sweep_eps: tuple[float, ...] = option(
         (), "also measure the attacks at these budgets, such as 2/255 4/255 8/255", unit="pixels"
@@ -53,6 +54,9 @@ class EvalConfig(Checked):
     )
     step_size: float | None = option(None, "length of one attack step (default: eps/4)", unit="pixels", above=0)
     restarts: int = option(1, "independent tries of PGD, MIM and CW", least=1)
+    search_precision: Literal["fp32", "bf16"] = option(
+        "fp32", "bf16 attacks a twin in half precision; the model confirms in fp32 what is found"
+    )
     checks: bool = option(False, "also check that the figures can be believed (gradient masking)")
     surrogate: str | None = option(
         None, "another MODEL (last weights, no --mean), whose adversarial examples the checks try on this one"

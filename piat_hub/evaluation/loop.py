@@ -8,6 +8,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +22,12 @@ from piat_hub.data import Encoded, Split, derived_seed, to_unit
 from piat_hub.evaluation import premises
 from piat_hub.evaluation.model import label_names
 from piat_hub.evaluation.suites import Suite, suite
-from piat_hub.evaluation.verdict import class_count, survives, twin_of, verdict_mode
+from piat_hub.evaluation.verdict import as_memory_allows, class_count, reach, survives, twin_of, verdict_mode
 from piat_hub.machine import device_of, environment
+from piat_hub.records.budgets import add_curve
 from piat_hub.records.results import Results, Running
+
+HALF = {"bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ def evaluate(
     restarts: int = 1,
     batch_size: int = 250,
     seed: int = 0,
+    search_precision: str = "fp32",
 ) -> Results:
     """Measure a classifier's clean and robust accuracy.
 
@@ -95,6 +101,7 @@ def evaluate(
         restarts: independent tries of PGD, MIM and CW.
         batch_size: images attacked at a time; halved as often as the device's memory asks for.
         seed: of the attacks' randomness.
+        search_precision: "bf16" searches on a twin in half precision; what it finds is confirmed in fp32.
 
     Returns:
         Results with per-image verdicts; `.attacks["pgd20"]["accuracy"]` is a fraction.
@@ -113,7 +120,8 @@ def evaluate(
     given = data.load(dataset, split) if isinstance(dataset, str) else dataset
     images = data.numbered_as(given, label_names(model)).first(n)
     results = Results.of(images, threat_model or trained_against(model) or ThreatModel(), split=split, seed=seed)
-    for _ in measure(model, images, attacks, results, step_size=step_size, restarts=restarts, batch_size=batch_size):
+    asked: dict[str, Any] = {"step_size": step_size, "restarts": restarts, "batch_size": batch_size}
+    for _ in measure(model, images, attacks, results, **asked, search_precision=search_precision):
         pass
     for sentence in results.notes:
         warnings.warn(sentence, stacklevel=2)
@@ -139,6 +147,7 @@ def measure(
     step_size: float | None = None,
     restarts: int = 1,
     batch_size: int = 250,
+    search_precision: str = "fp32",
     save: Callable[[Results], None] = lambda results: None,
     processes: Processes = ALONE,
 ) -> Iterator[Progress]:
@@ -160,6 +169,8 @@ def measure(
         step_size: of PGD, MIM and CW, in pixel units; eps/4 if None.
         restarts: independent tries of PGD, MIM and CW.
         batch_size: images of a batch, and of each process.
+        search_precision: "bf16" runs the attacks on a twin in half precision. An image whose break the model does not
+            confirm is attacked again in fp32.
         save: called with `results` after every batch, when `results.running` is the attack under way, and after every
             attack.
         processes: who shares the work.
@@ -170,7 +181,7 @@ def measure(
     Raises:
         InputError: for an unknown attack, another class count than the split's, a model without the gradient that an
             attack follows, under torch.inference_mode(), for a request that differs from the one by which an attack was
-            measured or stopped, or an attack that leaves its budget.
+            measured or stopped, an attack that leaves its budget, or a search in half precision of a model that has no twin.
     """
     if torch.is_inference_mode_enabled():
         raise InputError(INFERENCE)
@@ -178,8 +189,8 @@ def measure(
     images, labels = split.images.to(device), split.labels.to(device)
     with verdict_mode(model) as exact:
         request = (results.threat_model, class_count(exact, split), step_size, results.seed, restarts)
-        size = split.shape[1:]
-        todo = {a: suite(a, *request, size=size) for a in ("clean", *attacks)}
+        asked: dict[str, Any] = {"size": split.shape[1:], "precision": search_precision}
+        todo = {a: suite(a, *request, **asked) for a in ("clean", *attacks)}
         stand, most = torch.empty(0), batch_size
         if pending := [a for a in todo if a not in results.verdicts]:
             follows = any(todo[a].follows for a in pending)
@@ -191,7 +202,11 @@ def measure(
             model_is = premises.examine(exact, images, labels, batch_size, logits, processes.least)
             for sentence in (*model_is.notes(batch_size), *said):
                 results.note(sentence)
-            todo = {a: suite(a, *request, size=size, whole=not model_is.function) for a in todo}
+            todo = {a: suite(a, *request, **asked, whole=not model_is.function) for a in todo}
+            if search_precision != "fp32" and not model_is.function and pending != ["clean"]:
+                raise InputError(
+                    f"{model_is.notes(batch_size)[0]}; such a model is attacked itself: leave out --search-precision"
+                )
             for attack in todo.values():
                 attack.facts |= model_is.facts(batch_size)
         twin: nn.Module | None = None
@@ -208,21 +223,25 @@ def measure(
                 results.running = _take_up(name, attack, batch_size, results)
                 now = results.running
                 if not (attack.foreign or "whole" in attack.facts):
-                    twin = twin or twin_of(exact, to_unit(images[:2]))
-                asked = (images, labels, attack, now, results.seed, lambda: save(results), processes)
-                yield from _attack(exact, exact if attack.foreign or twin is None else twin, *asked)
+                    twin = twin or twin_of(exact, to_unit(images[:2]), HALF.get(search_precision))
+                share = (images, labels, attack, now, results.seed, lambda: save(results), processes)
+                yield from _attack(exact, exact if attack.foreign or twin is None else twin, *share)
                 now, results.running = results.running, None
                 extra = {"per_attack": now.stages} if len(now.stages) > 1 else {}
                 results.seconds += now.seconds
                 results.record(name, now.standing, attack.facts | extra | {"seconds": round(now.seconds, 1)})
+                if now.reach is not None:
+                    results.reach[name] = now.reach
+                    add_curve(results, name)
             results.environment = environment(device)
             save(results)
 
 
 def _same(name: str, attack: Suite, results: Results) -> None:
     """InputError unless an attack that was measured before was run as it is asked for now."""
-    for fact, now in attack.facts.items():
-        if (was := results.attacks[name].get(fact)) != now:
+    measured = {"search_precision": "fp32"} | results.attacks[name]
+    for fact, now in ({"search_precision": "fp32"} | attack.facts).items():
+        if (was := measured.get(fact)) != now:
             raise InputError(
                 f"{name} was measured with {fact} {was}, this call asks for {now}; name another place with --output"
             )
@@ -240,7 +259,10 @@ def _whole_batches(most: int, attack: Suite, batch_size: int, n: int) -> None:
 def _take_up(name: str, attack: Suite, batch_size: int, results: Results) -> Running:
     """Where an earlier call was stopped in this attack, or its beginning."""
     clean = results.verdicts["clean"]
-    now = results.stopped.pop(name, None) or Running(name, attack.facts, batch_size, clean.copy(), clean.copy())
+    begun = Running(name, attack.facts, batch_size, clean.copy(), clean.copy())
+    if attack.nearest:
+        begun.reach = np.where(clean, np.float32(np.inf), np.float32(0))
+    now = results.stopped.pop(name, None) or begun
     if (now.facts, now.batch_size) != (attack.facts, batch_size):
         raise InputError(
             f"{name} was stopped with {now.facts} in batches of {now.batch_size}, this call asks for {attack.facts} in "
@@ -271,14 +293,21 @@ def _attack(
         batches = torch.from_numpy(attacks.nonzero()[0]).to(images.device).split(now.batch_size)
         while now.batches < len(batches) and tally["attacked"]:
             clock, standing = time.monotonic(), torch.from_numpy(now.standing.astype(np.uint8)).to(images.device)
+            far = None if now.reach is None else torch.from_numpy(now.reach).to(images.device, copy=True)
             if (mine := now.batches + processes.rank) < len(batches):
                 index = batches[mine]
                 batch = to_unit(images[index]), labels[index]
                 drawn = derived_seed(seed, *now.attack.encode(), number, mine)
-                verdict, most = survives(model, attacked, run, *batch, most, drawn)
+                if attack.nearest and far is not None:
+                    sought = partial(reach, model, attacked, run, attack.nearest.norm)
+                    far[index], most = as_memory_allows(sought, *batch, most, drawn)
+                    verdict = far[index] > attack.nearest.eps
+                else:
+                    verdict, most = survives(model, attacked, run, *batch, most, drawn)
                 _whole_batches(most, attack, now.batch_size, len(index))
                 standing[index] = torch.minimum(standing[index], verdict.to(torch.uint8))
             verdicts = processes.least(standing).cpu().numpy().astype(bool)
+            now.reach = None if far is None else processes.least(far).cpu().numpy()
             spent = time.monotonic() - clock
             tally["broken"] += int(now.standing.sum() - verdicts.sum())
             tally["seconds"] = round(tally["seconds"] + spent, 3)

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from piat_hub import data
-from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number, pixels
+from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict
 from piat_hub.evaluation import checks, corruptions, loop
 from piat_hub.evaluation.loop import ALONE, Processes, Progress, trained_against
 from piat_hub.evaluation.model import fit_of, label_names, load_model, weights_digest
@@ -25,6 +25,8 @@ from piat_hub.evaluation.suites import suite
 from piat_hub.evaluation.verdict import class_count
 from piat_hub.hub import card
 from piat_hub.machine import PATIENCE, device_of, set_threads
+from piat_hub.records.budgets import add_point, point_at, read_off
+from piat_hub.records.claims import precision_of
 from piat_hub.records.files import check_output
 from piat_hub.records.lock import only_writer
 from piat_hub.records.results import Results
@@ -93,6 +95,7 @@ class Evaluation:
             step_size=self.config.step_size,
             restarts=self.config.restarts,
             batch_size=self.batch_size,
+            search_precision=self.config.search_precision,
             save=self._save,
             processes=self.processes,
         )
@@ -108,24 +111,20 @@ class Evaluation:
         Yields:
             A point for each budget, {"eps", "attacks"}, as results.json holds it under "sweep".
         """
-        config = self.config
+        config, results = self.config, self.results
+        run = [a for a in config.attacks if a != "clean" and a not in results.reach]
+        options: dict[str, Any] = {"restarts": config.restarts, "search_precision": config.search_precision}
+        options |= {"batch_size": self.batch_size, "processes": self.processes}
         for eps in config.sweep_eps:
-            norm = self.results.threat_model.norm
-            done = next((point for point in self.results.sweep if point["eps"] == pixels(eps, norm)), None)
-            if done is None or set(config.attacks) - set(done["attacks"]):
-                at = Results.of(self.split, ThreatModel(norm, eps), seed=self.results.seed)
-                options = {
-                    "restarts": config.restarts,
-                    "batch_size": self.batch_size,
-                    "processes": self.processes,
-                }
-                for _ in loop.measure(self.model, self.split, config.attacks, at, **options):  # type: ignore[arg-type]
+            done = point_at(results, eps)
+            at = Results.of(self.split, ThreatModel(results.threat_model.norm, eps), seed=results.seed)
+            if any(a not in done or precision_of(done[a]) != config.search_precision for a in run):
+                for _ in loop.measure(self.model, self.split, run, at, **options):
                     pass
-                others = [point for point in self.results.sweep if point is not done]
-                done = {"eps": pixels(eps, norm), "attacks": at.attacks}
-                self.results.sweep = sorted([*others, done], key=lambda point: number(point["eps"]))
-                self._save(self.results)
-            yield done
+            read = {a: read_off(results, a, eps) for a in config.attacks if a in results.reach}
+            point = add_point(results, eps, {"clean": results.attacks["clean"]} | at.attacks | read)
+            self._save(results)
+            yield point
         self.write_card()
 
     def corruptions(self, ends: float = math.inf) -> Iterator[Progress]:
@@ -218,7 +217,8 @@ def prepare(spec: str, config: EvalConfig) -> list[Evaluation]:
     classes = class_count(model, split)
     threats = config.several() or [config.threat_model(trained_against(model))]
     for threat, attack in itertools.product(threats, config.attacks):
-        suite(attack, threat, classes, config.step_size, config.seed, config.restarts)
+        asked = (threat, classes, config.step_size, config.seed, config.restarts)
+        suite(attack, *asked, precision=config.search_precision)
     if config.checks and "L1" in [threat.norm for threat in threats]:
         raise InputError("--checks compares runs of PGD, which has no L1; ask for it under Linf or L2, or leave it out")
     output = Path(config.output) if config.output else directory or Path("results") / name

@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks import ATTACKS, attack_mode
+from piat_hub.attacks import ATTACKS, apgd, attack_mode, malt
 from piat_hub.attacks.autoattack import STANDARD, changes, components
-from piat_hub.attacks.core import NO_L1, ROUNDING, distances
+from piat_hub.attacks.core import NO_L1, ROUNDING, distance
+from piat_hub.attacks.malt import LEAST, TARGETS
 from piat_hub.config import InputError, ThreatModel, nearest, pixels
 from piat_hub.evaluation.own_code import imported
 
 Stage = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
 SLACK = 1e-4  # by which an image's distance may exceed eps, as rounding makes it; relative
-OWN = ("pgd", "mim", "cw")
+OWN = ("pgd", "mim", "cw", "fmn")
+FEW = 3  # targets of MALT in `fast`
+NOT = "not standard"
 WHOLE = "every part attacks every image, also those that another misled, and the one example left of it is judged once"
 
 
@@ -33,12 +36,14 @@ class Suite:
         facts: what results.json says about the attack beside the counts.
         follows: it is known to follow the model's gradient.
         foreign: it is code from elsewhere, which gets the model itself and not a twin of it.
+        nearest: it keeps to no budget but seeks each image's nearest example; the threat model of its verdict.
     """
 
     stages: dict[str, Stage] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     follows: bool = False
     foreign: bool = False
+    nearest: ThreatModel | None = None
 
 
 def suite(
@@ -51,15 +56,18 @@ def suite(
     *,
     size: tuple[int, int] = (32, 32),
     whole: bool = False,
+    precision: str = "fp32",
 ) -> Suite:
     """The attack called "clean", "pgd20", "mim", "cw100", "aa", "square", "mymodule:my_attack" and so on.
 
     "aa" is AutoAttack's standard version after ten steps of PGD, which find most of what it finds at a small part of
     the cost; an image it breaks is broken, so the whole is at least as strong. Under L1 it is the standard version alone.
+    "fast" is those ten steps, MALT with three targets and 20 steps of APGD on the cross-entropy.
 
     Args:
-        name: "clean", "aa", one of AutoAttack's components, or with any step count as suffix (20) a registered attack or
-            "module:callable", a function (model, x, y, eps, …) -> x_adv that can be imported from the current directory.
+        name: "clean", "aa", one of AutoAttack's components, "malt", "fast", or with any step count as suffix (20) a
+            registered attack or "module:callable", a function (model, x, y, eps, …) -> x_adv that can be imported from the
+            current directory.
         threat_model: norm and eps.
         num_classes: classes that the model tells apart.
         step_size: of a registered attack, in pixel units, 0 < step_size <= 2 eps; eps/4 if None.
@@ -67,15 +75,32 @@ def suite(
         restarts: of a registered attack.
         size: height and width of the images.
         whole: for a model that is no function of one image: no image leaves early, each is judged once, at the end.
+        precision: "bf16" for a search on the twin in half precision; verdicts are fp32 all the same.
 
     Raises:
-        InputError: for an unknown name, with the nearest one; a component that these classes leave undefined; PGD, MIM
-            or CW under L1; a step_size out of its range; or an attack that does not take the steps or restarts asked of it.
+        InputError: for an unknown name, with the nearest one; a component that these classes leave undefined; PGD, MIM,
+            CW or what is built on them under L1; a step_size out of its range; an attack that does not take the steps or
+            restarts asked of it; or one from elsewhere that is to search in bf16.
     """
     if name == "clean":
         return Suite()
     if name == "aa" or name in STANDARD:
-        return _autoattack(name, threat_model, num_classes, seed, size, whole)
+        found = _autoattack(name, threat_model, num_classes, seed, size, whole)
+    elif name in ("malt", "fast"):
+        found = _with_malt(name, threat_model, num_classes, seed, whole)
+    else:
+        found = _registered(name, threat_model, step_size, restarts, whole)
+    if precision != "fp32":
+        if found.foreign:
+            raise InputError(
+                f"{name} attacks the model itself, in fp32; leave out --search-precision, or ask for it in a call of its own"
+            )
+        found.facts |= {"search_precision": precision} | ({"version": NOT} if "version" in found.facts else {})
+    return found
+
+
+def _registered(name: str, threat_model: ThreatModel, step_size: float | None, restarts: int, whole: bool) -> Suite:
+    """An attack of ours by name, or anyone's."""
     attack, steps = _by_name(name)
     if threat_model.norm == "L1" and attack in map(ATTACKS.get, OWN):
         raise InputError(f"{name} has no L1: {NO_L1}")
@@ -105,8 +130,12 @@ def suite(
         inspect.signature(attack).bind(None, None, None, **given)
     except TypeError as error:
         raise InputError(f"{name} cannot be called as (model, x, y, {', '.join(given)}): {error}; mend it") from error
-    stage = partial(_held, name, partial(attack, **given), threat_model)
-    return Suite({name: stage}, facts, follows=attack in map(ATTACKS.get, (*OWN, "apgd")), foreign=":" in name)
+    stage, foreign = partial(attack, **given), ":" in name
+    nearest = None if foreign or takes("eps") else threat_model
+    if not nearest:
+        stage = partial(_held, name, stage, threat_model)
+    follows = attack in map(ATTACKS.get, (*OWN, "apgd"))
+    return Suite({name: stage}, facts, follows=follows, foreign=foreign, nearest=nearest)
 
 
 def _by_name(name: str) -> tuple[Callable[..., Tensor], int | None]:
@@ -126,9 +155,9 @@ def _by_name(name: str) -> tuple[Callable[..., Tensor], int | None]:
         return attack, int(steps) if steps else None
     match = re.fullmatch(r"([a-z_]+?)([1-9][0-9]{0,4})?", name)
     if not match or match[1] not in ATTACKS:
-        known = ["clean", "aa", *STANDARD, *ATTACKS, *(f"{attack}20" for attack in ATTACKS)]
+        known = ["clean", "aa", "malt", "fast", *STANDARD, *ATTACKS, *(f"{attack}20" for attack in ATTACKS)]
         raise InputError(
-            f"unknown attack {name!r}{nearest(name, known)}; known: clean, aa, {', '.join(STANDARD)}, with any step "
+            f"unknown attack {name!r}{nearest(name, known)}; known: clean, aa, malt, fast, {', '.join(STANDARD)}, with any step "
             f"count {', '.join(ATTACKS)}, and module:callable"
         )
     return ATTACKS[match[1]], int(match[2]) if match[2] else None
@@ -143,16 +172,38 @@ def _autoattack(
         raise InputError(f"{name} is undefined for {num_classes} classes: {changes(num_classes)}; leave it out")
     stages = {name: parts[name]} if name in parts else parts
     if name == "aa" and threat_model.norm != "L1":
-        budget: dict[str, Any] = {"eps": threat_model.eps, "step_size": threat_model.eps / 4, "norm": threat_model.norm}
-        stages = {"pgd10": partial(ATTACKS["pgd"], **budget, steps=10, leave=not whole), **parts}
+        stages = {"pgd10": _first_steps(threat_model, whole), **parts}
     framed = {"size": size} if name in ("aa", "square") else {}
     changed = changes(num_classes, threat_model.norm, **framed)
     differs = [words for words in (changed, WHOLE if whole else None) if words]
-    facts: dict[str, Any] = {"version": "not standard" if whole else "standard"}
+    facts: dict[str, Any] = {"version": NOT if whole else "standard"}
     facts |= {"changed": "; ".join(differs)} if differs else {}
     if whole:
         stages = {name: partial(_one_after_the_other, stages.values())}
     return Suite(stages, facts, follows=name != "square")
+
+
+def _with_malt(name: str, threat_model: ThreatModel, num_classes: int, seed: int, whole: bool) -> Suite:
+    """MALT, or the suite that is as fast as model selection wants it; `whole` as one stage."""
+    budget: dict[str, Any] = {"eps": threat_model.eps, "norm": threat_model.norm}
+    facts: dict[str, Any] = {"targets": min(FEW if name == "fast" else TARGETS, num_classes - 1)}
+    stages: dict[str, Stage] = {"malt": partial(malt, **budget, **facts, seed=seed)}
+    if num_classes < LEAST:
+        if name == "malt":
+            raise InputError(f"malt is undefined for {num_classes} classes: its loss needs {LEAST}; leave it out")
+        stages, facts = {}, {"changed": f"malt left out, its loss needs {LEAST} classes"}
+    if name == "fast":
+        last = partial(apgd, **budget, steps=20, start="uniform")
+        stages = {"pgd10": _first_steps(threat_model, whole), **stages, "apgd-ce": last}
+    if whole:
+        stages = {name: partial(_one_after_the_other, stages.values())}
+    return Suite(stages, facts, follows=True)
+
+
+def _first_steps(threat_model: ThreatModel, whole: bool) -> Stage:
+    """Ten steps of PGD, which break most of what will be broken."""
+    eps = threat_model.eps
+    return partial(ATTACKS["pgd"], eps=eps, step_size=eps / 4, steps=10, norm=threat_model.norm, leave=not whole)
 
 
 def _one_after_the_other(stages: Iterable[Stage], model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -187,7 +238,7 @@ def _held(
         )
         raise InputError(f"{name} gave {kind}; an attack gives images like x, floats of shape {tuple(x.shape)}")
     x_adv = x_adv.detach().to(x)
-    moved = distances(x_adv - x, threat_model.norm)
+    moved = distance(x_adv, x, threat_model.norm)
     farthest, low, high = torch.stack([moved.amax(), x_adv.amin(), x_adv.amax()]).tolist()
     if not farthest <= threat_model.eps * (1 + SLACK) + ROUNDING:
         raise InputError(

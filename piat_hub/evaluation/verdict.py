@@ -10,29 +10,65 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub.attacks import Twin, attack_mode
-from piat_hub.attacks.core import usable
+from piat_hub.attacks.core import distance, usable
 from piat_hub.config import InputError
 from piat_hub.data import Split, derived_seed, to_unit
 from piat_hub.evaluation.suites import Stage
 from piat_hub.machine import device_of
 
 
-def twin_of(model: nn.Module, x: Tensor) -> nn.Module:
+def twin_of(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
     """What to attack in the model's place: its twin with BatchNorm folded, or itself where nothing folds.
 
     Args:
         model: maps images in [0, 1] to logits (B, K).
         x: an example batch, (B, C, H, W) in [0, 1].
+        dtype: bf16 for a twin in half precision; None for the model's own.
+
+    Raises:
+        InputError: for a model without a twin where one in half precision is wanted.
     """
     try:
-        twin = Twin(model, x)
-    except Exception:  # anyone's model: one that cannot be copied, or looked into, is attacked as it is
+        twin = Twin(model, x, dtype)
+    except Exception as error:  # anyone's model: one that cannot be copied, or looked into, is attacked as it is
+        if dtype:
+            raise InputError(
+                f"the model cannot be copied to search in half precision ({error}); leave that out"
+            ) from error
         return model
-    return twin if twin.folded else model
+    return twin if twin.folded or dtype else model
+
+
+def reach(model: nn.Module, attacked: nn.Module, stage: Stage, norm: str, x: Tensor, y: Tensor) -> Tensor:
+    """How far from each image the example lies that a minimum-norm stage finds on `attacked`, (B,); inf where it is none.
+
+    Args:
+        model: gives the verdicts.
+        attacked: the model or its twin, on which the examples are crafted.
+        stage: (model, x, y) -> x_adv.
+        norm: in which the distance is meant.
+        x: clean images, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+    """
+    x_adv, standing = examples(model, attacked, stage, x, y)
+    return distance(x_adv, x, norm).masked_fill(standing, torch.inf)
 
 
 def stands(model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Tensor) -> Tensor:
-    """(B,) bool: the model's class is still y after the stage on `attacked`.
+    """(B,) bool: the model's class is still y after the stage on `attacked`; see `examples`.
+
+    Args:
+        model: gives the verdicts.
+        attacked: the model or its twin, on which the examples are crafted.
+        stage: (model, x, y) -> x_adv.
+        x: clean images, (B, C, H, W) in [0, 1].
+        y: class numbers, (B,).
+    """
+    return examples(model, attacked, stage, x, y)[1]
+
+
+def examples(model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(what the stage gives on `attacked`, (B,) bool: the model's class for it is still y).
 
     Where that one is misled and by a rounding the model is not, the stage is run again, on the model itself.
 
@@ -46,8 +82,9 @@ def stands(model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Te
     x_adv = stage(attacked, x, y)
     standing = correct(model, x_adv, y)
     if attacked is not model and (again := standing & ~correct(attacked, x_adv, y)).any():
-        standing[again] = correct(model, stage(model, x[again], y[again]), y[again])
-    return standing
+        x_adv = x_adv.index_put((again,), stage(model, x[again], y[again]))
+        standing[again] = correct(model, x_adv[again], y[again])
+    return x_adv, standing
 
 
 def survives(

@@ -20,7 +20,7 @@ from piat_hub.config import InputError, InterpolationConfig, number
 from piat_hub.figures import style
 from piat_hub.figures.style import canvas, ends, styled, whole_epochs
 from piat_hub.records import groups as recorded
-from piat_hub.records.labels import attack_name, method_name
+from piat_hub.records.labels import attack_name, measured_name, method_name
 from piat_hub.records.rundir import RunDirectory
 
 
@@ -75,8 +75,9 @@ def sweep(points: Sequence[dict[str, Any]], title: str = "") -> Figure:
         eps, found = [number(point["eps"]) for point in at], [point["attacks"][attack] for point in at]
         values = [100 * f["accuracy"] for f in found]
         errors = [[abs(v - 100 * f["ci95"][end]) for v, f in zip(values, found, strict=True)] for end in (0, 1)]
-        axis.errorbar(eps, values, errors, marker="o", capsize=3, color=colour, label=attack_name(attack))
-        labels.append((eps[-1], values[-1], attack_name(attack), colour))
+        label = measured_name(attack, found[-1])
+        axis.errorbar(eps, values, errors, marker="o", capsize=3, color=colour, label=label)
+        labels.append((eps[-1], values[-1], label, colour))
     axis.set(xlabel="eps, for images in [0, 1]", ylabel="accuracy (%)", ylim=(0, 100), title=title)
     ends(axis, labels)
     return figure

@@ -116,6 +116,9 @@ def _shown(found: Measured) -> dict[str, Any]:
         "corruptions": labels.table(labels.corruption_rows(shown.corruptions), labels.CORRUPTION_HEADERS, "github")
         if shown.corruptions
         else "",
+        "sweep": labels.by_attack("eps", [(p["eps"], labels.accuracies(p["attacks"])) for p in shown.sweep], "github")
+        if shown.sweep
+        else "",
         "notes": labels.said(shown),
         "verdicts": found.verdicts.replace("`", "'"),
     }
@@ -199,7 +202,7 @@ def _metadata(name: str, licence: dict[str, Any], config: TrainConfig, measured:
             dataset_name=found.record.dataset,
             dataset_split=found.record.split,
             metric_type="accuracy",
-            metric_name=f"{labels.attack_name(attack)} accuracy"
+            metric_name=f"{labels.measured_name(attack, figures)} accuracy"
             + ("" if found.record.checkpoint == "last" else f" ({found.record.checkpoint} checkpoint)")
             + (f", {figures['n']} images" if found.folder else ""),
             metric_value=figures["accuracy"],

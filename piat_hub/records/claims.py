@@ -19,7 +19,7 @@ class Figures(TypedDict, total=False):
 
     accuracy: correct / n. ci95: the Wilson interval. step_size: in pixel units, as text, "2/255". version:
     AutoAttack's; changed: how this differs from it, in words. per_attack: by stage, images attacked and broken, and
-    seconds.
+    seconds. targets: classes that MALT aimed at. search_precision: "bf16" where examples were found on a twin in half precision.
     """
 
     accuracy: float
@@ -31,9 +31,16 @@ class Figures(TypedDict, total=False):
     restarts: int
     version: str
     changed: str
+    targets: int
+    search_precision: str
     per_attack: dict[str, dict[str, Any]]
     seconds: float
     attacks: list[str]  # of the worst case: over which attacks
+
+
+def precision_of(figures: Figures) -> str:
+    """In which an attack searched, "fp32" or "bf16"; its verdicts are fp32."""
+    return figures.get("search_precision", "fp32")
 
 
 def hold(record: Record) -> None:

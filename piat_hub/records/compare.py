@@ -120,7 +120,7 @@ def _hold_same(a: Path, ours: Mapping[str, Record], b: Path, theirs: Mapping[str
 
 def _hold_attack(name: str, a: Path, record_a: Record, b: Path, record_b: Record) -> None:
     """InputError unless two directories' records ran an attack alike."""
-    for key in ("steps", "step_size", "restarts", "version"):
+    for key in ("steps", "step_size", "restarts", "version", "targets", "search_precision"):
         if record_a.attacks[name].get(key) != record_b.attacks[name].get(key):
             raise InputError(f"{name} was run with another {key} in {a} than in {b}; evaluate one of them again")
 

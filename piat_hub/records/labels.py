@@ -7,6 +7,7 @@ from typing import Any
 from tabulate import tabulate
 
 from piat_hub.config import EXTRA, SEVERITIES, TrainConfig, public, recipes
+from piat_hub.records.claims import Figures
 from piat_hub.records.results import Record
 from piat_hub.records.union import Union
 
@@ -47,21 +48,28 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
-AUTOATTACK = {"aa": "AutoAttack", "apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square"}
+ATTACK_NAMES = {"clean": "clean", "fast": "fast", "aa": "AutoAttack", "square": "Square"}
+ATTACK_NAMES |= {name: name.upper() for name in ("apgd-ce", "apgd-t", "fab-t", "malt")}
 
 
 def attack_name(name: str) -> str:
     """'pgd20' -> 'PGD-20', 'aa' -> 'AutoAttack', 'clean' -> 'clean'; an attack of one's own keeps its name."""
-    if name == "clean" or name in AUTOATTACK or ":" in name:
-        return AUTOATTACK.get(name, name)
+    if name in ATTACK_NAMES or ":" in name:
+        return ATTACK_NAMES.get(name, name)
     letters = name.rstrip("0123456789")
     return f"{letters.upper()}-{name[len(letters) :] or 20}"
 
 
+def measured_name(name: str, figures: Figures) -> str:
+    """An attack's name with how it differs from what the name says: 'AutoAttack (not standard, found in bf16)'."""
+    differs = [version] if (version := figures.get("version", "standard")) != "standard" else []
+    differs += [f"found in {precision}"] if (precision := figures.get("search_precision")) else []
+    return attack_name(name) + (f" ({', '.join(differs)})" if differs else "")
+
+
 def rows(results: Record) -> list[list[str]]:
     """One row per attack: name, accuracy, 95 % interval, correct of n; where several attacked, their worst case last."""
-    other = {a: f" ({f['version']})" for a, f in results.attacks.items() if f.get("version", "standard") != "standard"}
-    named = [(attack_name(a) + other.get(a, ""), f) for a, f in results.attacks.items()]
+    named = [(measured_name(a, f), f) for a, f in results.attacks.items()]
     if len(named) > 2 and results.worst_case:
         named.append(("worst case of these", results.worst_case))
     return [[name, *_cells(f)] for name, f in named]
@@ -109,6 +117,11 @@ def said(results: Record) -> list[str]:
             f"every image of class {one} is right and none of any other: so does a model that answers this class to everything, "
             "and no attack changes its answer"
         )
+    if found_in := {f["search_precision"] for f in results.attacks.values() if "search_precision" in f}:
+        found.append(
+            f"what is said to be found in {found_in.pop()} was searched on a twin in half precision and confirmed by the model "
+            "in fp32: a search in fp32 may break more images"
+        )
     changed = {attack_name(name): f["changed"] for name, f in results.attacks.items() if "changed" in f}
     return [*found, *(f"{name} differs from its standard version: {how}" for name, how in changed.items())]
 
@@ -116,6 +129,25 @@ def said(results: Record) -> list[str]:
 HEADERS = ("attack", "accuracy", "95 % interval (Wilson)", "correct")
 CORRUPTION_HEADERS = ("corruption", *(f"severity {s}" for s in range(1, SEVERITIES + 1)), "mean")
 UNION_HEADERS = ("threat model", "worst of", *HEADERS[1:], "took")
+
+
+def by_attack(first: str, rows: Sequence[tuple[str, Mapping[str, str]]], form: str = "simple") -> str:
+    """A table with a row for each name and a column for each attack; "" where there is no cell for one.
+
+    Args:
+        first: header of the names.
+        rows: a name and its cells by attack.
+        form: one of tabulate's.
+    """
+    attacks = dict.fromkeys(attack for _, cells in rows for attack in cells)
+    lines = [[name, *(cells.get(attack, "") for attack in attacks)] for name, cells in rows]
+    return table(lines, [first, *map(attack_name, attacks)], form)
+
+
+def accuracies(attacks: Mapping[str, Figures]) -> dict[str, str]:
+    """Each attack's accuracy for people: '53.54 %', or '53.54 % (bf16)' where it was searched in that."""
+    found_in = {attack: figures.get("search_precision") for attack, figures in attacks.items()}
+    return {a: percent(f["accuracy"]) + (f" ({found_in[a]})" if found_in[a] else "") for a, f in attacks.items()}
 
 
 def table(rows: Iterable[Sequence[object]], headers: Sequence[str], form: str = "simple") -> str:

@@ -37,6 +37,7 @@ class Record:
 
     n: the first so many of the split. weights, images: sha256, of the file and of all pixels. attacks: by name.
     worst_case: of images that withstood all of them. per_class: accuracies by attack, in the order of label_names.
+    sweep: accuracies at other budgets, each {"eps", "attacks"}.
     notes: sentences that belong beside every figure, since without them it would mislead.
     environment: versions, git and device. A field that a file of before it existed lacks is empty.
     """
@@ -161,7 +162,7 @@ class Running:
     """An attack under way: `entry` stood when its current stage began, `standing` stands now, (n,) bool.
 
     stage: number of the current one, from 0. batches: of it that are done. stages: by name, what per_attack says of
-    them.
+    them. reach: of an attack that seeks the nearest example, its distance from each image, (n,).
     """
 
     attack: str
@@ -173,6 +174,7 @@ class Running:
     batches: int = 0
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
+    reach: np.ndarray | None = None
 
 
 @dataclass
@@ -180,12 +182,14 @@ class Results(Record):
     """A record that is being made, with its arrays: `verdicts` by attack, (n,) bool, true where still correct.
 
     labels: (n,) int64, into label_names. corrupted: verdicts under corruptions. running: the attack under way. stopped:
-    attacks that an earlier call was stopped in, by name.
+    attacks that an earlier call was stopped in, by name. reach: by attack that seeks the nearest example, its distance
+    from each image, (n,) float32, 0 where the image is wrong when clean, inf where none was found.
     """
 
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     verdicts: dict[str, np.ndarray] = field(default_factory=dict)
     corrupted: Corruptions | None = None
+    reach: dict[str, np.ndarray] = field(default_factory=dict)
     running: Running | None = None
     stopped: dict[str, Running] = field(default_factory=dict)
 
@@ -238,13 +242,14 @@ class Results(Record):
         directory.mkdir(parents=True, exist_ok=True)
         results, verdicts = result_files(directory, self.checkpoint)
         if self.running:
-            arrays = {"entry": self.running.entry, "standing": self.running.standing}
+            arrays = {k: v for k, v in vars(self.running).items() if isinstance(v, np.ndarray)}
             facts = {k: v for k, v in vars(self.running).items() if k not in arrays} | {"of": self._identity()}
             return save_arrays(_partial(verdicts, self.running.attack), facts=np.array(json.dumps(facts)), **arrays)
         if self.corrupted:
             self.corrupted.save(directory, self.checkpoint)
             self.corruptions = self.corrupted.to_dict()
-        save_arrays(verdicts, index=np.arange(self.n), label=self.labels, **self.verdicts)
+        reach = {f"{attack}.reach": distances for attack, distances in self.reach.items()}
+        save_arrays(verdicts, index=np.arange(self.n), label=self.labels, **self.verdicts, **reach)
         write_text(results, json.dumps(sealed(self.to_dict()), indent=2) + "\n")
         for attack in self.attacks:
             _partial(verdicts, attack).unlink(missing_ok=True)
@@ -261,7 +266,7 @@ class Results(Record):
             return
         try:
             before, kept = read_results(directory, self.checkpoint)
-            labels = load_arrays(own(directory, verdicts.name)).get("label", self.labels)
+            arrays = load_arrays(own(directory, verdicts.name))
             corrupted = Corruptions.read(directory, self.checkpoint, before.corruptions) if before.corruptions else None
         except InputError as error:
             aside = [move_aside(path).name for path in (results, verdicts) if path.exists()]
@@ -273,13 +278,15 @@ class Results(Record):
                     f"{results} holds results for {key} {words}, this call asks for {now[key]}; "
                     f"name another place with --output, or move {results.name} and {verdicts.name} away"
                 )
-        if not np.array_equal(labels, self.labels):
+        if not np.array_equal(arrays.get("label", self.labels), self.labels):
             raise InputError(
                 f"{results} was measured with other labels of these images; name another place with --output"
             )
         for name in ("attacks", "notes", "checks", "sweep", "corruptions", "environment", "seconds"):
             setattr(self, name, getattr(before, name))
         self.verdicts, self.corrupted = kept, corrupted
+        reach = {attack: arrays.get(f"{attack}.reach", np.empty(0)) for attack in kept}
+        self.reach = {a: found for a, found in reach.items() if found.shape == (self.n,) and found.dtype == np.float32}
         self._draw_together()
         for path in sorted(directory.glob(_partial(verdicts, "*").name)) if stopped else ():
             running = self._read_running(path)
@@ -292,11 +299,11 @@ class Results(Record):
         """An attack that was stopped. InputError, with the file moved aside, if it is damaged or another evaluation's."""
         try:
             arrays = load_arrays(path)
-            facts = json.loads(str(arrays["facts"]))
+            facts = json.loads(str(arrays.pop("facts")))
             if facts.pop("of") != self._identity():
                 raise ValueError("it is of another model, images or threat model")
-            running = Running(**facts, entry=arrays["entry"], standing=arrays["standing"])
-            if not running.entry.shape == running.standing.shape == (self.n,):
+            running = Running(**facts | arrays)
+            if any(array.shape != (self.n,) for array in arrays.values()):
                 raise ValueError("verdicts of another shape")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
