@@ -40,7 +40,7 @@ def content(path: str | Path) -> bytes:
     return file.read_bytes()
 
 
-def open_picture(file: bytes | str | Path, name: str) -> Image.Image:
+def open_picture(file: bytes | str | Path, name: str, widest: int | None = None) -> Image.Image:
     """A picture as people see it; whatever reads one, reads it here.
 
     It is turned upright as its EXIF orientation says, and stands on white where it is transparent. 16-bit levels are
@@ -49,13 +49,14 @@ def open_picture(file: bytes | str | Path, name: str) -> Image.Image:
     Args:
         file: its path, or what stands in it.
         name: what messages call it.
+        widest: pixels a side that it may have, looked at before it is decoded.
 
     Returns:
         A picture of 8 bits a channel, of mode "L" where it is grey, else "RGB".
 
     Raises:
-        InputError: if it is no picture or a broken one, an animation, larger than Pillow allows (178,956,970 pixels), or
-            its levels have no known range.
+        InputError: if it is no picture or a broken one, an animation, larger than Pillow allows (178,956,970 pixels) or
+            than `widest`, or its levels have no known range.
     """
     try:
         raw = file if isinstance(file, bytes) else content(file)
@@ -66,6 +67,9 @@ def open_picture(file: bytes | str | Path, name: str) -> Image.Image:
                     raise InputError(
                         f"{name} holds several pictures, an animation or pages; save one of them in its place"
                     )
+                if widest and max(picture.size) > widest:
+                    size = " x ".join(f"{side:,}" for side in picture.size)
+                    raise InputError(f"{name} has {size} pixels, more than {widest:,} a side; make it smaller")
                 picture.load()
                 if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                     ImageOps.exif_transpose(picture, in_place=True)

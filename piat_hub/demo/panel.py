@@ -1,0 +1,138 @@
+"""What the page says of an attack so far, as HTML with its pictures inside."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from piat_hub.config import ThreatModel
+from piat_hub.records.labels import percent
+
+ENVIRONMENT = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+ENVIRONMENT.filters["percent"] = percent
+PANEL = ENVIRONMENT.from_string(Path(__file__).with_name("panel.html").read_text(encoding="utf-8"))
+REFUSED = ENVIRONMENT.from_string('<section class="piat"><p class="refused" role="alert">{{ reason }}</p></section>')
+GUESSES = 3  # classes of each answer that are shown
+TINY = 96  # pixels a side below which each is drawn as a square
+
+
+@dataclass
+class Trail:
+    """One model's answers from the clean image on.
+
+    Attributes:
+        name: of the model.
+        label_names: one a class; () for numbers.
+        known: the class attacked is the picture's own, not what the model saw in it.
+        x: the clean image, (C, H, W) in [0, 1].
+        label: the class attacked.
+        answers: probabilities (K,), the first of them those of x.
+    """
+
+    name: str
+    label_names: tuple[str, ...]
+    known: bool
+    x: Tensor
+    label: int
+    answers: list[Tensor] = field(default_factory=list)
+
+    def add(self, x_adv: Tensor, answer: Tensor) -> None:
+        """Another step: the image now, (C, H, W), and the probabilities, (K,)."""
+        self.x_adv = x_adv
+        self.answers.append(answer)
+
+    def says(self, label: int) -> str:
+        """A class by its name."""
+        return self.label_names[label] if self.label_names else str(label)
+
+    @property
+    def sees(self) -> list[int]:
+        """The class seen after each step."""
+        return [int(answer.argmax()) for answer in self.answers]
+
+    def told(self) -> str:
+        """What happened to this model, as a part of a sentence."""
+        sees, label = self.sees, self.label
+        wrong = next((step for step, seen in enumerate(sees) if seen != label), None)
+        if wrong == 0:
+            return f"{self.name} sees {self.says(sees[0])} without any attack"
+        if wrong:
+            return f"{self.name} is misled at step {wrong}, from {self.says(label)} into {self.says(sees[wrong])}"
+        still = "still sees" if len(sees) > 1 else "sees"
+        return f"{self.name} {still} {self.says(label)}, at {percent(float(self.answers[-1][label]))}"
+
+
+def panel(trails: Sequence[Trail], attack: str, threat_model: ThreatModel | None, steps: int) -> str:
+    """The models side by side: images, answers, the true class's probability over the steps, and a sentence.
+
+    Args:
+        trails: one a model, of equally many answers.
+        attack: its name for people.
+        threat_model: None for no attack, eps 0.
+        steps: how many there will be.
+    """
+    done = len(trails[0].answers) - 1
+    under = f"{attack}, {threat_model}" if threat_model else "No change, eps 0"
+    running = f"Step {done} of {steps}. " if threat_model and done < steps else ""
+    what = "the true class" if trails[0].known else "the class seen at first"
+    ticks = [(step, round(across(step, steps), 1)) for step in sorted({0, steps // 2, steps})]
+    return PANEL.render(
+        sentence=f"{running}{under}: {'; '.join(trail.told() for trail in trails)}.",
+        answers=[_answer(trail, steps) for trail in trails],
+        what=what,
+        ticks=ticks,
+    )
+
+
+def refused(reason: object) -> str:
+    """The panel that says why there is nothing to see."""
+    return REFUSED.render(reason=reason)
+
+
+def across(step: int, steps: int) -> float:
+    """Where a step lies in the plot."""
+    return 40 + 550 * step / max(1, steps)
+
+
+def _answer(trail: Trail, steps: int) -> dict[str, Any]:
+    """What the template says of one model."""
+    delta = (trail.x_adv - trail.x).cpu()
+    factor = max(1, int(0.5 / max(float(delta.abs().max()), 1e-6))) if delta.any() else 1
+    shown = {"clean": trail.x, f"perturbation × {factor}": 0.5 + factor * delta, "attacked": trail.x_adv}
+    line = [(across(step, steps), 160 - 145 * float(p[trail.label])) for step, p in enumerate(trail.answers)]
+    return {
+        "name": trail.name,
+        "now": trail.says(trail.sees[-1]),
+        "misled": trail.sees[-1] != trail.label,
+        "tiny": max(trail.x.shape[1:]) < TINY,
+        "pictures": [{"words": words, "png": png(image)} for words, image in shown.items()],
+        "guesses": [("clean", _bars(trail, trail.answers[0])), ("under attack", _bars(trail, trail.answers[-1]))],
+        "line": " ".join(f"{x:.1f},{y:.1f}" for x, y in line),
+    }
+
+
+def _bars(trail: Trail, answer: Tensor) -> list[dict[str, Any]]:
+    """The likeliest classes."""
+    shares, labels = answer.topk(min(GUESSES, len(answer)))
+    pairs = zip(shares.tolist(), labels.tolist(), strict=True)
+    return [{"label": trail.says(label), "share": share, "true": label == trail.label} for share, label in pairs]
+
+
+def picture(image: Tensor) -> Image.Image:
+    """An image (1 or 3, H, W) in [0, 1] as a picture of 8 bits a channel."""
+    levels = np.rint(255 * image.detach().cpu().clamp(0, 1).numpy()).astype(np.uint8)
+    return Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0))
+
+
+def png(image: Tensor) -> str:
+    """An image as the address of a PNG that it holds itself."""
+    out = io.BytesIO()
+    picture(image).save(out, "PNG", compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

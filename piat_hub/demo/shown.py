@@ -1,0 +1,115 @@
+"""What the page shows: models, the test images they share, and anyone's pictures as each of them takes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from piat_hub import data
+from piat_hub.config import EvalConfig, InputError, ThreatModel
+from piat_hub.evaluation.loop import trained_against
+from piat_hub.evaluation.model import label_names, load_model
+from piat_hub.evaluation.request import evaluation_data
+from piat_hub.evaluation.verdict import class_count
+from piat_hub.machine import device_of
+
+DIGITS = tuple(str(Path(__file__).with_name("models") / name) for name in ("ordinary", "robust"))
+TESTS = 20  # test images that are offered
+WIDEST = 10_000  # pixels a side of a picture
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A model as the page shows it.
+
+    Attributes:
+        spec: MODEL as it was given.
+        name: what the page calls it.
+        model: in eval mode and fp32.
+        threat_model: what it was trained against, if it says so.
+        shape: (C, H, W) of its images.
+        tests: the first images of its test split, or why there are none.
+    """
+
+    spec: str
+    name: str
+    model: nn.Module
+    threat_model: ThreatModel | None
+    shape: tuple[int, int, int]
+    tests: data.Split | str
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """One a class; () for a model without names."""
+        known = self.tests.label_names if isinstance(self.tests, data.Split) else ()
+        return label_names(self.model) or known
+
+    def sees(self, picture: int | str) -> tuple[Tensor, Tensor | None]:
+        """(image (1, C, H, W) in [0, 1], its class number (1,) if it is known), on the model's device.
+
+        Args:
+            picture: the number of a test image, or the path of a picture's file.
+
+        Raises:
+            InputError: if the file is no picture, or one that is too large.
+        """
+        device = device_of(self.model)
+        if isinstance(picture, str):
+            image = data.read_image(picture, self.shape)
+            return data.to_unit(image[None]).to(device), None
+        assert isinstance(self.tests, data.Split)
+        one = self.tests[picture : picture + 1]
+        return data.to_unit(one.images[:]).to(device), one.labels.to(device)
+
+
+def load(specs: Sequence[str], dataset: str | None = None) -> list[Shown]:
+    """The models of a page.
+
+    Args:
+        specs: MODELs as `load_model` takes them.
+        dataset: whose test images are offered, as `data.load` takes it; by default what the models were trained for.
+
+    Raises:
+        InputError: for a model or a data set that cannot be had, models of other data, or one that does not say what
+            images it takes.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = [(spec, *load_model(spec)[:2]) for spec in specs]
+    names = [name for _, _, name in loaded]
+    tests = shared_tests([(spec, model) for spec, model, _ in loaded], dataset)
+    shown = []
+    for (spec, model, name), split in zip(loaded, tests, strict=True):
+        said = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+        if not said and isinstance(split, str):
+            raise InputError(f"{spec} does not say what images it takes; name its data with --dataset")
+        shape = tuple(said or split.shape)
+        called = name if names.count(name) == 1 else spec
+        shown.append(Shown(spec, called, model.to(device, torch.float32), trained_against(model), shape, split))
+    return shown
+
+
+def shared_tests(models: Sequence[tuple[str, nn.Module]], dataset: str | None) -> list[data.Split] | list[str]:
+    """The first test images, as each model takes them; or for each why there are none.
+
+    Args:
+        models: MODEL as it was given, and loaded.
+        dataset: as in `load`; only without it there may be none.
+
+    Raises:
+        InputError: for a data set that cannot be had, or is not for these models; and for models of other data.
+    """
+    try:
+        splits = [evaluation_data(spec, EvalConfig(dataset=dataset), model)[:TESTS] for spec, model in models]
+        for (_, model), split in zip(models, splits, strict=True):
+            class_count(model, split)
+    except InputError as error:
+        if dataset:
+            raise
+        return [str(error)] * len(models)
+    kinds = {(split.name, tuple(split.label_names[label] for label in split.labels)): spec for split, (spec, _) in zip(splits, models, strict=True)}
+    if len(kinds) > 1:
+        told = " and ".join(f"{spec} is for {name}" for (name, _), spec in kinds.items())
+        raise InputError(f"{told}: they share no test images; name some for both with --dataset, or open a page each")
+    return splits
