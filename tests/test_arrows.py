@@ -25,6 +25,7 @@ ARROWS = {
     "study": ["training"],
     "figures": ["evaluation"],
     "leaderboard": ["evaluation"],
+    "demo": ["evaluation"],
 }
 ANYTHING = {"cli", "__init__", "__main__"}
 

@@ -27,6 +27,7 @@ COMMANDS = {  # command: (its function as MODULE:NAME in this folder, what it do
     "study": ("study:study", "one of the paper's comparisons as a sweep, with a table at its end"),
     "figures": ("draw:figures", "draw what runs recorded, as SVG and PNG"),
     "report": ("draw:report", "one self-contained page of tables, figures and checks"),
+    "demo": ("demo:demo", "open a page where anyone sees an attack"),
 }
 
 

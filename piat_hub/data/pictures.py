@@ -162,21 +162,29 @@ def _line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def read_image(path: str | Path, shape: Sequence[int], fit: Fit | None = None) -> Tensor:
+def read_image(
+    path: str | Path,
+    shape: Sequence[int],
+    fit: Fit | None = None,
+    name: str | None = None,
+    widest: int | None = None,
+) -> Tensor:
     """An image file as (C, H, W) uint8 of this shape, grey or RGB.
 
     Args:
         path: of a PNG, JPEG or the like, read as `open_picture` says.
         shape: (C, H, W); grey for C = 1, RGB for C = 3.
         fit: how it gets that size; squeezed (bilinear) where that is not said.
+        name: what messages call it, by default its path.
+        widest: as in `open_picture`.
 
     Raises:
-        InputError: if it is no image file, or C is another number.
+        InputError: if it is no image file or too wide, or C is another number.
     """
-    channels, height, width = shape
+    name, (channels, height, width) = name or str(path), shape
     if channels not in (1, 3):
-        raise InputError(f"{path} cannot be shown to a model of {channels} channels; a picture has 1 or 3")
-    picture = open_picture(path, str(path)).convert("L" if channels == 1 else "RGB")
+        raise InputError(f"{name} cannot be shown to a model of {channels} channels; a picture has 1 or 3")
+    picture = open_picture(path, name, widest).convert("L" if channels == 1 else "RGB")
     return (fit or Fit((height, width)))(picture)
 
 

@@ -36,7 +36,8 @@ def page(models: Sequence[Shown]) -> "gradio.Blocks":
     with gr.Blocks(title="See an attack", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(
             "# See an attack\n"
-            "It may change every pixel a little, and climbs to where the model errs. Each model gets one of its own."
+            "It changes each pixel a little, step by step towards where a model errs. "
+            "Every model here gets an attack of its own on the same picture."
         )
         chosen = gr.State(None if isinstance(first.tests, str) else 0)
         with gr.Row():
@@ -60,7 +61,7 @@ def page(models: Sequence[Shown]) -> "gradio.Blocks":
                 steps = gr.Slider(1, 100, 20, step=1, label="Steps", elem_id="steps")
                 button = gr.Button("Attack", variant="primary", elem_id="go")
             with gr.Column(scale=3, min_width=320):
-                run |= {"inputs": [chosen, norm, eps, attack, steps], "outputs": gr.HTML(elem_id="seen")}
+                run |= {"inputs": [chosen, norm, eps, attack, steps], "outputs": gr.HTML(elem_id="seen", apply_default_css=False)}
         upload.upload(str, upload, chosen, **quick)
         norm.input(lambda norm: gr.Slider(**slider(first, norm)), norm, eps, **quick).then(**run)
         changes = [chosen.change, eps.release, attack.input, steps.release, button.click]

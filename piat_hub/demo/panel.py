@@ -98,15 +98,15 @@ def refused(reason: object) -> str:
 
 def across(step: int, steps: int) -> float:
     """Where a step lies in the plot."""
-    return 40 + 550 * step / max(1, steps)
+    return 30 + 360 * step / max(1, steps)
 
 
 def _answer(trail: Trail, steps: int) -> dict[str, Any]:
     """What the template says of one model."""
     delta = (trail.x_adv - trail.x).cpu()
     factor = max(1, int(0.5 / max(float(delta.abs().max()), 1e-6))) if delta.any() else 1
-    shown = {"clean": trail.x, f"perturbation × {factor}": 0.5 + factor * delta, "attacked": trail.x_adv}
-    line = [(across(step, steps), 160 - 145 * float(p[trail.label])) for step, p in enumerate(trail.answers)]
+    shown = {"clean": trail.x, f"perturbation ×\u00a0{factor}": 0.5 + factor * delta, "attacked": trail.x_adv}
+    line = [(across(step, steps), 140 - 130 * float(p[trail.label])) for step, p in enumerate(trail.answers)]
     return {
         "name": trail.name,
         "now": trail.says(trail.sees[-1]),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from piat_hub import data
 from piat_hub.config import EvalConfig, InputError, ThreatModel
 from piat_hub.evaluation.loop import trained_against
-from piat_hub.evaluation.model import label_names, load_model
+from piat_hub.evaluation.model import fit_of, label_names, load_model
 from piat_hub.evaluation.request import evaluation_data
 from piat_hub.evaluation.verdict import class_count
 from piat_hub.machine import device_of
@@ -57,7 +57,8 @@ class Shown:
         """
         device = device_of(self.model)
         if isinstance(picture, str):
-            image = data.read_image(picture, self.shape)
+            fit = fit_of(self.model, mixed=True)
+            image = data.read_image(picture, self.shape, fit, Path(picture).name, WIDEST)
             return data.to_unit(image[None]).to(device), None
         assert isinstance(self.tests, data.Split)
         one = self.tests[picture : picture + 1]
