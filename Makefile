@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo dist docs test test-fast test-robustbench faults lint bench clean
+.PHONY: demo dist docs test test-fast test-demo test-robustbench faults lint bench clean
 .DELETE_ON_ERROR:
 
 .venv/ready: pyproject.toml constraints.txt
@@ -48,6 +48,15 @@ $(RB)/ready: .venv/ready
 test-robustbench: $(RB)/ready  ## our models in the real RobustBench, in an environment of its own
 	$(RB)/bin/python -m pytest -W ignore tests/with_robustbench.py
 
+PAGE := .venv-demo
+$(PAGE)/ready: .venv/ready
+	test -x $(PAGE)/bin/python || $(PYTHON) -m venv $(PAGE)
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(PAGE)/bin/python --constraint constraints.txt --editable '.[dev,demo]' playwright
+	touch $@
+
+test-demo: $(PAGE)/ready  ## the page of `piat demo` in a Chromium, which must be installed: chromium, as Debian's package is called
+	$(PAGE)/bin/python -m pytest tests/test_demo.py
+
 faults: .venv/ready  ## the fault campaign of docs/faults.md: runs killed, files damaged, a failing Hub, hostile files; under an hour
 	$(BIN)/python tests/campaign.py --output docs/results/faults.json
 	$(BIN)/python docs/tables.py faults
@@ -84,4 +93,4 @@ endif
 	$(BIN)/python docs/tables.py step evaluation_speed data costs scaling
 
 clean:
-	rm -rf .venv .venv-dist $(RB) dist runs results docs/_build
+	rm -rf .venv .venv-dist $(PAGE) $(RB) dist runs results docs/_build

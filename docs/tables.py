@@ -772,6 +772,23 @@ def demo():
     return f"{took} It printed:\n\n{table}"
 
 
+def demo_models():
+    """What the two models of the page were measured to be."""
+    found = {name: read(f"demo_models/{name}") for name in ("ordinary", "robust")}
+    return markdown([[name, *row] for name, record in found.items() for row in rows(record)[:2]], ("model", *HEADERS))
+
+
+def page_speed():
+    """How soon the page is there, and an attack on it at its end."""
+    facts = read_json(BENCHMARKS / "demo.json")
+    told = {
+        "first paint": "first_paint",
+        "both answers of the opening attack": "opening",
+        "20 steps, from a press of Attack": "attack",
+    }
+    return markdown([[words, spread(facts["seconds"][key])] for words, key in told.items()], ("", "seconds"))
+
+
 def filled(text):
     """The text with every table between its markers written anew."""
 

@@ -8,7 +8,7 @@ import pytest
 import piat_hub
 
 ROOT = Path(piat_hub.__file__).parent
-ROOMS = ("attacks", "methods", "data", "backbones", "evaluation", "training")
+ROOMS = ("attacks", "methods", "data", "backbones", "evaluation", "training", "demo")
 FILES = ("hub/load.py", "hub/save.py", "hub/push.py", "records/results.py", "records/statistics.py")
 
 

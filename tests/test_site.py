@@ -23,7 +23,7 @@ STOPS = {  # command -> what it calls once its flags are read and hold together;
     "push": "piat_hub.cli.publish.say_pushed",
     "study": "piat_hub.study.sweep.members_of",
 }
-ROOMS = ("attacks", "backbones", "config", "data", "evaluation", "hub", "methods", "records", "training")
+ROOMS = ("attacks", "backbones", "config", "data", "demo", "evaluation", "hub", "methods", "records", "training")
 
 
 class Parsed(Exception):

@@ -1,10 +1,10 @@
 """`piat demo`."""
 
-import importlib.util
 import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +25,7 @@ def demo(argv: Sequence[str], prog: str) -> None:
     given = parser.parse_all(argv)
     if given.port is not None and not 0 < given.port < 2**16:
         raise InputError(f"--port must be from 1 to 65535, got {given.port}; leave it out for a free one")
-    if not importlib.util.find_spec("gradio"):
+    if not find_spec("gradio"):
         raise InputError("the page needs one more package: pip install 'piat-hub[demo]'")
     if given.export:
         check_output(Path(given.export))
@@ -42,7 +42,7 @@ def demo(argv: Sequence[str], prog: str) -> None:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         options = {"server_name": "127.0.0.1", "server_port": given.port, "inbrowser": not given.no_browser}
         try:
-            blocks = launch(models, **options, prevent_thread_lock=True)
+            blocks = launch(models, **options, quiet=True, prevent_thread_lock=True)
         except OSError as error:
             where = f"port {given.port}" if given.port else "every port from 7860 to 7959"
             raise InputError(f"{where} of 127.0.0.1 is taken; choose another with --port") from error

@@ -11,13 +11,17 @@ from piat_hub.data import to_unit
 from piat_hub.demo.attack import ATTACKS, watched
 from piat_hub.demo.panel import Trail, panel, picture, refused
 from piat_hub.demo.shown import WIDEST, Shown
+from piat_hub.machine import set_threads
 from piat_hub.records.labels import attack_name
 
 if TYPE_CHECKING:
     import gradio
 
 LARGEST = "20 MB"  # of an uploaded file
-UNITS = {"Linf": (255, 0.25, "eps, in levels of 255"), "L2": (1, 0.1, "eps")}  # of the slider: 1 in it, its step, its name
+UNITS = {
+    "Linf": (255, 0.25, "eps, in levels of 255"),
+    "L2": (1, 0.1, "eps"),
+}  # of the slider: 1 in it, its step, its name
 
 
 def page(models: Sequence[Shown]) -> "gradio.Blocks":
@@ -61,11 +65,13 @@ def page(models: Sequence[Shown]) -> "gradio.Blocks":
                 steps = gr.Slider(1, 100, 20, step=1, label="Steps", elem_id="steps")
                 button = gr.Button("Attack", variant="primary", elem_id="go")
             with gr.Column(scale=3, min_width=320):
-                run |= {"inputs": [chosen, norm, eps, attack, steps], "outputs": gr.HTML(elem_id="seen", apply_default_css=False)}
+                run |= {
+                    "inputs": [chosen, norm, eps, attack, steps],
+                    "outputs": gr.HTML(elem_id="seen", apply_default_css=False),
+                }
         upload.upload(str, upload, chosen, **quick)
-        norm.input(lambda norm: gr.Slider(**slider(first, norm)), norm, eps, **quick).then(**run)
-        changes = [chosen.change, eps.release, attack.input, steps.release, button.click]
-        gr.on([blocks.load, *changes], **run)
+        norm.change(lambda norm: gr.Slider(**slider(first, norm)), norm, eps, **quick)  # whose change is an attack
+        gr.on([blocks.load, chosen.change, eps.change, attack.change, steps.change, button.click], **run)
     return blocks
 
 
@@ -79,9 +85,11 @@ def launch(models: Sequence[Shown], **options: Any) -> "gradio.Blocks":
     Raises:
         OSError: where the port is taken.
     """
+    small = max(side for model in models for side in model.shape[1:]) <= 64
+    set_threads(1 if small else None)  # of one small image threads only wait for each other
     blocks = page(models)
     off: dict[str, Any] = {"footer_links": [], "run_history": False, "enable_monitoring": False, "share": False}
-    off |= {"ssr_mode": False, "pwa": False, "mcp_server": False, "quiet": True}
+    off |= {"ssr_mode": False, "pwa": False, "mcp_server": False}
     styled = {"css_paths": Path(__file__).with_name("panel.css")}
     blocks.launch(max_file_size=LARGEST.replace(" ", ""), **off, **styled, **options)
     return blocks

@@ -77,40 +77,47 @@ def load(specs: Sequence[str], dataset: str | None = None) -> list[Shown]:
             images it takes.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = [(spec, *load_model(spec)[:2]) for spec in specs]
-    names = [name for _, _, name in loaded]
-    tests = shared_tests([(spec, model) for spec, model, _ in loaded], dataset)
+    models, names, _ = zip(*(load_model(spec) for spec in specs), strict=True)
+    models = [model.to(device, torch.float32) for model in models]
+    tests = shared_tests(specs, models, dataset)
     shown = []
-    for (spec, model, name), split in zip(loaded, tests, strict=True):
+    for spec, model, name, split in zip(specs, models, names, tests, strict=True):
         said = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
         if not said and isinstance(split, str):
             raise InputError(f"{spec} does not say what images it takes; name its data with --dataset")
         shape = tuple(said or split.shape)
         called = name if names.count(name) == 1 else spec
-        shown.append(Shown(spec, called, model.to(device, torch.float32), trained_against(model), shape, split))
+        shown.append(Shown(spec, called, model, trained_against(model), shape, split))
     return shown
 
 
-def shared_tests(models: Sequence[tuple[str, nn.Module]], dataset: str | None) -> list[data.Split] | list[str]:
+def shared_tests(
+    specs: Sequence[str], models: Sequence[nn.Module], dataset: str | None
+) -> list[data.Split] | list[str]:
     """The first test images, as each model takes them; or for each why there are none.
 
     Args:
-        models: MODEL as it was given, and loaded.
+        specs: MODELs as they were given.
+        models: the same, loaded.
         dataset: as in `load`; only without it there may be none.
 
     Raises:
         InputError: for a data set that cannot be had, or is not for these models; and for models of other data.
     """
+    asked = EvalConfig(dataset=dataset)
     try:
-        splits = [evaluation_data(spec, EvalConfig(dataset=dataset), model)[:TESTS] for spec, model in models]
-        for (_, model), split in zip(models, splits, strict=True):
+        splits = [evaluation_data(spec, asked, model)[:TESTS] for spec, model in zip(specs, models, strict=True)]
+        for model, split in zip(models, splits, strict=True):
             class_count(model, split)
     except InputError as error:
         if dataset:
             raise
         return [str(error)] * len(models)
-    kinds = {(split.name, tuple(split.label_names[label] for label in split.labels)): spec for split, (spec, _) in zip(splits, models, strict=True)}
-    if len(kinds) > 1:
-        told = " and ".join(f"{spec} is for {name}" for (name, _), spec in kinds.items())
-        raise InputError(f"{told}: they share no test images; name some for both with --dataset, or open a page each")
+    shared = [(split.name, [split.label_names[label] for label in split.labels]) for split in splits]
+    for spec, split, mine in zip(specs, splits, shared, strict=True):
+        if mine != shared[0]:
+            raise InputError(
+                f"{specs[0]} is for {splits[0].name} and {spec} is for {split.name}: they share no test images; "
+                "name some for both with --dataset, or open a page for each"
+            )
     return splits
