@@ -781,12 +781,9 @@ def demo_models():
 def page_speed():
     """How soon the page is there, and an attack on it at its end."""
     facts = read_json(BENCHMARKS / "demo.json")
-    told = {
-        "first paint": "first_paint",
-        "both answers of the opening attack": "opening",
-        "20 steps, from a press of Attack": "attack",
-    }
-    return markdown([[words, spread(facts["seconds"][key])] for words, key in told.items()], ("", "seconds"))
+    told = {"first_paint": "first paint", "opening": "both models have answered the opening attack"}
+    told |= {"attack": "20 steps on both, from a press of Attack"}
+    return markdown([[words, spread(facts["seconds"][key])] for key, words in told.items()], ("", "seconds"))
 
 
 def filled(text):

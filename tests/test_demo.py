@@ -358,7 +358,7 @@ def chromium():
 
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=600_000)
         yield browser
         browser.close()
 
@@ -370,6 +370,7 @@ def visit(chromium, served):
 
     def open_page(**options):
         contexts.append(chromium.new_context(**options))
+        contexts[-1].set_default_timeout(600_000)  # milliseconds, for the busiest of machines
         found = contexts[-1].new_page()
         found.asked, found.errors = [], []
         found.on("request", lambda request: found.asked.append(request.url))

@@ -34,7 +34,10 @@ README = """---
 
 The same attack on each model, a step at a time: {names}.
 
-The folder holds all it needs of piat_hub. `pip install -r requirements.txt gradio=={gradio}`, and `python app.py` serves it anywhere.
+The folder holds all it needs of piat_hub. Anywhere else:
+
+    pip install -r requirements.txt gradio=={gradio}
+    python app.py
 """
 
 
