@@ -422,10 +422,11 @@ def test_the_page_opens_with_an_attack_and_asks_nobody_else(visit, served):
 @browser
 def test_a_visitor_takes_a_test_image_and_any_setting(visit, digits):
     visited = visit()
+    before = visited.get_attribute(".models img >> nth=0", "src")
     visited.click("#tests button >> nth=3")
-    visited.wait_for_function("() => document.querySelector('.models img').src != '' ")
+    visited.wait_for_function("before => document.querySelector('.models img').src != before", arg=before)
     label = digits[0].tests.label_names[digits[0].tests.labels[3]]
-    visited.wait_for_selector(f".said:has-text('sees {label},')")
+    assert re.search(rf"from {label} into|sees {label},", answered(visited, "PGD-20, Linf eps 0.15"))
     assert np.array_equal(shown_pngs(visited)[0], digits[0].tests.images[3, 0].numpy())
     visited.click("#attack >> text=CW")
     answered(visited, "CW-20, Linf eps 0.15")
@@ -502,14 +503,23 @@ def test_no_file_is_given_out_or_read_but_what_was_uploaded(visit, served):
         with pytest.raises(urllib.error.HTTPError, match="403|404"):
             urllib.request.urlopen(f"{served.url}gradio_api/file={path}")
     ask = """async path => {
+        const post = (to, body) => fetch('/gradio_api/' + to, {method: 'POST', body, headers});
+        let headers = {};
+        if (path === null) {
+            const form = new FormData();
+            form.append('files', new File(['x'], 'x.png'));
+            [path] = await (await post('upload', form)).json();
+        }
         const {dependencies} = await (await fetch('/config')).json();
         const fn_index = dependencies.find(one => one.targets.some(([_, event]) => event == 'upload')).id;
         const data = [{path, meta: {_type: 'gradio.FileData'}}];
-        const body = JSON.stringify({fn_index, data, session_hash: 'x'});
-        const headers = {'Content-Type': 'application/json'};
-        return (await fetch('/gradio_api/run/predict', {method: 'POST', headers, body})).status;
+        const session_hash = Math.random().toString(36);
+        headers = {'Content-Type': 'application/json'};
+        await post('queue/join', JSON.stringify({fn_index, data, session_hash}));
+        return await (await fetch('/gradio_api/queue/data?session_hash=' + session_hash)).text();
     }"""
-    assert visited.evaluate(ask, "/etc/hostname") >= 400
+    assert re.search(r'"success": ?true', visited.evaluate(ask, None))  # what was uploaded is taken so
+    assert re.search(r'"success": ?false', visited.evaluate(ask, "/etc/hostname"))
 
 
 @browser

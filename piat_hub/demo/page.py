@@ -36,7 +36,7 @@ def page(models: Sequence[Shown]) -> "gradio.Blocks":
     usual = budget(first)
     run: dict[str, Any] = {"fn": partial(attacked, models), "show_progress": "hidden", "trigger_mode": "always_last"}
     run |= {"concurrency_limit": 1, "concurrency_id": "attack", "api_visibility": "private"}
-    quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    quick: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     with gr.Blocks(title="See an attack", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(
             "# See an attack\n"
