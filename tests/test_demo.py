@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import PYTHON, ROOT
+from conftest import PYTHON, ROOT, python
 from PIL import Image
 
 from piat_hub import attacks, cli
@@ -29,7 +29,7 @@ from piat_hub.data import to_unit
 from piat_hub.demo import page, shown, space
 from piat_hub.demo.attack import watched
 from piat_hub.demo.panel import Trail, panel, refused
-from piat_hub.records.files import sealed
+from piat_hub.records.files import file_digest, sealed
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LACKING = [name for name in ("gradio", "playwright") if not importlib.util.find_spec(name)]
@@ -122,11 +122,10 @@ def test_the_slider_fits_the_model_in_either_norm(digits):
 # what it says
 
 
-def trail(answers, label=0, known=True, names=("cat", "dog"), name="one", x_adv=None):
-    found = Trail(name, names, known, torch.full((1, 2, 2), 0.25), label)
-    for answer in answers:
-        found.add(torch.full((1, 2, 2), 0.5) if x_adv is None else x_adv, torch.tensor(answer))
-    return found
+def trail(answers, names=("cat", "dog"), name="one", own=0):
+    """Of a grey image that turns lighter."""
+    images = [torch.full((1, 1, 2, 2), 0.25), *[torch.full((1, 1, 2, 2), 0.5)] * (len(answers) - 1)]
+    return Trail(name, names, own, [(x, torch.tensor([answer])) for x, answer in zip(images, answers, strict=True)])
 
 
 @pytest.mark.parametrize(
@@ -143,6 +142,11 @@ def test_a_sentence_says_what_happened(answers, told):
     assert trail(answers).told() == told
 
 
+def test_where_nobody_knows_the_class_it_is_the_one_seen_at_first():
+    found = trail([[0.4, 0.6], [0.7, 0.3]], own=None)
+    assert found.told() == "one is misled at step 1, from dog into cat" and found.trust == pytest.approx([0.6, 0.3])
+
+
 def pngs(html):
     """The pictures in a panel, as levels."""
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
@@ -155,11 +159,10 @@ def test_a_panel_holds_the_exact_pictures_and_says_how_far_the_change_is_magnifi
     assert (clean == 64).all() and (attacked == 128).all()
     assert (change == 255).all() and "perturbation ×\u00a02" in html  # 0.5 + 2 * 0.25
     assert "PGD-1, Linf eps 0.25: one is misled at step 1, from cat into dog." in html
-    colour = torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(0))
-    found = trail([[0.9, 0.1]], x_adv=colour)
-    found.x = colour
+    colour = torch.rand(1, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    found = Trail("one", (), 0, [(colour, torch.tensor([[0.9, 0.1]]))])
     clean, change, attacked = pngs(panel([found], "PGD-1", None, 1))
-    assert np.array_equal(clean, np.rint(255 * colour.permute(1, 2, 0).numpy())) and np.array_equal(clean, attacked)
+    assert np.array_equal(clean, np.rint(255 * colour[0].permute(1, 2, 0).numpy())) and np.array_equal(clean, attacked)
     assert (change == 128).all()
 
 
@@ -566,3 +569,28 @@ def test_a_space_names_models_of_the_hub_and_holds_the_others(tmp_path, monkeypa
         assert (written / "models" / "robust" / file).read_bytes() == (Path(shown.DIGITS[1]) / file).read_bytes()
     assert "models:\n- ORG/NAME\n" in (written / "README.md").read_text()
     assert not list(tmp_path.rglob("__pycache__")) and sorted(path.name for path in written.parent.iterdir()) == ["s"]
+
+
+# what is written about it
+
+
+def test_the_models_of_the_package_are_those_that_were_measured():
+    for name, spec in zip(("ordinary", "robust"), shown.DIGITS, strict=True):
+        record = json.loads((ROOT / "docs" / "results" / "demo_models" / f"{name}.json").read_text())
+        assert record["weights_sha256"] == file_digest(Path(spec) / "model.safetensors")
+
+
+NOTEBOOK = ROOT / "docs" / "notebooks" / "first_robust_model.ipynb"
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path):
+    """In a fresh folder and process, with fewer epochs and images, and without AutoAttack."""
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] for cell in cells if "print(" in "".join(cell["source"]))  # as executed
+    code = "\n\n".join("".join(cell["source"]) for cell in cells)
+    for usual, small in (("EPOCHS = 80", "EPOCHS = 2"), ("N = 400", "N = 20"), ('"pgd20", "aa"]', '"pgd20"]')):
+        assert usual in code
+        code = code.replace(usual, small)
+    (tmp_path / "notebook.py").write_text(code + "\nassert interpolation.epoch == 2 and len(rows) == 3\n")
+    assert "robust, pgd20, Linf eps 0.15" in python("notebook.py", check=True).stdout

@@ -145,15 +145,12 @@ def attacked(
         threat_model = ThreatModel(norm, eps) if eps else None  # type: ignore[arg-type]
         seen = [model.sees(chosen) for model in models]
         walks = [watched(m.model, x, y, attack, norm, eps, steps) for m, (x, y) in zip(models, seen, strict=True)]
-        trails: list[Trail] = []
+        trails = [
+            Trail(m.name, m.label_names, None if y is None else int(y)) for m, (_, y) in zip(models, seen, strict=True)
+        ]
         for answers in zip(*walks, strict=True):
-            if not trails:
-                trails = [
-                    Trail(model.name, model.label_names, y is not None, x[0], int(answer.argmax() if y is None else y))
-                    for model, (x, y), (_, answer) in zip(models, seen, answers, strict=True)
-                ]
-            for trail, (x_adv, answer) in zip(trails, answers, strict=True):
-                trail.add(x_adv[0], answer[0])
+            for trail, answer in zip(trails, answers, strict=True):
+                trail.steps.append(answer)
             yield panel(trails, attack_name(f"{attack}{steps}"), threat_model, steps)
     except InputError as error:
         yield refused(error)

@@ -25,28 +25,19 @@ TINY = 96  # pixels a side below which each is drawn as a square
 
 @dataclass
 class Trail:
-    """One model's answers from the clean image on.
+    """What one model was shown and answered, from the clean image on.
 
     Attributes:
         name: of the model.
         label_names: one a class; () for numbers.
-        known: the class attacked is the picture's own, not what the model saw in it.
-        x: the clean image, (C, H, W) in [0, 1].
-        label: the class attacked.
-        answers: probabilities (K,), the first of them those of x.
+        own: the class of the picture; None where nobody knows it, and what the model saw at first is attacked.
+        steps: an image (1, C, H, W) in [0, 1] and probabilities (1, K) each, the clean image first.
     """
 
     name: str
     label_names: tuple[str, ...]
-    known: bool
-    x: Tensor
-    label: int
-    answers: list[Tensor] = field(default_factory=list)
-
-    def add(self, x_adv: Tensor, answer: Tensor) -> None:
-        """Another step: the image now, (C, H, W), and the probabilities, (K,)."""
-        self.x_adv = x_adv
-        self.answers.append(answer)
+    own: int | None
+    steps: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def says(self, label: int) -> str:
         """A class by its name."""
@@ -55,7 +46,17 @@ class Trail:
     @property
     def sees(self) -> list[int]:
         """The class seen after each step."""
-        return [int(answer.argmax()) for answer in self.answers]
+        return [int(answer.argmax()) for _, answer in self.steps]
+
+    @property
+    def label(self) -> int:
+        """The class attacked."""
+        return self.sees[0] if self.own is None else self.own
+
+    @property
+    def trust(self) -> list[float]:
+        """The probability of that class after each step."""
+        return [float(answer[0, self.label]) for _, answer in self.steps]
 
     def told(self) -> str:
         """What happened to this model, as a part of a sentence."""
@@ -66,22 +67,22 @@ class Trail:
         if wrong:
             return f"{self.name} is misled at step {wrong}, from {self.says(label)} into {self.says(sees[wrong])}"
         still = "still sees" if len(sees) > 1 else "sees"
-        return f"{self.name} {still} {self.says(label)}, at {percent(float(self.answers[-1][label]))}"
+        return f"{self.name} {still} {self.says(label)}, at {percent(self.trust[-1])}"
 
 
 def panel(trails: Sequence[Trail], attack: str, threat_model: ThreatModel | None, steps: int) -> str:
     """The models side by side: images, answers, the true class's probability over the steps, and a sentence.
 
     Args:
-        trails: one a model, of equally many answers.
+        trails: one a model, of equally many steps.
         attack: its name for people.
         threat_model: None for no attack, eps 0.
         steps: how many there will be.
     """
-    done = len(trails[0].answers) - 1
+    done = len(trails[0].steps) - 1
     under = f"{attack}, {threat_model}" if threat_model else "No change, eps 0"
     running = f"Step {done} of {steps}. " if threat_model and done < steps else ""
-    what = "the true class" if trails[0].known else "the class seen at first"
+    what = "the class seen at first" if trails[0].own is None else "the true class"
     ticks = [(step, round(across(step, steps), 1)) for step in sorted({0, steps // 2, steps})]
     return PANEL.render(
         sentence=f"{running}{under}: {'; '.join(trail.told() for trail in trails)}.",
@@ -103,17 +104,18 @@ def across(step: int, steps: int) -> float:
 
 def _answer(trail: Trail, steps: int) -> dict[str, Any]:
     """What the template says of one model."""
-    delta = (trail.x_adv - trail.x).cpu()
-    factor = max(1, int(0.5 / max(float(delta.abs().max()), 1e-6))) if delta.any() else 1
-    shown = {"clean": trail.x, f"perturbation ×\u00a0{factor}": 0.5 + factor * delta, "attacked": trail.x_adv}
-    line = [(across(step, steps), 140 - 130 * float(p[trail.label])) for step, p in enumerate(trail.answers)]
+    (x, before), (x_adv, after) = trail.steps[0], trail.steps[-1]
+    delta = x_adv - x
+    factor = max(1, int(0.5 / float(delta.abs().max()))) if delta.any() else 1
+    shown = {"clean": x, f"perturbation ×\u00a0{factor}": 0.5 + factor * delta, "attacked": x_adv}
+    line = [(across(step, steps), 140 - 130 * share) for step, share in enumerate(trail.trust)]
     return {
         "name": trail.name,
         "now": trail.says(trail.sees[-1]),
         "misled": trail.sees[-1] != trail.label,
-        "tiny": max(trail.x.shape[1:]) < TINY,
-        "pictures": [{"words": words, "png": png(image)} for words, image in shown.items()],
-        "guesses": [("clean", _bars(trail, trail.answers[0])), ("under attack", _bars(trail, trail.answers[-1]))],
+        "tiny": max(x.shape[2:]) < TINY,
+        "pictures": [{"words": words, "png": png(image[0])} for words, image in shown.items()],
+        "guesses": [("clean", _bars(trail, before[0])), ("under attack", _bars(trail, after[0]))],
         "line": " ".join(f"{x:.1f},{y:.1f}" for x, y in line),
     }
 

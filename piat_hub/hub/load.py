@@ -222,7 +222,6 @@ def from_timm(spec: str) -> nn.Module:
     names = model.pretrained_cfg.get("label_names") or ()
     normalised.pretrained_cfg = model.pretrained_cfg
     normalised.label_names = tuple(names.values() if isinstance(names, dict) else names)
-    normalised.pretrained_cfg = model.pretrained_cfg
     return normalised
 
 
