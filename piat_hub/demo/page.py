@@ -117,7 +117,7 @@ def slider(model: Shown, norm: str) -> dict[str, Any]:
         norm: "Linf" or "L2".
     """
     unit, step, label = UNITS[norm]
-    usual = max(1, round(budget(model, norm).eps * unit / step)) * step
+    usual = round(max(1, round(budget(model, norm).eps * unit / step)) * step, 2)
     return {"minimum": 0, "maximum": min(2 * usual, 255), "value": usual, "step": step, "label": label}
 
 
@@ -141,7 +141,7 @@ def attacked(
         yield refused("Choose a picture first.")
         return
     try:
-        eps /= UNITS[norm][0]
+        eps = round(eps, 6) / UNITS[norm][0]  # a slider's steps of 0.1 are not quite that
         threat_model = ThreatModel(norm, eps) if eps else None  # type: ignore[arg-type]
         seen = [model.sees(chosen) for model in models]
         walks = [watched(m.model, x, y, attack, norm, eps, steps) for m, (x, y) in zip(models, seen, strict=True)]
