@@ -34,14 +34,18 @@ def watched(
     Raises:
         InputError: as `pgd` does, or for logits that are none.
     """
-    x_adv = x
-    for step in range(steps + 1 if eps else 1):
-        if step:
-            x_adv = ATTACKS[attack](model, x, y, eps, eps / 4, 1, norm=norm, start=x_adv)
-        with attack_mode(model) as frozen, torch.no_grad():
-            logits = usable(frozen(x_adv), x_adv)
-        if not logits.isfinite().all():
-            raise InputError("the model gives NaN or Inf for this picture, which is no answer; take another picture")
-        if y is None:
-            y = logits.argmax(1)
-        yield x_adv, logits.softmax(1)
+    x_adv, answer = x, _answer(model, x)
+    yield x_adv, answer
+    y = answer.argmax(1) if y is None else y
+    for _ in range(steps if eps else 0):
+        x_adv = ATTACKS[attack](model, x, y, eps, eps / 4, 1, norm=norm, start=x_adv)
+        yield x_adv, _answer(model, x_adv)
+
+
+def _answer(model: nn.Module, x: Tensor) -> Tensor:
+    """Probabilities (B, K)."""
+    with attack_mode(model) as frozen, torch.no_grad():
+        logits = usable(frozen(x), x)
+    if not logits.isfinite().all():
+        raise InputError("the model gives NaN or Inf for this picture, which is no answer; take another picture")
+    return logits.softmax(1)

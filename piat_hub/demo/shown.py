@@ -77,23 +77,21 @@ def load(specs: Sequence[str], dataset: str | None = None) -> list[Shown]:
             images it takes.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models, names, _ = zip(*(load_model(spec) for spec in specs), strict=True)
-    models = [model.to(device, torch.float32) for model in models]
-    tests = shared_tests(specs, models, dataset)
-    shown = []
+    loaded = [load_model(spec)[:2] for spec in specs]
+    models, names = [model.to(device, torch.float32) for model, _ in loaded], [name for _, name in loaded]
+    tests, shown = shared_tests(specs, models, dataset), list[Shown]()
     for spec, model, name, split in zip(specs, models, names, tests, strict=True):
-        said = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
-        if not said and isinstance(split, str):
-            raise InputError(f"{spec} does not say what images it takes; name its data with --dataset")
-        shape = tuple(said or split.shape)
+        shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+        if not shape:
+            if isinstance(split, str):
+                raise InputError(f"{spec} does not say what images it takes; name its data with --dataset")
+            shape = split.shape
         called = name if names.count(name) == 1 else spec
-        shown.append(Shown(spec, called, model, trained_against(model), shape, split))
+        shown.append(Shown(spec, called, model, trained_against(model), tuple(shape), split))
     return shown
 
 
-def shared_tests(
-    specs: Sequence[str], models: Sequence[nn.Module], dataset: str | None
-) -> list[data.Split] | list[str]:
+def shared_tests(specs: Sequence[str], models: Sequence[nn.Module], dataset: str | None) -> Sequence[data.Split | str]:
     """The first test images, as each model takes them; or for each why there are none.
 
     Args:
