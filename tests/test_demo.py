@@ -328,8 +328,8 @@ sys.exit(main(["demo", "--no-browser", *sys.argv[1:]]))
 class Served:
     """`piat demo`, in a process that tells whom it asks for something."""
 
-    def __init__(self, *words, **environment):
-        environment = os.environ | {"PYTHONPATH": str(ROOT), **environment}
+    def __init__(self, *words):
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
         command = [PYTHON, "-c", WATCHED, *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=environment, **pipes)
@@ -529,15 +529,17 @@ def test_no_file_is_given_out_or_read_but_what_was_uploaded(visit, served):
 
 
 @browser
-def test_ctrl_c_ends_it_cleanly_and_nothing_was_asked_or_left(tmp_path):
-    (tmp_path / "t").mkdir()
-    served = Served(TMPDIR=str(tmp_path / "t"))
+def test_ctrl_c_ends_it_cleanly_and_nothing_was_asked_or_left(capsys):
+    served = Served()
     assert cli.main(["demo", "--no-browser", "--port", str(served.port)]) == 2
-    assert any((tmp_path / "t").iterdir())
+    assert f"port {served.port} of 127.0.0.1 is taken; choose another with --port" in capsys.readouterr().err
+    with urllib.request.urlopen(f"{served.url}config") as answer:
+        uploads = Path(re.search(r'"(/[^"]*/piat-demo-\w+)/', answer.read().decode())[1])
+    assert uploads.is_dir()
     code, said, errors = served.end()
     assert (code, errors) == (0, "")
     assert {line.split()[1] for line in said if line.startswith("asked")} <= {"127.0.0.1"}
-    assert not any((tmp_path / "t").iterdir())
+    assert not uploads.exists()
 
 
 @browser
@@ -550,15 +552,17 @@ def test_a_space_runs_as_it_stands(tmp_path):
     assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and "models" not in card
     needed = (place / "requirements.txt").read_text()
     assert "torch>=" in needed and "gradio" not in needed and "pytest" not in needed
+    with (place / "piat_hub" / "demo" / "__init__.py").open("a") as copy:
+        copy.write('print("the folder\'s own")\n')
     bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    pipes = {"stdout": subprocess.PIPE, "text": True, "cwd": place}
-    app = subprocess.Popen([PYTHON, "-u", "app.py"], env=bare | {"GRADIO_SERVER_NAME": "127.0.0.1"}, **pipes)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "cwd": place}
+    app = subprocess.Popen([PYTHON, "-u", "app.py"], env=bare, **pipes)
+    assert next(app.stdout) == "the folder's own\n"
     address = next(line for line in app.stdout if "Running on" in line).split()[-1]
     with urllib.request.urlopen(f"{address}/config") as answer:
         assert json.load(answer)["title"] == "See an attack"
-    app.send_signal(signal.SIGINT)
+    app.kill()
     app.communicate()
-    assert any((place / "piat_hub" / "demo" / "__pycache__").iterdir())  # what ran is the folder's own copy
 
 
 def test_a_space_names_models_of_the_hub_and_holds_the_others(tmp_path, monkeypatch, digits):
