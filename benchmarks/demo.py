@@ -63,12 +63,17 @@ def main():
         server.terminate()
         server.wait()
     seconds = {
-        name: {"median": statistics.median(all_), "min": min(all_), "max": max(all_)}
+        name: {"median": round(statistics.median(all_), 3), "min": round(min(all_), 3), "max": round(max(all_), 3)}
         for name in visits[0]
         for all_ in [[one[name] for one in visits]]
     }
     facts = {"device": f"CPU {cpu_model() or platform.machine()}, {os.cpu_count()} cores", "torch": torch.__version__}
-    facts |= {"chromium": version, "load": os.getloadavg()[0], "date": date.today().isoformat(), "seconds": seconds}
+    facts |= {
+        "chromium": version,
+        "load": round(os.getloadavg()[0], 1),
+        "date": date.today().isoformat(),
+        "seconds": seconds,
+    }
     print(json.dumps(facts, indent=2))
     if given.output:
         given.output.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

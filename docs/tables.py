@@ -783,7 +783,8 @@ def page_speed():
     facts = read_json(BENCHMARKS / "demo.json")
     told = {"first_paint": "first paint", "opening": "both models have answered the opening attack"}
     told |= {"attack": "20 steps on both, from a press of Attack"}
-    return markdown([[words, spread(facts["seconds"][key])] for key, words in told.items()], ("", "seconds"))
+    table = markdown([[words, spread(facts["seconds"][key])] for key, words in told.items()], ("", "seconds"))
+    return f"{machine(facts)}, beside other work (load average {facts['load']}):\n\n{table}"
 
 
 def filled(text):

@@ -1,6 +1,7 @@
 """The page itself: what a visitor chooses, and how it is served."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import gradio
 
 LARGEST = "20 MB"  # of an uploaded file
+FRAME = 0.05  # seconds that a panel stands at least, but for the last
 UNITS = {
     "Linf": (255, 0.25, "eps, in levels of 255"),
     "L2": (1, 0.1, "eps"),
@@ -124,7 +126,7 @@ def slider(model: Shown, norm: str) -> dict[str, Any]:
 def attacked(
     models: Sequence[Shown], chosen: int | str | None, norm: str, eps: float, attack: str, steps: int
 ) -> Iterator[str]:
-    """The panel after each step.
+    """The panel as the attack goes on, after each step unless that is too quick to be seen.
 
     Args:
         models: those attacked, a step of each in turn.
@@ -148,9 +150,12 @@ def attacked(
         trails = [
             Trail(m.name, m.label_names, None if y is None else int(y)) for m, (_, y) in zip(models, seen, strict=True)
         ]
-        for answers in zip(*walks, strict=True):
+        last, shown = steps if eps else 0, -math.inf
+        for done, answers in enumerate(zip(*walks, strict=True)):
             for trail, answer in zip(trails, answers, strict=True):
                 trail.steps.append(answer)
-            yield panel(trails, attack_name(f"{attack}{steps}"), threat_model, steps)
+            if done == last or time.monotonic() - shown > FRAME:
+                yield panel(trails, attack_name(f"{attack}{steps}"), threat_model, steps)
+                shown = time.monotonic()
     except InputError as error:
         yield refused(error)
