@@ -518,7 +518,7 @@ def union():
             threat = f"{row['norm']} eps {row['eps']}" if "norm" in row else "union"
             low, high = (f"{100 * end:.2f}" for end in row["ci95"])
             lines.append([name, threat, f"{percent(row['accuracy'])} [{low}, {high}]", f"{row['seconds']:.0f}"])
-    return markdown(lines, ["model", "threat model", "AutoAttack", "s"])
+    return markdown(lines, ["model", "threat model", "APGD-CE and APGD-T", "s"])
 
 
 def torchattacks():

@@ -10,6 +10,7 @@ from piat_hub.config import COMMON, SEVERITIES, InputError
 from piat_hub.figures import style
 from piat_hub.figures.style import canvas, ends, styled
 from piat_hub.records.groups import grouped
+from piat_hub.records.labels import attack_name
 from piat_hub.records.rundir import RunDirectory
 
 
@@ -71,7 +72,7 @@ def union(runs: Sequence[RunDirectory]) -> Figure:
         axis.errorbar(at, values, errors, fmt="o", capsize=3, color=style.COLOURS[k % len(style.COLOURS)], label=label)
     axis.set(ylabel="accuracy (%)", ylim=(0, 100), xticks=range(len(names)), xticklabels=names)
     axis.legend(frameon=False)
-    attacks = ", ".join(dict.fromkeys(attack for part in first.parts.values() for attack in part.attacks))
+    attacks = ", ".join(map(attack_name, dict.fromkeys(a for part in first.parts.values() for a in part.attacks)))
     figure.set_label(
         f"{first.first.n} images of {first.first.dataset}: the worst of {attacks} under each threat model, and under all."
     )
