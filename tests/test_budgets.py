@@ -15,7 +15,8 @@ from piat_hub.config import InputError, ThreatModel, number
 from piat_hub.data import Split
 from piat_hub.evaluation.loop import Processes, evaluate, measure
 from piat_hub.records.budgets import add_point, read_off
-from piat_hub.records.results import Results, compare, read_results
+from piat_hub.records.compare import compare
+from piat_hub.records.results import Results, read_results
 
 THREAT = ThreatModel("Linf", 8 / 255)
 
