@@ -13,8 +13,8 @@ from piat_hub.config import EvalConfig, InputError, ThreatModel
 from piat_hub.data import Split
 from piat_hub.evaluation.loop import evaluate, measure
 from piat_hub.evaluation.request import prepare_evaluation
-from piat_hub.records.labels import rows, said
 from piat_hub.records.compare import compare
+from piat_hub.records.labels import rows, said
 from piat_hub.records.results import Results
 
 THREAT = ThreatModel("Linf", 8 / 255)
