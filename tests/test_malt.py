@@ -93,6 +93,13 @@ def test_what_cannot_be_had_is_refused_in_one_line(tiny):
     for ask in (partial(malt, tiny(classes=3), x, y), partial(suite, "malt", ThreatModel(), 3)):
         with pytest.raises(InputError, match="malt is undefined for 3 classes: its loss needs 4"):
             ask()
+    for name in ("malt", "fast"):
+        with pytest.raises(
+            InputError, match=f"{name} aims at the classes that are near under Linf or L2; under L1 ask for"
+        ):
+            suite(name, ThreatModel("L1", 12), 10)
+    with pytest.raises(InputError, match="malt aims at .* under Linf or L2"):
+        malt(tiny(), x, y, 12, norm="L1")
     with pytest.raises(InputError, match="norm 'L3' is unknown"):
         malt(tiny(), x, y, norm="L3")
     with pytest.raises(InputError, match=r"unknown attack 'mal' \(did you mean 'malt'\?\)"):

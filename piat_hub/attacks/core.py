@@ -298,29 +298,27 @@ def climb(x_adv: Tensor, gradient: Tensor, x: Tensor, eps: Budget, step_size: Bu
     return project(x_adv + step_size * steepest(gradient), x, eps)
 
 
-def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
-    """How far each image was moved, (B,).
+def distances(delta: Tensor, norm: str) -> Tensor:
+    """How far each image is moved, (B,).
 
     Args:
-        x_adv: images, (B, C, H, W).
-        x: where they come from, (B, C, H, W).
+        delta: (B, C, H, W).
         norm: "Linf", "L2" or "L1".
     """
-    return torch.linalg.vector_norm((x_adv - x).flatten(1), {"Linf": math.inf, "L2": 2, "L1": 1}[norm], dim=1)
+    return torch.linalg.vector_norm(delta.flatten(1), powers(norm)[0], dim=1)
 
 
 def powers(norm: str) -> tuple[float, float]:
     """The p of a norm, and that of its dual, in which a gradient tells how fast a logit falls.
 
     Args:
-        norm: "Linf" or "L2".
+        norm: "Linf", "L2" or "L1".
 
     Raises:
         InputError: for another norm.
     """
-    if norm not in POWERS:
-        raise InputError(f"norm {norm!r} is unknown here; choose {' or '.join(POWERS)}")
-    return POWERS[norm]
+    ball(norm)
+    return {"Linf": (math.inf, 1.0), "L2": (2.0, 2.0), "L1": (1.0, math.inf)}[norm]
 
 
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
@@ -353,10 +351,6 @@ def _project_l2(x_adv: Tensor, x: Tensor, eps: Budget) -> Tensor:
     return x + delta * (eps / _length(delta)).clamp(max=1)
 
 
-POWERS = {
-    "Linf": (math.inf, 1),
-    "L2": (2, 2),
-}  # norm -> (its p, that of its dual: how fast a logit falls along a gradient)
 # norm -> (a draw from the ball, the unit step of steepest ascent, the projection onto the ball)
 BALLS: dict[str, Ball] = {
     "Linf": (_uniform_linf, torch.sign, _project_linf),

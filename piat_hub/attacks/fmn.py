@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks.core import attack_mode, ball, distance, look, powers, register, usable
+from piat_hub.attacks.core import attack_mode, ball, distances, look, powers, register, usable
 
 STEP_SIZE = (1.0, 0.01)  # L2 length of the first step and of the last, falling as a cosine
 GAMMA = (0.05, 0.001)  # share by which the radius changes, likewise
@@ -24,7 +24,7 @@ def fmn(model: nn.Module, x: Tensor, y: Tensor, steps: int = 100, *, norm: str =
         x: clean images, (B, C, H, W) in [0, 1].
         y: class numbers, (B,).
         steps: iterations.
-        norm: "Linf" or "L2", in which nearness is meant.
+        norm: "Linf", "L2" or "L1", in which nearness is meant.
 
     Returns:
         x_adv, (B, C, H, W) in [0, 1], at any distance of x; x itself where no example was found.
@@ -47,7 +47,7 @@ def fmn(model: nn.Module, x: Tensor, y: Tensor, steps: int = 100, *, norm: str =
             gap = logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -torch.inf).amax(1)
             (gradient,) = torch.autograd.grad(gap.sum(), now)
             now, misled = now.detach(), logits.argmax(1) != y
-            moved = distance(now, x, norm)
+            moved = distances(now - x, norm)
             better = misled & (moved < nearest)
             nearest = torch.where(better, moved, nearest)
             best = torch.where(better[:, None, None, None], now, best)

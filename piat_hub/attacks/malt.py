@@ -9,6 +9,7 @@ from piat_hub.config import InputError, ThreatModel
 
 CANDIDATES = 100  # the likeliest other classes, among which the targets are looked for
 TARGETS = 9
+OF_L1 = "aims at the classes that are near under Linf or L2; under L1 ask for aa, one of its parts, or apgd100"
 LEAST = 4  # classes that the targeted DLR loss is defined for
 
 
@@ -46,7 +47,8 @@ def malt(
     """
     from pyautoattack.autopgd_base import APGDAttack_targeted
 
-    powers(norm)  # or InputError
+    if norm == "L1":
+        raise InputError(f"malt {OF_L1}")
     ThreatModel(norm, float(eps))  # type: ignore[arg-type]
     look(model, x, y)
     x_adv, x = x.clone(), x.contiguous()

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from piat_hub.attacks import ATTACKS, apgd, attack_mode, malt
 from piat_hub.attacks.autoattack import STANDARD, changes, components
-from piat_hub.attacks.core import NO_L1, ROUNDING, distance
-from piat_hub.attacks.malt import LEAST, TARGETS
+from piat_hub.attacks.core import NO_L1, ROUNDING, distances
+from piat_hub.attacks.malt import LEAST, OF_L1, TARGETS
 from piat_hub.config import InputError, ThreatModel, nearest, pixels
 from piat_hub.evaluation.own_code import imported
 
 Stage = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
 SLACK = 1e-4  # by which an image's distance may exceed eps, as rounding makes it; relative
-OWN = ("pgd", "mim", "cw", "fmn")
+OWN = ("pgd", "mim", "cw")
 FEW = 3  # targets of MALT in `fast`
 NOT = "not standard"
 WHOLE = "every part attacks every image, also those that another misled, and the one example left of it is judged once"
@@ -79,8 +79,8 @@ def suite(
 
     Raises:
         InputError: for an unknown name, with the nearest one; a component that these classes leave undefined; PGD, MIM,
-            CW or what is built on them under L1; a step_size out of its range; an attack that does not take the steps or
-            restarts asked of it; or one from elsewhere that is to search in bf16.
+            CW, MALT or fast under L1; a step_size out of its range; an attack that does not take the steps or restarts
+            asked of it; or one from elsewhere that is to search in bf16.
     """
     if name == "clean":
         return Suite()
@@ -134,7 +134,7 @@ def _registered(name: str, threat_model: ThreatModel, step_size: float | None, r
     nearest = None if foreign or takes("eps") else threat_model
     if not nearest:
         stage = partial(_held, name, stage, threat_model)
-    follows = attack in map(ATTACKS.get, (*OWN, "apgd"))
+    follows = attack in map(ATTACKS.get, (*OWN, "apgd", "fmn"))
     return Suite({name: stage}, facts, follows=follows, foreign=foreign, nearest=nearest)
 
 
@@ -188,6 +188,8 @@ def _with_malt(name: str, threat_model: ThreatModel, num_classes: int, seed: int
     budget: dict[str, Any] = {"eps": threat_model.eps, "norm": threat_model.norm}
     facts: dict[str, Any] = {"targets": min(FEW if name == "fast" else TARGETS, num_classes - 1)}
     stages: dict[str, Stage] = {"malt": partial(malt, **budget, **facts, seed=seed)}
+    if threat_model.norm == "L1":
+        raise InputError(f"{name} {OF_L1}")
     if num_classes < LEAST:
         if name == "malt":
             raise InputError(f"malt is undefined for {num_classes} classes: its loss needs {LEAST}; leave it out")
@@ -238,7 +240,7 @@ def _held(
         )
         raise InputError(f"{name} gave {kind}; an attack gives images like x, floats of shape {tuple(x.shape)}")
     x_adv = x_adv.detach().to(x)
-    moved = distance(x_adv, x, threat_model.norm)
+    moved = distances(x_adv - x, threat_model.norm)
     farthest, low, high = torch.stack([moved.amax(), x_adv.amin(), x_adv.amax()]).tolist()
     if not farthest <= threat_model.eps * (1 + SLACK) + ROUNDING:
         raise InputError(

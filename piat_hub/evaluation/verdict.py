@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub.attacks import Twin, attack_mode
-from piat_hub.attacks.core import distance, usable
+from piat_hub.attacks.core import distances, usable
 from piat_hub.config import InputError
 from piat_hub.data import Split, derived_seed, to_unit
 from piat_hub.evaluation.suites import Stage
@@ -51,7 +51,7 @@ def reach(model: nn.Module, attacked: nn.Module, stage: Stage, norm: str, x: Ten
         y: class numbers, (B,).
     """
     x_adv, standing = examples(model, attacked, stage, x, y)
-    return distance(x_adv, x, norm).masked_fill(standing, torch.inf)
+    return distances(x_adv - x, norm).masked_fill(standing, torch.inf)
 
 
 def stands(model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Tensor) -> Tensor:

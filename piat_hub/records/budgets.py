@@ -33,7 +33,7 @@ def add_point(results: Results, eps: float, attacks: Mapping[str, Figures]) -> d
         attacks: figures by name.
     """
     before = point_at(results, eps)
-    point = {"eps": pixels(eps), "attacks": {**before, **attacks}}
+    point = {"eps": pixels(eps, results.threat_model.norm), "attacks": {**before, **attacks}}
     others = [p for p in results.sweep if p["eps"] != point["eps"]]
     results.sweep = sorted([*others, point], key=lambda p: number(p["eps"]))
     return point
@@ -46,7 +46,9 @@ def point_at(results: Results, eps: float) -> dict[str, Figures]:
         results: as far as they are measured.
         eps: in pixel units.
     """
-    return next((point["attacks"] for point in results.sweep if point["eps"] == pixels(eps)), {})
+    return next(
+        (point["attacks"] for point in results.sweep if point["eps"] == pixels(eps, results.threat_model.norm)), {}
+    )
 
 
 def read_off(results: Results, attack: str, eps: float) -> Figures:
