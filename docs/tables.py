@@ -315,6 +315,8 @@ def study_clean_epochs():
 
 def vit():
     """PIAT+NMSE with a small vision transformer on photographs, one seed."""
+    if not (DOCS / "results" / "vit/piat-nmse.json").exists():
+        return "It has not been run yet."
     results, metrics = read("vit/piat-nmse"), read_lines(DOCS / "results" / "vit/piat-nmse-metrics.jsonl")
     lines = [
         [
