@@ -329,7 +329,7 @@ class Served:
     """`piat demo`, in a process that tells whom it asks for something."""
 
     def __init__(self, *words):
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "http_proxy": "http://127.0.0.1:9"}  # where nobody is
         command = [PYTHON, "-c", WATCHED, *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=environment, **pipes)

@@ -40,6 +40,10 @@ def demo(argv: Sequence[str], prog: str) -> None:
     models = shown.load(specs, given.dataset)
     with TemporaryDirectory(prefix="piat-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
+        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        os.environ["no_proxy"] = ",".join(
+            filter(None, [direct, "127.0.0.1"])
+        )  # Gradio looks whether its own page is there
         options = {"server_name": "127.0.0.1", "server_port": given.port, "inbrowser": not given.no_browser}
         try:
             blocks = launch(models, **options, quiet=True, prevent_thread_lock=True)
