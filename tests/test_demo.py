@@ -230,6 +230,7 @@ half = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).bfloat16
 def mine(tmp_path, monkeypatch):
     """mine.py in the current directory, with models of anyone's."""
     (tmp_path / "mine.py").write_text(MODELS)
+    sys.modules.pop("mine", None)  # another test's
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     yield
     sys.modules.pop("mine", None)

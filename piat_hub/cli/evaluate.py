@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
 from piat_hub.config import SEVERITIES, EvalConfig, InputError, duration, shortened
+from piat_hub.records.corruptions import Corruptions
 from piat_hub.records.labels import (
     CORRUPTION_HEADERS,
     HEADERS,
@@ -167,10 +168,10 @@ def _corruptions(model: str, done: Evaluation, ends: float) -> bool:
         for event in done.corruptions(ends):
             bar.set_description(f"{model} {event.attack}", refresh=False)
             bar.update()
-    found = done.results.corrupted
+    found = done.results.corrupted or Corruptions(images.name, images.n)
     print(f"\n{model}: {images.n} images of {images.name} at each severity, {done.results.checkpoint}")
-    print(table(corruption_rows(done.results.corruptions), CORRUPTION_HEADERS))
-    if left := [name for name in images.images if not found or name not in found.whole]:
+    print(table(corruption_rows(found.to_dict()), CORRUPTION_HEADERS))
+    if left := [name for name in images.images if name not in found.whole]:
         print(
             f"the time budget of {done.config.time_budget} is spent: {shortened(left)} not done; the same command goes on"
         )
@@ -179,7 +180,7 @@ def _corruptions(model: str, done: Evaluation, ends: float) -> bool:
         print(f"note: {sentence}")
     if images.missing:
         print(f"note: a mean is over the 15 common corruptions, and {images.name} lacks {images.missing}")
-    if done.results.corruptions["mean"] and done.processes.rank == 0:
+    if done.processes.rank == 0 and done.results.corruptions["mean"]:
         save(breadth.corruptions({done.name: done.results.corruptions}), done.output / "corruptions.png")
     return True
 

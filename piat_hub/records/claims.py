@@ -111,6 +111,8 @@ def _hold_figures(figures: Figures) -> None:
     correct, n = figures["correct"], figures["n"]
     if type(correct) is not int or type(n) is not int or not 0 <= correct <= n:
         raise ValueError("its counts are none")
+    if not all(isinstance(figures.get(key, ""), str) for key in ("version", "search_precision", "changed")):
+        raise ValueError("what it says of an attack is no text")
     known: dict[str, Any] = statistics.proportion(correct, n)
     told, true = ([f["accuracy"], *f["ci95"]] for f in (figures, known))
     if len(told) != len(true) or any(not abs(a - b) <= ROUNDING for a, b in zip(told, true, strict=True)):
