@@ -179,6 +179,22 @@ def cifar10_jpeg():
     return markdown(lines, ["method", "clean", "PGD-20", "CW-20", "clean, n 200", "AutoAttack, n 200"])
 
 
+def photographs():
+    """The runs on photographs of clothing; the last column is of fewer images."""
+    lines = []
+    for name, file in (("PGD-AT, two steps", "pgd_at"),):
+        two, four, few = (read_or_none(f"photographs/{file}{end}") for end in ("", "-4", "-fast"))
+        cells = [cell(two, "clean"), cell(two, "pgd20"), cell(four, "pgd20")]
+        lines.append([name, *cells, cell(few, "clean"), cell(few, "fast")])
+    headers = ["run", "clean", "PGD-20 at 2/255", "PGD-20 at 4/255", "clean, n 100", "fast at 2/255, n 100"]
+    return markdown(lines, headers)
+
+
+def read_or_none(name):
+    """One evaluation's Record, or None where it was not made."""
+    return read(name) if (DOCS / "results" / f"{name}.json").exists() else None
+
+
 def cifar10_jpeg_methods():
     """Five methods with and without PIAT, 8 epochs of 4,000 images."""
     lines = []
