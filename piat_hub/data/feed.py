@@ -48,6 +48,7 @@ def training_batches(
     if cut and not views:
         raise InputError(f"{split.name} is held decoded; random resized crops are cut from encoded pictures")
     epochs, device = range(epochs_done + 1, config.epochs + 1), split.labels.device
+    known = split.labels.cpu()  # once: asked for one batch at a time, a GPU would make the host wait
 
     def indices(epoch: int) -> list[Tensor]:
         order = batches(len(split), config.batch_size, config.seed, epoch)
@@ -62,7 +63,7 @@ def training_batches(
                 continue
             for index in indices(epoch):
                 rows = split.images.rows[index].tolist()  # type: ignore[union-attr]
-                yield Asked(epoch, rows, split.labels[index.to(device)].tolist())
+                yield Asked(epoch, rows, known[index].tolist())
 
     if views:
         seen: Iterator[tuple[Tensor, Tensor]] = in_workers(views.of, asked(), split.labels.is_cuda)
