@@ -410,7 +410,7 @@ def method_settings(name):
     lines = []
     for f in fields:
         limits = ", ".join(f"{signs[rule]} {bound:g}" for rule, bound in f.metadata["limits"].items())
-        default = f"{show(f, f.default):.4}" if isinstance(f.default, float) else show(f, f.default)
+        default = f"{f.default:.4g}" if isinstance(f.default, float) else show(f, f.default)
         lines.append([f"`--method.{f.name.replace('_', '-')}`", default, limits or "any", f.metadata["doc"]])
     return markdown(lines, ["flag", "default", "range", "meaning"])
 
