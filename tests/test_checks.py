@@ -52,6 +52,7 @@ def test_an_honest_model_passes(honest):
         "restarts",
         "eps",
         "large eps",
+        "targets",
         "black box",
     }
     assert run == names | {"transfer"}
@@ -170,3 +171,22 @@ def test_more_steps_find_what_long_steps_jump_over():
     assert found["counts"][1] > found["counts"][0] / 2 > 2
     far = more_steps(Band(), x - 0.4, y, ThreatModel("Linf", 0.1), 20, slack=1, seed=0)
     assert far["passed"] and far["counts"] == [10, 0]
+
+
+class Decoy(nn.Module):
+    """The likeliest other class lies uphill and never wins; the one that does lies downhill, and its share of the loss is nothing.
+
+    With s the mean of (x - 1/2) / eps, in [-1, 1] within the budget, class 2 beats class 0 where s < -20/21.
+    """
+
+    def forward(self, x):
+        s = (x.flatten(1).mean(1) - 0.5) / THREAT.eps
+        return torch.stack([0 * s, 0.9 * s.tanh() - 1, -20 - 21 * s, 0 * s - 30], 1)
+
+
+def test_a_decoy_hides_from_pgd_and_not_from_an_attack_that_aims():
+    grey = data.Split(torch.full((20, 1, 8, 8), 0.5), torch.zeros(20, dtype=torch.long), tuple("abcd"), "grey")
+    found = {result["check"]: result for result in check(Decoy(), grey, THREAT)}
+    assert found["steps"]["passed"] and found["steps"]["counts"] == [20, 20, 20]
+    assert not found["targets"]["passed"] and found["targets"]["counts"] == [0, 20, 20]
+    assert "MALT leaves 0.00 %, PGD-100 100.00 %; it breaks 20 that PGD-100 does not" in found["targets"]["found"]
