@@ -32,7 +32,7 @@ def test_tables_are_what_the_results_say():
 def test_a_table_takes_arguments():
     module = tables()
     page = "<!-- table method_settings trades -->\nstale\n<!-- end -->"
-    assert "`--method.beta` | 6.0" in module.filled(page) and "stale" not in module.filled(page)
+    assert "`--method.beta` | 6 " in module.filled(page) and "stale" not in module.filled(page)
 
 
 def test_the_guide_counts_the_parameters_of_the_digits_model():
