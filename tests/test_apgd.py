@@ -193,3 +193,19 @@ def test_runs_with_apgd_resume_to_the_same_bytes(small_digits, tmp_path, name, c
     list(run.train(config, dataclasses.replace(options, output=str(tmp_path / "resumed"), resume=True)))
     for file in ALL:
         assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+def test_what_no_attack_can_be_asked_is_refused():
+    x, y = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    with pytest.raises(InputError, match="steps must be at least 0, got -1"):
+        apgd(flat, x, y, steps=-1)
+    with pytest.raises(InputError, match="y holds 7, the model has 3 classes"):
+        apgd(flat, x, torch.tensor([0, 7]))
+
+    class Detached(torch.nn.Module):
+        def forward(self, x):
+            return flat(x).detach()
+
+    with pytest.raises(InputError, match="the model gives no gradient"):
+        apgd(Detached(), x, y)

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from piat_hub.attacks import attack_mode, autoattack, cross_entropy, cw, fmn, malt, margin, mim, pgd
+from piat_hub.attacks import attack_mode, autoattack, core, cross_entropy, cw, fmn, malt, margin, mim, pgd
 from piat_hub.attacks.autoattack import changes, components
+from piat_hub.config import InputError
 
 ATTACKS = {"pgd": pgd, "mim": mim, "cw": cw}
 SHAPES = [(1, 1, 2, 4), (3, 3, 4, 4), (8, 2, 5, 7)]
@@ -382,3 +383,17 @@ def test_l2_square_is_pyautoattacks_own_where_that_takes_the_size(linear, quick_
     y = model(x).argmax(1)
     theirs = quick_autoattack(model, eps=0.5, norm="L2", seed=0).square.perturb(x, y)
     assert torch.equal(components(0.5, "L2", 4, 0)["square"](model, x, y), theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("step2", "cannot be asked for"), ("fast", "cannot be asked for"), ("pgd", "is piat_hub.attacks.pgd's already")],
+)
+def test_a_name_that_would_hide_another_is_not_registered(name, said):
+    def attack(model, x, y, eps, step_size, steps, *, norm):
+        return x
+
+    attack.__name__ = name
+    with pytest.raises(InputError, match=said):
+        core.register(attack)
+    assert core.ATTACKS["pgd"] is pgd and not {"step2", "fast"} & set(core.ATTACKS)

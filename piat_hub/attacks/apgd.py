@@ -9,14 +9,18 @@ from piat_hub.attacks.core import (
     Budget,
     Objective,
     Start,
+    at_least_fp32,
     attack_mode,
     ball,
+    choose,
     climb,
     cross_entropy,
     look,
     register,
     start_at,
+    usable,
 )
+from piat_hub.config import InputError
 
 MOMENTUM = 0.75  # share of a new step; the rest repeats the step before
 RISES = 0.75  # share of the steps up to a checkpoint at which the objective is to rise
@@ -60,10 +64,12 @@ def apgd(
 
     Raises:
         InputError: a ValueError, for images outside [0, 1] and whatever else `core.look` refuses, an unknown norm or an
-            eps that is none for it.
+            eps that is none for it, steps < 0, or a model without a gradient.
     """
-    look(model, x, y, soft=True)
-    return few_steps(model, x, y, eps, steps, norm=norm, objective=objective, start=start)
+    if steps < 0:
+        raise InputError(f"steps must be at least 0, got {steps}")
+    largest = look(model, x, y, soft=True)
+    return few_steps(model, x, y, eps, steps, norm=norm, objective=objective, start=start, largest=largest)
 
 
 def few_steps(
@@ -76,6 +82,7 @@ def few_steps(
     norm: str = "Linf",
     objective: Objective = cross_entropy,
     start: Start = 0.0,
+    largest: int = -1,
 ) -> Tensor:
     """`apgd` without a look at what it is given, which would make a GPU wait; what training calls.
 
@@ -88,16 +95,17 @@ def few_steps(
         norm: "Linf", "L2" or "L1".
         objective: (logits (B, K), y) -> a sum over the batch, which is maximised.
         start: "uniform", the scale of Gaussian noise in pixel units, or the starting points.
+        largest: the largest number in y, if it is known; it is held against the logits.
     """
     if norm == "L1":
-        return _sparse_steps(model, x, y, eps, steps, objective, start)
+        return _sparse_steps(model, x, y, eps, steps, objective, start, largest)
     (_, _, project), x = ball(norm), x.detach()
     now = before = best = start_at(x, eps, norm, start)
     step_size = 2 * eps * torch.ones_like(x[:, :1, :1, :1])  # (B, 1, 1, 1)
     waiting = interval = max(int(0.22 * steps), 1)  # steps to the next checkpoint, and between the last two
     shrink, least = max(int(0.03 * steps), 1), max(int(0.06 * steps), 1)
     with attack_mode(model) as frozen, torch.enable_grad():
-        first, gradient = ask(frozen, now, y, objective)
+        first, gradient = ask(frozen, now, y, objective, largest=largest)
         value = highest = at_checkpoint = of_each(objective, first, first, y)  # (B,)
         best_gradient = gradient
         rises, halved = torch.ones_like(value), torch.ones_like(value, dtype=torch.bool)
@@ -111,19 +119,19 @@ def few_steps(
             rises = rises + (value > last) if k else rises
             better = value > highest
             highest = torch.where(better, value, highest)
-            best, best_gradient = _choose(better, now, best), _choose(better, gradient, best_gradient)
+            best, best_gradient = choose(better, now, best), choose(better, gradient, best_gradient)
             waiting -= 1
             if not waiting:
                 halved = (rises <= RISES * interval) | (~halved & (at_checkpoint >= highest))
                 at_checkpoint, rises = highest, torch.zeros_like(rises)
-                step_size = _choose(halved, step_size / 2, step_size)
-                now, gradient = _choose(halved, best, now), _choose(halved, best_gradient, gradient)
+                step_size = choose(halved, step_size / 2, step_size)
+                now, gradient = choose(halved, best, now), choose(halved, best_gradient, gradient)
                 waiting = interval = max(interval - shrink, least)
     return best
 
 
 def _sparse_steps(
-    model: nn.Module, x: Tensor, y: Tensor, eps: Budget, steps: int, objective: Objective, start: Start
+    model: nn.Module, x: Tensor, y: Tensor, eps: Budget, steps: int, objective: Objective, start: Start, largest: int
 ) -> Tensor:
     """`few_steps` under L1."""
     x, entries = x.detach(), x[0].numel()
@@ -134,7 +142,7 @@ def _sparse_steps(
     moved = given if isinstance(start, Tensor) else torch.full_like(given, entries)  # (B,) entries of the best point
     most = _two_thirds(moved) if isinstance(start, Tensor) else torch.full_like(given, -(-entries // 5))
     with attack_mode(model) as frozen, torch.enable_grad():
-        first, gradient = ask(frozen, now, y, objective)
+        first, gradient = ask(frozen, now, y, objective, largest=largest)
         highest, best_gradient = of_each(objective, first, first, y), gradient
         for k in range(steps):
             now = climb(now, l1.thinned(gradient, most), x, eps, step_size, "L1")
@@ -142,12 +150,12 @@ def _sparse_steps(
             value = of_each(objective, logits, first, y)
             better = value > highest
             highest = torch.where(better, value, highest)
-            best, best_gradient = _choose(better, now, best), _choose(better, gradient, best_gradient)
+            best, best_gradient = choose(better, now, best), choose(better, gradient, best_gradient)
             if (k + 1) % checkpoint == 0:
                 before, moved = moved, (best != x).flatten(1).sum(1)
                 fewer, most = moved < 0.95 * before, _two_thirds(moved)
-                step_size = _choose(fewer, longest, (step_size / SHORTER).maximum(longest / 10))
-                now, gradient = _choose(fewer, best, now), _choose(fewer, best_gradient, gradient)
+                step_size = choose(fewer, longest, (step_size / SHORTER).maximum(longest / 10))
+                now, gradient = choose(fewer, best, now), choose(fewer, best_gradient, gradient)
     return best
 
 
@@ -156,7 +164,9 @@ def _two_thirds(counts: Tensor) -> Tensor:
     return ((2 * counts + 2) // 3).clamp_min(1)
 
 
-def ask(model: nn.Module, x_adv: Tensor, y: Tensor, objective: Objective, more: bool = True) -> tuple[Tensor, Tensor]:
+def ask(
+    model: nn.Module, x_adv: Tensor, y: Tensor, objective: Objective, more: bool = True, largest: int = -1
+) -> tuple[Tensor, Tensor]:
     """(logits (B, K) in at least fp32, the objective's gradient) at x_adv; zeros for it where no step follows.
 
     Args:
@@ -165,11 +175,14 @@ def ask(model: nn.Module, x_adv: Tensor, y: Tensor, objective: Objective, more: 
         y: class numbers (B,), or probabilities (B, K).
         objective: a sum over the batch.
         more: whether the gradient is needed.
+        largest: the largest number in y, if it is known; it is held against the logits.
+
+    Raises:
+        InputError: for what `core.usable` refuses.
     """
     with torch.set_grad_enabled(more):
         x_adv = x_adv.detach().requires_grad_(more)
-        logits = model(x_adv)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_fp32(usable(model(x_adv), x_adv, largest))
         gradient = torch.autograd.grad(objective(logits, y), x_adv)[0] if more else torch.zeros_like(x_adv)
     return logits.detach(), gradient
 
@@ -191,8 +204,3 @@ def of_each(objective: Objective, logits: Tensor, first: Tensor, y: Tensor) -> T
     row = torch.arange(len(logits), device=logits.device)[:, None]
     asked = [objective(torch.where(row == i, logits, first), y) for i in range(len(logits))]
     return torch.stack(asked) - objective(first, y)
-
-
-def _choose(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Images (B, …) of `yes` where the condition (B,) holds, else of `no`."""
-    return torch.where(condition.view(-1, *[1] * (yes.dim() - 1)), yes, no)

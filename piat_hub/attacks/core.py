@@ -1,6 +1,7 @@
 """What every gradient attack shares: the frozen model, the starting point, the steepest step, the projection."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -27,6 +28,7 @@ NO_GRADIENT = (
     "take that out, or ask for an attack without gradients: square"
 )
 NO_L1 = "pgd, mim and cw step under Linf and L2 alone; under L1 ask for aa, one of its parts, or apgd100"
+SUITES = ("clean", "aa", "fast", "malt", "square")  # what else an evaluation knows by name
 ATTACKS: dict[str, Callable[..., Tensor]] = {}  # what an evaluation may ask for by name, with a step count as suffix
 
 
@@ -38,8 +40,17 @@ def register(attack: A) -> A:
             x_adv of the shape of x. It is passed only what its signature has, all for any keyword: also `leave=True`,
             and `restarts` where an evaluation asks for more than one. One that has no eps seeks the nearest example of each
             image, at any distance, of which an evaluation makes a curve.
+
+    Raises:
+        InputError: for a name that an evaluation could not ask for: of other letters than a-z and _, of a suite, or of an
+            attack of another module.
     """
-    ATTACKS[attack.__name__] = attack
+    name = attack.__name__
+    if not re.fullmatch("[a-z_]+", name) or name in SUITES:
+        raise InputError(f"an attack called {name!r} cannot be asked for; use letters a-z and _, and none of {SUITES}")
+    if (known := ATTACKS.get(name, attack)).__module__ != attack.__module__:
+        raise InputError(f"attack {name!r} is {known.__module__}'s already; give yours another name")
+    ATTACKS[name] = attack
     return attack
 
 
@@ -116,6 +127,26 @@ def usable(logits: Any, x: Tensor, largest: int = -1) -> Tensor:
     if x.requires_grad and not logits.requires_grad:
         raise InputError(NO_GRADIENT)
     return logits
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """The logits in fp32, or wider where they are: losses are never computed in half precision."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def gap(logits: Tensor, y: Tensor) -> Tensor:
+    """z_y - max_{k != y} z_k of each image, (B,): above 0 where it is classified correctly.
+
+    Args:
+        logits: z, (B, K).
+        y: class numbers, (B,).
+    """
+    return logits.gather(1, y[:, None]).squeeze(1) - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def choose(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Images (B, …) of `yes` where the condition (B,) holds, else of `no`."""
+    return torch.where(_per_image(condition, yes), yes, no)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -211,8 +242,7 @@ def ascend(
     with attack_mode(model) as frozen, torch.enable_grad():
         for k in range(steps):
             x_adv.requires_grad_()
-            logits = usable(frozen(x_adv), x_adv, largest)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = at_least_fp32(usable(frozen(x_adv), x_adv, largest))
             (gradient,) = torch.autograd.grad(objective(logits, y), x_adv, allow_unused=True)
             if gradient is None:
                 raise InputError(NO_GRADIENT)
@@ -231,7 +261,7 @@ def ascend(
             x_adv = x_adv.detach()
             noisy = x_adv + noise * torch.randn_like(x) if noise else x_adv
             moved = climb(noisy, gradient, x, eps if clip else math.inf, step_size, norm).clamp(0, 1)
-            x_adv = moved if moving is None else torch.where(_per_image(moving, x), moved, x_adv)
+            x_adv = moved if moving is None else choose(moving, moved, x_adv)
     if not leave:
         return x_adv.detach()
     final[place] = x_adv.detach()

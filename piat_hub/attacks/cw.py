@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks.core import Budget, register
+from piat_hub.attacks.core import Budget, gap, register
 from piat_hub.attacks.pgd import pgd
 from piat_hub.config import InputError
 
@@ -24,9 +23,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     """
     if y.dim() != 1:
         raise InputError(f"y is {y.dtype} of shape {tuple(y.shape)}; the margin is of a class: give its number, int64")
-    true = logits.gather(1, y[:, None]).squeeze(1)
-    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    return -(true - others + CONFIDENCE).clamp_min(0).sum()
+    return -(gap(logits, y) + CONFIDENCE).clamp_min(0).sum()
 
 
 @register

@@ -5,7 +5,19 @@ import math
 import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks.core import attack_mode, ball, distances, look, powers, register, usable
+from piat_hub.attacks.core import (
+    at_least_fp32,
+    attack_mode,
+    ball,
+    choose,
+    distances,
+    gap,
+    look,
+    powers,
+    register,
+    usable,
+)
+from piat_hub.config import InputError
 
 STEP_SIZE = (1.0, 0.01)  # L2 length of the first step and of the last, falling as a cosine
 GAMMA = (0.05, 0.001)  # share by which the radius changes, likewise
@@ -32,6 +44,8 @@ def fmn(model: nn.Module, x: Tensor, y: Tensor, steps: int = 100, *, norm: str =
     Raises:
         InputError: as `pgd` does.
     """
+    if steps < 0:
+        raise InputError(f"steps must be at least 0, got {steps}")
     (_, dual), (_, _, project) = powers(norm), ball(norm)
     largest = look(model, x, y)
     now = best = x.detach()
@@ -42,16 +56,15 @@ def fmn(model: nn.Module, x: Tensor, y: Tensor, steps: int = 100, *, norm: str =
             fallen = (1 + math.cos(math.pi * k / steps)) / 2
             step_size, gamma = (last + (first - last) * fallen for first, last in (STEP_SIZE, GAMMA))
             now = now.detach().requires_grad_()
-            logits = usable(frozen(now), now, largest)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            gap = logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -torch.inf).amax(1)
-            (gradient,) = torch.autograd.grad(gap.sum(), now)
+            logits = at_least_fp32(usable(frozen(now), now, largest))
+            height = gap(logits, y)
+            (gradient,) = torch.autograd.grad(height.sum(), now)
             now, misled = now.detach(), logits.argmax(1) != y
             moved = distances(now - x, norm)
             better = misled & (moved < nearest)
             nearest = torch.where(better, moved, nearest)
-            best = torch.where(better[:, None, None, None], now, best)
-            linear = moved + gap.detach() / gradient.flatten(1).norm(dual, dim=1).clamp_min(least)
+            best = choose(better, now, best)
+            linear = moved + height.detach() / gradient.flatten(1).norm(dual, dim=1).clamp_min(least)
             outwards = torch.where(nearest.isfinite(), radius, linear) * (1 + gamma)
             radius = torch.where(misled, torch.minimum(radius * (1 - gamma), nearest), outwards)
             step = step_size / gradient.flatten(1).norm(dim=1).clamp_min(least)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub.attacks.autoattack import borrowed
-from piat_hub.attacks.core import attack_mode, look, powers, usable
+from piat_hub.attacks.core import at_least_fp32, attack_mode, look, powers, usable
 from piat_hub.config import InputError, ThreatModel
 
 CANDIDATES = 100  # the likeliest other classes, among which the targets are looked for
@@ -92,8 +92,7 @@ def nearest_classes(
     """
     with attack_mode(model) as frozen, torch.enable_grad():
         x = x.detach().clone().requires_grad_()
-        logits = usable(frozen(x), x, int(y.max()))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_fp32(usable(frozen(x), x, int(y.max())))
         if (classes := logits.shape[1]) < LEAST:
             raise InputError(f"malt is undefined for {classes} classes: its loss needs {LEAST}; use apgd-ce")
         others = logits.detach().scatter(1, y[:, None], -torch.inf).topk(min(candidates, classes - 1)).indices

@@ -5,7 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from piat_hub.attacks.core import Budget, Objective, OnStep, Start, ascend, attack_mode, cross_entropy, look, register
+from piat_hub.attacks.core import (
+    Budget,
+    Objective,
+    OnStep,
+    Start,
+    ascend,
+    attack_mode,
+    choose,
+    cross_entropy,
+    look,
+    register,
+)
 from piat_hub.config import InputError
 
 
@@ -69,5 +80,5 @@ def pgd(
         with attack_mode(model) as frozen, torch.no_grad():
             standing = frozen(x_adv).argmax(1) == y
         again = ascend(model, x, y, eps, step_size, steps, **inner)
-        x_adv = torch.where(standing.view(-1, *[1] * (x.dim() - 1)), again, x_adv)
+        x_adv = choose(standing, again, x_adv)
     return x_adv

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from piat_hub.attacks import attack_mode, malt, pgd
 from piat_hub.attacks.autoattack import components
+from piat_hub.attacks.core import gap
 from piat_hub.attacks.malt import LEAST
 from piat_hub.config import InputError, ThreatModel, pixels
 from piat_hub.data import Split, derived_seed, to_unit
@@ -73,8 +74,7 @@ def check(
             words = "falls" if passed else "RISES"
             return _result(name, passed, f"accuracy {words} with {what}: {found}", counts=counts)
 
-        def stronger(name: str, other: str, left: Tensor, least: int = 0) -> dict[str, Any]:  # than its own gradient
-            own = "PGD without a gradient" if flat["none"] else "PGD-100"
+        def stronger(name: str, other: str, left: Tensor, own: str, strong: Tensor, least: int = 0) -> dict[str, Any]:
             counts = [int(left.sum()), int(strong.sum()), beyond := int((~left & strong).sum())]
             words = f"{other} leaves {_percent(counts[0], n)}, {own} {_percent(counts[1], n)}; "
             words += f"it breaks {beyond} that {own} does not"
@@ -85,36 +85,37 @@ def check(
             yield _result("accuracy", False, "no image is classified correctly even without an attack")
             return
         strong, classes = torch.ones_like(y, dtype=torch.bool), int(exact(x[:2]).shape[1])
+        own = "PGD without a gradient"
         yield (flat := gradients(exact, x, y))
         if not flat["none"]:
-            strong = white_box(steps=100)
-            yield falls("steps", "steps", {"PGD-5": white_box(steps=5), "PGD-20": white_box(), "PGD-100": strong})
+            usual, strong, own = white_box(), white_box(steps=100), "PGD-100"
+            yield falls("steps", "steps", {"PGD-5": white_box(steps=5), "PGD-20": usual, "PGD-100": strong})
             yield more_steps(exact, x, y, threat_model, steps, slack, seed)
-            once, often = white_box(), white_box(restarts=5)
-            yield falls("restarts", "restarts", {"1": once, "5": often})
+            yield falls("restarts", "restarts", {"1": usual, "5": white_box(restarts=5)})
             everything = 1.0 if norm == "Linf" else float(x[0].numel()) ** 0.5
-            radii = {f"eps {pixels(r, norm)}": white_box(r) for r in (eps / 2, eps, min(2 * eps, everything))}
-            yield falls("eps", "eps", radii)
+            radii = eps / 2, eps, min(2 * eps, everything)
+            lefts = white_box(radii[0]), usual, white_box(radii[2])
+            yield falls("eps", "eps", {f"eps {pixels(r, norm)}": v for r, v in zip(radii, lefts, strict=True)})
             left = int(white_box(everything, steps=50).sum())
             words = f"PGD-50 leaves {_percent(left, n)} at eps {everything:.4g}, where any image is allowed"
             yield _result("large eps", left <= slack, f"{words}; it should leave nothing", counts=[left])
             if classes >= LEAST:  # aimed at single classes an attack does better on honest models too, by a tenth or so
                 aimed = standing(malt, eps=eps, norm=norm, targets=3, steps=30, seed=seed)
-                yield stronger("targets", "MALT", aimed, int(strong.sum()) // 4)
+                yield stronger("targets", "MALT", aimed, own, strong, int(strong.sum()) // 4)
         if fronts := [part for part in exact.modules() if isinstance(part, Front)]:
             with past(fronts):
                 behind = gradients(exact, x, y)
                 found = white_box(steps=100) if behind["passed"] else strong
             if behind["passed"]:
-                yield stronger("through", "PGD-100, its gradient taken past the front part,", found)
+                yield stronger("through", "PGD-100, its gradient taken past the front part,", found, own, strong)
             else:
                 yield _result("through", False, f"behind the front part {behind['found']}", counts=behind["counts"])
         square = components(eps, norm, classes, seed, queries=QUERIES)["square"]
-        yield stronger("black box", f"Square, {QUERIES} queries", standing(square))
+        yield stronger("black box", f"Square, {QUERIES} queries", standing(square), own, strong)
         if surrogate is not None:
             other = surrogate.to(device)
             step = {"eps": eps, "step_size": eps / 4, "steps": 20, "norm": norm}
-            yield stronger("transfer", "PGD-20 from the surrogate", standing(pgd, other, **step))
+            yield stronger("transfer", "PGD-20 from the surrogate", standing(pgd, other, **step), own, strong)
 
 
 def more_steps(
@@ -136,10 +137,9 @@ def more_steps(
     x_adv = pgd(model, x, y, eps, eps / 4, steps, norm=norm)
     with attack_mode(model), torch.no_grad():
         logits = model(x_adv)
-    true = logits.gather(1, y[:, None]).squeeze(1)
-    gap = true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    standing = (gap > 0).nonzero().squeeze(1)
-    near = standing[gap[standing].argsort()[: -(-len(standing) // 4)]]
+    height = gap(logits, y)
+    standing = (height > 0).nonzero().squeeze(1)
+    near = standing[height[standing].argsort()[: -(-len(standing) // 4)]]
     broken = 0
     if len(near):
         again = pgd(model, x[near], y[near], eps, 2.5 * eps / (5 * steps), 5 * steps, norm=norm)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from piat_hub.attacks import ATTACKS, apgd, attack_mode, malt
 from piat_hub.attacks.autoattack import STANDARD, changes, components
-from piat_hub.attacks.core import NO_L1, ROUNDING, distances
+from piat_hub.attacks.core import NO_L1, ROUNDING, choose, distances
 from piat_hub.attacks.malt import LEAST, OF_L1, TARGETS
 from piat_hub.config import InputError, ThreatModel, nearest, pixels
 from piat_hub.evaluation.own_code import imported
@@ -216,7 +216,7 @@ def _one_after_the_other(stages: Iterable[Stage], model: nn.Module, x: Tensor, y
         with attack_mode(model) as frozen, torch.no_grad():
             misled = standing & (frozen(candidate).argmax(1) != y)
         taken = misled if number else torch.ones_like(misled)
-        x_adv = torch.where(taken.view(-1, *[1] * (x.dim() - 1)), candidate, x_adv)
+        x_adv = choose(taken, candidate, x_adv)
         standing = standing & ~misled
     return x_adv
 

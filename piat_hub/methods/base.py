@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piat_hub.attacks import attack_mode
-from piat_hub.config import lookup
+from piat_hub.attacks.core import at_least_fp32 as at_least_fp32, attack_mode
+from piat_hub.config import InputError, lookup
 
 
 class Attack(Protocol):
@@ -58,9 +58,15 @@ def register(name: str) -> Callable[[M], M]:
 
     Args:
         name: what `get`, configurations and `--method` call it.
+
+    Raises:
+        InputError: for the name of a method of another module.
     """
 
     def add(cls: M) -> M:
+        known = _METHODS.get(name, cls)
+        if known.__module__ != cls.__module__:
+            raise InputError(f"method {name!r} is {known.__module__}'s already; give yours another name")
         _METHODS[name] = cls
         return cls
 
@@ -79,11 +85,6 @@ def get(name: str) -> Callable[..., Method]:
 def names() -> tuple[str, ...]:
     """All registered methods."""
     return tuple(sorted(_METHODS))
-
-
-def at_least_fp32(logits: Tensor) -> Tensor:
-    """The logits in fp32, or wider where they are: losses are never computed in half precision."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def divergence(logits: Tensor, logits_adv: Tensor) -> Tensor:
