@@ -80,7 +80,14 @@ def test_an_unmeasured_run_says_so(small_digits, trained):
 
 @pytest.mark.parametrize(
     ("name", "shown"),
-    [("pgd20", "PGD-20"), ("pgd", "PGD-20"), ("cw100", "CW-100"), ("aa", "AutoAttack"), ("clean", "clean")],
+    [
+        ("pgd20", "PGD-20"),
+        ("pgd", "PGD-20"),
+        ("cw100", "CW-100"),
+        ("aa", "AutoAttack"),
+        ("clean", "clean"),
+        ("fgsm", "FGSM"),
+    ],
 )
 def test_attack_names(name, shown):
     assert attack_name(name) == shown
@@ -99,7 +106,7 @@ def test_titles():
     "line",
     [
         "digits",
-        "resnet18-cifar100 --dataset uoft-cs/cifar100 --epochs 7 --lr 0.2 --eps 4/255 --step-size 1/255 --holdout 0 --no-flip",
+        "resnet18-cifar100 --dataset uoft-cs/cifar100 --epochs 7 --lr 0.2 --eps 4/255 --step-size 2/255 --holdout 0 --no-flip",
         "resnet20-cifar10 --method pgd_at --interpolation constant --interpolation.constant 0.5 --train-size 5000 --seed 3",
         "digits --method.mu 2.0 --mixed-precision bf16 --clean-epochs 0 --norm L2 --eps 0.5 --crop-pad 0",
     ],

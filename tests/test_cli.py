@@ -56,6 +56,7 @@ BAD = [
     ("evaluate m --n 401", "n=401 is larger than the split of digits, which has 400 images"),
     ("evaluate m --eps 1.5", r"eps must be in \(0, 1\]"),
     ("evaluate m --step-size 1", "step-size must be in"),
+    ("evaluate m --norm L2", "norm L2 needs a budget of its own, Linf eps 0.15 says nothing of it; give --eps too"),
     ("evaluate m --checkpoint best", "it has no model_best.safetensors"),
     ("evaluate m --checkpoint bst", "checkpoint 'bst' is unknown .did you mean 'best'"),
     ("evaluate m --dataset trio", "the model has 10 classes and trio has 3; name the data it was trained for"),
@@ -80,6 +81,7 @@ BAD = [
     ("study lamda", "unknown study 'lamda' .did you mean 'lambda'"),
     ("study lambda digit", "unknown recipe 'digit' .did you mean 'digits'"),
     ("study lambda --seeds 0", "seeds must be >= 1"),
+    ("study --seeds 1 lambda", "NAME and RECIPE come first: piat study NAME .RECIPE. --seeds"),
     ("study lambda --epochs 2 --clean-epochs 2", "leave no adversarial epoch"),
     ("study mu digits --attack clean", "unknown argument '--attack' .did you mean '--attacks'"),
     ("study mu --output README", "README is a file; name another --output"),
@@ -193,7 +195,7 @@ def test_flags_become_fields(monkeypatch):
     assert (config.recipe, config.dataset, config.backbone) == ("resnet18-cifar100", "DIR", "cifar_resnet18")
     assert config.method_args == {"mu": 3.0} and config.interpolation.kind == "constant"
     assert (config.interpolation.constant, config.interpolation.bn) == (0.7, "copy")
-    assert (config.threat_model.eps, config.attack.step_size, config.attack.steps) == (4 / 255, 1 / 255, 7)
+    assert (config.threat_model.eps, config.step_size, config.attack.steps) == (4 / 255, 1 / 255, 7)
     assert (config.epochs, config.lr, config.train_size, config.flip, config.seed) == (12, 0.05, 5000, False, 3)
     assert config.weight_decay == 3.5e-3 and config.mixed_precision == "bf16"
     assert options == RunOptions(output="out", resume=True, threads=2)
@@ -415,6 +417,14 @@ def test_a_time_budget_stops_cleanly_and_says_what_was_run(
     assert cli.main(["evaluate", "r", *flags, "--resume"]) == 0
     written = json.loads((tmp_path / "r/results.json").read_text())
     assert written["attacks"]["mim2"]["correct"] == whole.attacks["mim2"]["correct"]
+    sweep = [*flags, "--sweep-eps", "0.05", "0.1", "--checks", "--resume"]
+    ticks = iter([0.0, *[1.0] * 2, *[100.0] * 1000])
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks, 100.0))
+    assert cli.main(["evaluate", "r", *sweep, "--time-budget", "1m"]) == 0
+    assert "the time budget of 1m is spent: eps 0.1 not done; the same command goes on" in capsys.readouterr().out
+    ticks = iter([0.0, *[1.0] * 4, *[100.0] * 1000])
+    assert cli.main(["evaluate", "r", *sweep, "--time-budget", "1m"]) == 0
+    assert "the time budget of 1m is spent: no check is begun; the same command goes on" in capsys.readouterr().out
     assert cli.main(["evaluate", "r", "--time-budget", "soon"]) == 2
     assert "'soon' is no length of time; write 90s, 30m or 1h30m" in capsys.readouterr().err
 

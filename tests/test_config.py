@@ -1,5 +1,6 @@
 """config.py: fractions, validation, and the exact round trip through JSON."""
 
+import dataclasses
 import json
 
 import pytest
@@ -21,7 +22,8 @@ from piat_hub.config import (
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("8/255", 8 / 255), ("0.15", 0.15), ("1e-3", 1e-3), (0.5, 0.5), ("2", 2.0)]
+    ("text", "value"),
+    [("8/255", 8 / 255), ("0.15", 0.15), ("1e-3", 1e-3), (0.5, 0.5), ("2", 2.0), ("0.5/255", 0.5 / 255)],
 )
 def test_number_reads_fractions_and_decimals(text, value):
     assert number(text) == value
@@ -76,6 +78,32 @@ def test_step_size_is_at_most_twice_eps(step_size):
     with pytest.raises(InputError, match="step-size"):
         TrainConfig(attack=AttackConfig(step_size=step_size))
     TrainConfig(attack=AttackConfig(step_size=16 / 255))
+    TrainConfig(attack=AttackConfig(step_size=1.0, crafting="apgd"))  # whose steps are its own
+
+
+def test_a_step_is_a_quarter_of_eps_unless_it_is_given():
+    assert TrainConfig().step_size == 2 / 255 and recipes.get("digits").step_size == 0.0375
+    assert TrainConfig(threat_model=ThreatModel("L2", 0.5)).step_size == 0.125
+    assert TrainConfig(attack=AttackConfig(step_size=0.01)).step_size == 0.01
+    shorter = dataclasses.replace(recipes.get("digits"), attack=AttackConfig(step_size=0.01))
+    assert recipes.words(shorter) == ["digits", "--step-size", "0.01"]
+    same = dataclasses.replace(recipes.get("digits"), attack=AttackConfig(step_size=0.0375))
+    assert recipes.words(same) == ["digits"]
+
+
+def test_another_norm_wants_a_budget_of_its_own():
+    with pytest.raises(
+        InputError, match="norm L2 needs a budget of its own, Linf eps 8/255 says nothing of it; give --eps"
+    ):
+        EvalConfig(norm="L2").threat_model(ThreatModel())
+    assert EvalConfig(norm="L2", eps=0.5).threat_model(ThreatModel()) == ThreatModel("L2", 0.5)
+    assert EvalConfig(norm="L2").threat_model(ThreatModel("L2", 0.5)) == ThreatModel("L2", 0.5)
+    with pytest.raises(InputError, match="eps"):
+        EvalConfig(norm="Linf", eps=8.0)
+
+
+def test_swa_begins_where_its_share_says():
+    assert [TrainConfig(swa=share, epochs=100).swa_start for share in (0.56, 0.57, 0.58)] == [57, 58, 59]
 
 
 def test_a_run_needs_an_adversarial_epoch():
@@ -124,7 +152,7 @@ def test_round_trip_through_json(name):
 def test_pixel_distances_are_written_as_text():
     written = to_dict(TrainConfig())
     assert written["threat_model"] == {"norm": "Linf", "eps": "8/255"}
-    assert written["attack"]["step_size"] == "2/255"
+    assert to_dict(TrainConfig(attack=AttackConfig(step_size=2 / 255)))["attack"]["step_size"] == "2/255"
 
 
 def test_unknown_field_names_the_nearest():

@@ -555,3 +555,19 @@ def test_where_only_the_twin_is_misled_the_model_itself_is_attacked():
     x, y = to_unit(split.images), split.labels
     found = stands(Threshold(), Opposite(), attack, x, y)
     assert found.tolist() == standing(8 / 255)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"search_precision": "bf61"}, "search-precision 'bf61' is unknown"),
+        ({"n": -1}, "n must be >= 1, got -1"),
+        ({"restarts": 0}, "restarts must be >= 1"),
+        ({"batch_size": 0}, "batch-size must be >= 1"),
+        ({"step_size": 0.0}, "step-size must be > 0"),
+        ({"seed": -1}, "seed must be >= 0"),
+    ],
+)
+def test_an_option_out_of_its_bounds_is_refused_before_anything_runs(option, said):
+    with pytest.raises(InputError, match=said):
+        evaluate(nn.Flatten(), "digits", ["clean"], **option)

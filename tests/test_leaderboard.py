@@ -95,6 +95,16 @@ def test_what_robustbench_would_refuse_needs_draft(run, tmp_path, capsys):
         assert line.endswith(".json") or "DRAFT, no submission: it ranks" in content
 
 
+def test_a_draft_of_an_autoattack_of_one_stage(run, tmp_path):
+    path = run / "results.json"
+    record = json.loads(path.read_text())
+    del record["attacks"]["aa"]["per_attack"]
+    record["attacks"]["aa"]["version"] = "not standard"
+    path.write_text(json.dumps(record))
+    paths = leaderboard.submit(run, PAPER, tmp_path / "out", draft=True)
+    assert "robust accuracy after" not in paths[3].read_text() and "DRAFT, no submission" in paths[1].read_text()
+
+
 CLAIMS = {
     "threat model": (lambda r: r["threat_model"].update(eps="0.3"), "on digits it ranks Linf 0.15, not Linf 0.3"),
     "split": (lambda r: r["dataset"].update(split="train"), "40 images of the train split"),
@@ -220,7 +230,7 @@ def test_the_hub_name_is_checked(run, ranked, tmp_path):
 
 def test_an_unmeasured_run_is_told_what_to_measure(run, tmp_path):
     (run / "results.json").unlink()
-    with pytest.raises(InputError, match="no clean and AutoAttack accuracy: python evaluate.py"):
+    with pytest.raises(InputError, match="no clean and AutoAttack accuracy: piat evaluate"):
         leaderboard.submit(run, PAPER, tmp_path / "out")
 
 

@@ -44,9 +44,7 @@ def test_a_directory_has_one_writer_however_it_is_spelled(spelling, impatient, t
     Path("link").symlink_to("r")
     named = spelling.format(here=tmp_path.name, whole=tmp_path)
     with another("r") as process:
-        said = (
-            rf"in use by process {process} on \S+; one command at a time .* wait until that one ends, or name another"
-        )
+        said = rf"in use by process {process} on \S+; one command at a time .* wait until that one ends, or work in another"
         with pytest.raises(InUse, match=said), only_writer(named):
             raise AssertionError
         assert in_use(Path(named))
@@ -180,11 +178,13 @@ def test_a_library_call_that_writes_is_refused_too(evaluated, small_digits, impa
             lambda: prepare_evaluation("r", EvalConfig(n=30)),
             lambda: save_pretrained(model, "r"),
             lambda: card.write(Path("r")),
+            lambda: card.license_as(Path("r"), "mit"),
             lambda: export.export(model, Path("r"), ["pt2"]),
             lambda: push.push_to_hub("r", "org/name"),
         ):
             with pytest.raises(InUse, match="r is in use by process"):
                 call()
+    assert "license" not in Path("r/config.json").read_text()
 
 
 def test_a_training_holds_its_directory_until_its_end(small_digits):

@@ -18,7 +18,7 @@ def test_resnet18_rows_are_appendix_a(name):
     for epoch, lr in {60: 0.01, 90: 0.001, 120: 0.0001}.items():
         assert lr_at(c, epoch, 1, 1) == pytest.approx(lr)
     assert (c.threat_model.norm, c.threat_model.eps) == ("Linf", 8 / 255)
-    assert (c.attack.steps, c.attack.step_size) == (10, 2 / 255)
+    assert (c.attack.steps, c.step_size) == (10, 2 / 255)
     assert (c.method, dict(c.method_args), c.interpolation.kind) == ("nmse", {}, "piat")
     assert c.dataset == name.split("-")[1]
     assert c.crop_pad == 4

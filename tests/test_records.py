@@ -11,7 +11,7 @@ import scipy.stats
 from conftest import changed, made_run
 
 from piat_hub import methods
-from piat_hub.config import InputError, TrainConfig, recipes
+from piat_hub.config import InputError, MixingConfig, TrainConfig, recipes
 from piat_hub.records import groups
 from piat_hub.records.groups import (
     CURVES,
@@ -121,6 +121,13 @@ def test_one_configuration_and_seed_twice_is_no_second_seed():
 def test_settings_without_effect_tell_no_groups_apart():
     runs = [run(kind="none", constant=0.3), run(kind="none", bn="copy", seed=1), run(constant=0.5), run(seed=1)]
     assert {label: len(group) for label, group in grouped(runs).items()} == {"NMSE": 2, "PIAT+NMSE": 2}
+
+
+def test_a_methods_field_is_not_the_trainings_of_that_name():
+    smooth = [run(method="score", mixing=MixingConfig(smoothing=s), seed=int(s > 0)) for s in (0.0, 0.1)]
+    assert [len(group) for group in grouped(smooth).values()] == [1, 1]
+    own = [run(method="score", method_args={"smoothing": s}, seed=int(s > 0)) for s in (0.0, 0.1)]
+    assert [len(group) for group in grouped(own).values()] == [1, 1]
 
 
 def test_what_varies_alone_is_told_from_what_varies_with_more():

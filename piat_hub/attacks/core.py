@@ -48,7 +48,7 @@ def register(attack: A) -> A:
     name = attack.__name__
     if not re.fullmatch("[a-z_]+", name) or name in SUITES:
         raise InputError(f"an attack called {name!r} cannot be asked for; use letters a-z and _, and none of {SUITES}")
-    if (known := ATTACKS.get(name, attack)).__module__ != attack.__module__:
+    if (known := ATTACKS.get(name) or attack).__module__ != attack.__module__:
         raise InputError(f"attack {name!r} is {known.__module__}'s already; give yours another name")
     ATTACKS[name] = attack
     return attack
@@ -145,7 +145,13 @@ def gap(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def choose(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Images (B, …) of `yes` where the condition (B,) holds, else of `no`."""
+    """Images of one where a condition holds, else of the other.
+
+    Args:
+        condition: (B,) bool.
+        yes: (B, …).
+        no: (B, …).
+    """
     return torch.where(_per_image(condition, yes), yes, no)
 
 

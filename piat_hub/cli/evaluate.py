@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
-from piat_hub.config import SEVERITIES, EvalConfig, InputError, duration, shortened
+from piat_hub.config import SEVERITIES, EvalConfig, InputError, duration, pixels, shortened
 from piat_hub.records.corruptions import Corruptions
 from piat_hub.records.labels import (
     CORRUPTION_HEADERS,
@@ -130,9 +130,11 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
         return done
     if config.corruptions and not _corruptions(model, done, ends):
         return done
-    if config.sweep_eps or results.reach.keys() & set(config.attacks):
-        _sweep(done)
-    if config.checks:
+    if (config.sweep_eps or results.reach.keys() & set(config.attacks)) and not _sweep(done, ends):
+        return done
+    if config.checks and not done.on_time(ends):
+        print(f"the time budget of {config.time_budget} is spent: no check is begun; the same command goes on")
+    elif config.checks:
         _checks(done)
     return done
 
@@ -185,15 +187,20 @@ def _corruptions(model: str, done: Evaluation, ends: float) -> bool:
     return True
 
 
-def _sweep(done: Evaluation) -> None:
-    """Measure, print and draw accuracy against eps."""
+def _sweep(done: Evaluation, ends: float) -> bool:
+    """Measure, print and draw accuracy against eps; whether the time was enough for every budget."""
     from piat_hub.figures import plots
     from piat_hub.figures.style import save
 
-    deque(done.sweep(), maxlen=0)
+    deque(done.sweep(ends), maxlen=0)
     print("\n" + by_attack("eps", [(point["eps"], accuracies(point["attacks"])) for point in done.results.sweep]))
     if done.processes.rank == 0:
         save(plots.sweep(done.results.sweep, title=done.name), done.directory / "sweep.png")
+    if left := [pixels(eps, done.results.threat_model.norm) for eps in done.config.sweep_eps if not done.swept(eps)]:
+        print(
+            f"the time budget of {done.config.time_budget} is spent: eps {', '.join(left)} not done; the same command goes on"
+        )
+    return not left
 
 
 def _checks(done: Evaluation) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
 from piat_hub.cli.signals import Interrupted, noting_signals
-from piat_hub.config import Broken, StudyOptions, lookup, recipes
+from piat_hub.config import Broken, InputError, StudyOptions, lookup, recipes
 
 if TYPE_CHECKING:
     from piat_hub.study.sweep import Done, Member
@@ -26,6 +26,8 @@ def study(argv: Sequence[str], prog: str) -> None:
         description=f"Studies:\n{description}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if len(argv) > 1 and argv[0].startswith("-") and not {"-h", "--help"} & set(argv):
+        raise InputError(f"NAME and RECIPE come first: {prog} NAME [RECIPE] {argv[0]} …")
     parser.add_argument("name", metavar="NAME", help="a study")
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="digits, or for a table the paper's, unless named")
     add_fields(parser.add_argument_group("the sweep"), StudyOptions())

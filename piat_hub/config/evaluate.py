@@ -1,7 +1,7 @@
 """What an evaluation measures, and where its figures go."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from piat_hub.config.errors import InputError
 from piat_hub.config.fields import Checked, duration, option
@@ -81,7 +81,7 @@ class EvalConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.norm is not None:
+        if self.norm is not None and self.eps is not None:
             self.threat_model()
         if self.threat_models:
             self.several()
@@ -103,20 +103,20 @@ class EvalConfig(Checked):
         found = [ThreatModel.parse(text) for text in self.threat_models]
         if twice := [str(threat) for threat in found if found.count(threat) > 1]:
             raise InputError(f"{twice[0]} is twice among --threat-models; name each once")
-        beside: dict[str, Any] = {
-            "--norm": self.norm,
-            "--eps": self.eps,
-            "--step-size": self.step_size,
-            "--sweep-eps": self.sweep_eps,
-        }
-        beside["--corruptions"] = self.corruptions
-        if found and (given := [flag for flag, value in beside.items() if value]):
+        beside = ("norm", "eps", "step_size", "sweep_eps", "corruptions")
+        if found and (given := [f"--{name.replace('_', '-')}" for name in beside if getattr(self, name)]):
             raise InputError(
                 f"{given[0]} is of one threat model, and --threat-models names its own; leave out one of them"
             )
         return found
 
     def threat_model(self, default: ThreatModel | None = None) -> ThreatModel:
-        """The threat model to evaluate under: what was asked for, else `default`, else Linf 8/255."""
+        """The threat model to evaluate under: what was asked for, else `default`, else Linf 8/255.
+
+        Raises:
+            InputError: for a norm other than that without its own eps, and for an eps that is none for its norm.
+        """
         base = default or ThreatModel()
+        if self.norm not in (None, base.norm) and self.eps is None:
+            raise InputError(f"norm {self.norm} needs a budget of its own, {base} says nothing of it; give --eps too")
         return ThreatModel(norm=self.norm or base.norm, eps=base.eps if self.eps is None else self.eps)

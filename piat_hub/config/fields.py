@@ -29,7 +29,7 @@ def number(text: str | float) -> float:
     try:
         if isinstance(text, str) and "/" in text:
             above, _, below = text.partition("/")
-            value = int(above) / int(below)
+            value = float(above) / float(below)
         elif isinstance(text, bool):
             raise TypeError
         else:

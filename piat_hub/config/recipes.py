@@ -3,6 +3,7 @@
 The paper's rows: He et al. 2023 (PIAT), Tables 1-2 for the accuracies and Appendix A for the hyper-parameters.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 from piat_hub.config.errors import lookup
@@ -23,6 +24,8 @@ def recipe(make: Callable[[], TrainConfig]) -> Callable[[], TrainConfig]:
 def words(config: TrainConfig) -> list[str]:
     """What follows `train` for this configuration: its recipe, and the flags of what differs from that."""
     recipe = config.recipe if config.recipe in RECIPES else "resnet18-cifar10"  # whose fields have all their defaults
+    if config.step_size == config.threat_model.eps / 4:
+        config = dataclasses.replace(config, attack=dataclasses.replace(config.attack, step_size=None))
     fields = [word for name, value in config.method_args.items() for word in flag(f"method.{name}", str(value))]
     return [recipe, *flags(config, get(recipe)), *fields]
 
@@ -67,7 +70,6 @@ def digits() -> TrainConfig:
         lr=0.1,
         weight_decay=5e-4,
         threat_model=ThreatModel(eps=0.15),
-        attack=AttackConfig(step_size=0.0375),
     )
 
 
@@ -188,7 +190,6 @@ def photos() -> TrainConfig:
         pictures=PictureConfig(augment="rrc", scale=(0.3, 1.0), crop_pct=0.875),
         mixing=MixingConfig(smoothing=0.1),
         threat_model=ThreatModel(eps=2 / 255),
-        attack=AttackConfig(steps=10, step_size=0.5 / 255),
         epochs=18,
         clean_share=4 / 18,
         batch_size=64,

@@ -104,5 +104,5 @@ def budget(config: TrainConfig, epoch: int, step: int, steps: int) -> dict[str, 
     done = epoch - 1 + step / steps - config.warmup
     if done <= 0 or done >= rise:
         return {}
-    eps, step_size = (value * done / rise for value in (config.threat_model.eps, config.attack.step_size))
+    eps, step_size = (value * done / rise for value in (config.threat_model.eps, config.step_size))
     return {"eps": eps} if config.attack.crafting == "apgd" else {"eps": eps, "step_size": step_size}

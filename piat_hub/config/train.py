@@ -85,7 +85,7 @@ class AttackConfig(Checked):
     """The attack that training crafts its adversarial examples with."""
 
     steps: int = option(10, "attack iterations", least=1)
-    step_size: float = option(2 / 255, "length of one step of PGD", unit="pixels", above=0)
+    step_size: float | None = option(None, "length of one step of PGD (default: eps/4)", unit="pixels", above=0)
     crafting: Literal["pgd", "apgd"] = option(
         "pgd", "the attack: PGD, or APGD, which takes 2 or 3 steps, from 2 eps on, and keeps the best point"
     )
@@ -246,7 +246,8 @@ class TrainConfig(Checked):
                 "training attacks under Linf or L2, with its checks by PGD, not under L1; "
                 "craft in your own loop: piat_hub.attacks.apgd(model, x, y, 12, 10, norm='L1')"
             )
-        self.threat_model.check_step(self.attack.step_size)
+        if self.attack.crafting == "pgd":
+            self.threat_model.check_step(self.step_size)
         if self.warmup >= self.epochs:
             raise InputError(
                 f"{self.epochs} epochs with {self.warmup} clean ones leave no adversarial epoch; lower --clean-epochs"
@@ -282,6 +283,11 @@ class TrainConfig(Checked):
         return self.threat_model.norm
 
     @property
+    def step_size(self) -> float:
+        """Length of one step of PGD, in pixel units: the attack's, else eps/4, which is the paper's 2/255 of 8/255."""
+        return self.threat_model.eps / 4 if self.attack.step_size is None else self.attack.step_size
+
+    @property
     def warmup(self) -> int:
         """Clean epochs before the adversarial ones: `clean_epochs`, or the recipe's share of this run, or none if `COLD`."""
         share = 0.0 if self.method in COLD else self.clean_share
@@ -290,7 +296,7 @@ class TrainConfig(Checked):
     @property
     def swa_start(self) -> int:
         """The first epoch in SWA's mean."""
-        return math.floor((self.swa or 0) * self.epochs) + 1
+        return math.floor(round((self.swa or 0) * self.epochs, 9)) + 1  # .57 of 100 is a little less than 57
 
 
 def as_decided(config: TrainConfig, run: TrainConfig) -> TrainConfig:

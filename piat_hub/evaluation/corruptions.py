@@ -40,7 +40,7 @@ def measure(
         processes: who shares the work.
 
     Yields:
-        The corruption and severity, as "fog 3", that is done.
+        How far it has come after each severity, its attack being the corruption and that, "fog 3".
 
     Raises:
         InputError: for images that the model cannot take, other classes, or other images than were measured before.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from piat_hub import data
 from piat_hub.attacks.core import INFERENCE
-from piat_hub.config import InputError, ThreatModel, TrainConfig, from_dict
+from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict
 from piat_hub.data import Encoded, Split, derived_seed, to_unit
 from piat_hub.evaluation import premises
 from piat_hub.evaluation.model import label_names
@@ -107,9 +107,12 @@ def evaluate(
         Results with per-image verdicts; `.attacks["pgd20"]["accuracy"]` is a fraction.
 
     Raises:
-        InputError: a ValueError, for an unknown attack, other classes or another count than the data's, n beyond the
-            split, or whatever `data.load` refuses.
+        InputError: a ValueError, for an option out of its bounds, an unknown attack, other classes or another count than
+            the data's, n beyond the split, or whatever `data.load` refuses.
     """
+    asked: dict[str, Any] = {"step_size": step_size, "restarts": restarts, "batch_size": batch_size}
+    asked["search_precision"] = search_precision
+    EvalConfig(n=n, seed=seed, **asked)  # or InputError
     if not isinstance(dataset, str | Split):
         kind = type(dataset).__name__
         raise InputError(
@@ -120,8 +123,7 @@ def evaluate(
     given = data.load(dataset, split) if isinstance(dataset, str) else dataset
     images = data.numbered_as(given, label_names(model)).first(n)
     results = Results.of(images, threat_model or trained_against(model) or ThreatModel(), split=split, seed=seed)
-    asked: dict[str, Any] = {"step_size": step_size, "restarts": restarts, "batch_size": batch_size}
-    for _ in measure(model, images, attacks, results, **asked, search_precision=search_precision):
+    for _ in measure(model, images, attacks, results, **asked):
         pass
     for sentence in results.notes:
         warnings.warn(sentence, stacklevel=2)

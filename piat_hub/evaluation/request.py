@@ -101,30 +101,41 @@ class Evaluation:
         )
         for event in events:
             yield event
-            if not self._on_time(ends):
+            if not self.on_time(ends):
                 return
         self.write_card()
 
-    def sweep(self) -> Iterator[dict[str, Any]]:
+    def swept(self, eps: float) -> bool:
+        """Whether every attack is measured at this budget of `sweep_eps`, as it is asked for."""
+        done = point_at(self.results, eps)
+        return all(a in done and precision_of(done[a]) == self.config.search_precision for a in self._run_at_each())
+
+    def _run_at_each(self) -> list[str]:
+        return [a for a in self.config.attacks if a != "clean" and a not in self.results.reach]
+
+    def sweep(self, ends: float = math.inf) -> Iterator[dict[str, Any]]:
         """Measure the attacks at each of `sweep_eps`, saved one by one; what was measured before is not measured again.
+
+        Args:
+            ends: the `time.monotonic()`, in seconds, after which no budget is begun.
 
         Yields:
             A point for each budget, {"eps", "attacks"}, as results.json holds it under "sweep".
         """
         config, results = self.config, self.results
-        run = [a for a in config.attacks if a != "clean" and a not in results.reach]
         options: dict[str, Any] = {"restarts": config.restarts, "search_precision": config.search_precision}
         options |= {"batch_size": self.batch_size, "processes": self.processes}
         for eps in config.sweep_eps:
-            done = point_at(results, eps)
             at = Results.of(self.split, ThreatModel(results.threat_model.norm, eps), seed=results.seed)
-            if any(a not in done or precision_of(done[a]) != config.search_precision for a in run):
-                for _ in loop.measure(self.model, self.split, run, at, **options):
+            if not self.swept(eps):
+                for _ in loop.measure(self.model, self.split, self._run_at_each(), at, **options):
                     pass
             read = {a: read_off(results, a, eps) for a in config.attacks if a in results.reach}
             point = add_point(results, eps, {"clean": results.attacks["clean"]} | at.attacks | read)
             self._save(results)
             yield point
+            if not self.on_time(ends):
+                return
         self.write_card()
 
     def corruptions(self, ends: float = math.inf) -> Iterator[Progress]:
@@ -134,13 +145,13 @@ class Evaluation:
             ends: as in `measure`.
 
         Yields:
-            The corruption and severity that is done.
+            How far it has come after each severity, its attack being the corruption and that, "fog 3".
         """
         images = data.Corrupted.open(str(self.config.corruptions), self.config.n)
         options = {"batch_size": self.batch_size, "save": self._save, "processes": self.processes}
         for event in corruptions.measure(self.model, images, self.results, **options):  # type: ignore[arg-type]
             yield event
-            if not self._on_time(ends):
+            if not self.on_time(ends):
                 return
         self.write_card()
 
@@ -169,8 +180,12 @@ class Evaluation:
         """How many images are attacked at a time: as asked, else 250 on a CPU, 1000 on a GPU."""
         return self.config.batch_size or (250 if device_of(self.model).type == "cpu" else 1000)
 
-    def _on_time(self, ends: float) -> bool:
-        """No process is past `ends`."""
+    def on_time(self, ends: float) -> bool:
+        """No process is past `ends`; every process must call it.
+
+        Args:
+            ends: a `time.monotonic()`, in seconds.
+        """
         return bool(self.processes.least(torch.tensor(int(time.monotonic() < ends), device=device_of(self.model))))
 
     def _save(self, results: Results) -> None:

@@ -50,16 +50,18 @@ def license_as(directory: Path, licence: str) -> None:
     Raises:
         InputError: for no name of a licence, or where training began with weights under another.
     """
-    model = RunDirectory.read(directory).model
-    known = model.pretrained_cfg.get("license")
     if not re.fullmatch(r"[\w.-]+", licence, re.ASCII):
         raise InputError(f"licence {licence!r} must be a name in the Hub's words, such as mit or apache-2.0; give one")
-    if known not in (None, "unknown", licence):
-        raise InputError(f"{directory} began with weights under {known}, which stays its licence; leave out --license")
-    path = own(directory, "config.json")
-    content = read_json(path)
-    content["pretrained_cfg"]["license"] = licence
-    write_text(path, json.dumps(sealed(content), indent=2) + "\n")
+    with lock.only_writer(directory):
+        known = RunDirectory.read(directory).model.pretrained_cfg.get("license")
+        if known not in (None, "unknown", licence):
+            raise InputError(
+                f"{directory} began with weights under {known}, which stays its licence; leave out --license"
+            )
+        path = own(directory, "config.json")
+        content = read_json(path)
+        content["pretrained_cfg"]["license"] = licence
+        write_text(path, json.dumps(sealed(content), indent=2) + "\n")
 
 
 def render(run: RunDirectory, repo_id: str | None = None) -> str:
@@ -83,7 +85,7 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         method=escaped(labels.method_name(config)),
         optimizer=escaped(labels.OPTIMIZER_NAMES.get(config.optimizer.opt, config.optimizer.opt)),
         eps=pixels(config.threat_model.eps, config.norm),
-        step_size=pixels(config.attack.step_size, config.norm),
+        step_size=pixels(config.step_size, config.norm),
         architecture=model.architecture,
         registered=ours,
         classes=model.num_classes,

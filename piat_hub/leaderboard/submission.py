@@ -131,9 +131,7 @@ def submit(
     results = found.record(checkpoint)
     if results is None or not {"clean", "aa"} <= results.attacks.keys():
         which = "" if checkpoint == "last" else f" --checkpoint {checkpoint}"
-        raise InputError(
-            f"{run} has no clean and AutoAttack accuracy: python evaluate.py {run} --attacks clean aa{which}"
-        )
+        raise InputError(f"{run} has no clean and AutoAttack accuracy: piat evaluate {run} --attacks clean aa{which}")
     model: Any = from_pretrained(run, checkpoint=checkpoint)
     data, norm = results.dataset, results.threat_model.norm
     if not re.fullmatch(NAME, data, re.ASCII) or ".." in data:
@@ -290,13 +288,13 @@ leaderboard.register("{found}", "{source}", "{checkpoint}")  # a Hub id, or the 
 def log(results: Record) -> Iterator[str]:
     """The evaluation, a line for each thing it did."""
     threat, attack = to_dict(results.threat_model), results.attacks["aa"]
-    known = results.environment
+    known, stages = results.environment, attack.get("per_attack", {})
     yield f"{results.n} images of {results.dataset} ({results.split}), {threat['norm']} eps {threat['eps']}, seed {results.seed}"
     yield f"weights sha256 {results.weights}, images sha256 {results.images}"
     yield ", ".join(f"{name} {version}" for name, version in known["versions"].items()) + f"; {known['device']}"
     yield f"initial accuracy: {percent(results.attacks['clean']['accuracy'])}"
-    standing = attack["correct"] + sum(stage["broken"] for stage in attack["per_attack"].values())
-    for name, stage in attack["per_attack"].items():
+    standing = attack["correct"] + sum(stage["broken"] for stage in stages.values())
+    for name, stage in stages.items():
         standing -= stage["broken"]
         misled = f"{stage['broken']} of {stage['attacked']} misled, {stage['seconds']} s"
         yield f"robust accuracy after {name.upper()}: {percent(standing / attack['n'])} ({misled})"

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,12 @@ def same_but_law(a: TrainConfig, b: TrainConfig) -> bool:
 def settings(config: TrainConfig) -> dict[str, Any]:
     """All of a configuration but its seed and recipe, flat, with the method's defaults, without what has no effect."""
     method = dataclasses.asdict(methods.get(config.method)(**config.method_args))  # type: ignore[call-overload]
-    values = to_dict(config) | {"method_args": method}
+    values = flat(to_dict(config) | {"method_args": method})
     law = config.interpolation.kind
     idle = {"none": LAW[1:], "piat": ("constant",), "constant": ("a", "b", "c", "d")}[law]
-    named = {key.rpartition(".")[2]: value for key, value in flat(values).items()}
+    last = {key: key.rpartition(".")[2] for key in values}
+    count = Counter(last.values())  # SCORE's smoothing is another than the training's
+    named = {last[key] if count[last[key]] == 1 else key: value for key, value in values.items()}
     return {key: value for key, value in named.items() if key not in ("seed", "recipe", *idle)}
 
 

@@ -50,6 +50,7 @@ def percent(fraction: float) -> str:
 
 ATTACK_NAMES = {"clean": "clean", "fast": "fast", "aa": "AutoAttack", "square": "Square"}
 ATTACK_NAMES |= {name: name.upper() for name in ("apgd-ce", "apgd-t", "fab-t", "malt")}
+ATTACK_NAMES |= {name: f"{name.upper()}-20" for name in ("pgd", "mim", "cw", "apgd", "fmn")}  # the steps they then take
 
 
 def attack_name(name: str) -> str:
@@ -57,7 +58,7 @@ def attack_name(name: str) -> str:
     if name in ATTACK_NAMES or ":" in name:
         return ATTACK_NAMES.get(name, name)
     letters = name.rstrip("0123456789")
-    return f"{letters.upper()}-{name[len(letters) :] or 20}"
+    return "-".join(part for part in (letters.upper(), name[len(letters) :]) if part)
 
 
 def measured_name(name: str, figures: Figures) -> str:

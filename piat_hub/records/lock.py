@@ -94,7 +94,7 @@ def _enter(directory: Path, lock: FileLock, patience: float) -> None:
     try:
         lock.acquire(timeout=patience)
     except Timeout:
-        rule = "one command at a time writes there: wait until that one ends, or name another --output"
+        rule = "one command at a time writes there: wait until that one ends, or work in another directory"
         raise InUse(f"{directory} {IN_USE} {_holder(path)}; {rule}") from None
     if not isinstance(lock, SoftFileLock):  # which the library falls back to, and fills, where the system has no locks
         with contextlib.suppress(OSError):

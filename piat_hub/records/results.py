@@ -342,7 +342,7 @@ def read_results(directory: Path, checkpoint: str = "last") -> tuple[Record, dic
     """
     results, verdicts = result_files(directory, checkpoint)
     if not results.exists():
-        raise InputError(f"{directory} has no {results.name}; evaluate it first: python evaluate.py {directory}")
+        raise InputError(f"{directory} has no {results.name}; evaluate it first: piat evaluate {directory}")
     try:
         record, arrays = read_record(own(directory, results.name)), load_arrays(own(directory, verdicts.name))
         kept = {name: arrays[name] for name in record.attacks}

@@ -200,23 +200,24 @@ def make_attack(config: TrainConfig) -> methods.Attack:
     budget: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm, "steps": crafting.steps}
     if crafting.crafting == "apgd":
         return partial(few_steps, **budget)
-    return partial(ascend, **budget, step_size=crafting.step_size)
+    return partial(ascend, **budget, step_size=config.step_size)
 
 
 def settled(config: TrainConfig) -> TrainConfig:
-    """The configuration with what needs no data decided: folders as absolute paths, what a stream holds out.
+    """The configuration with what needs no data decided: folders as absolute paths, a step's length, what a stream holds out.
 
     Such a path means the same from everywhere, and no Hub id.
 
     Args:
         config: as given; a data set or start by the name of a folder that is there is that folder, but for our aliases.
     """
+    attack = dataclasses.replace(config.attack, step_size=config.step_size)
     known = {*DATASETS, "digits", "imagenet"}
     named = {key: value for key in ("dataset", "init_from") if (value := getattr(config, key)) and value not in known}
     folders: dict[str, Any] = {key: str(Path(value).resolve()) for key, value in named.items() if Path(value).is_dir()}
     if config.epoch_size and config.holdout is None:
         folders["holdout"] = min(1000, config.epoch_size // 10)
-    return dataclasses.replace(config, **folders)
+    return dataclasses.replace(config, attack=attack, **folders)
 
 
 def describe(setup: Setup, options: RunOptions) -> str:
