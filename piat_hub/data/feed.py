@@ -22,6 +22,7 @@ def training_batches(
     world: int = 1,
     epochs_done: int = 0,
     steps_done: int = 0,
+    extra: Split | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images, labels) of every micro-batch of one process, from where an earlier run ended to the end of the last epoch.
 
@@ -35,6 +36,7 @@ def training_batches(
         world: how many processes share a batch.
         epochs_done: whole epochs behind the run.
         steps_done: steps of the next epoch behind it.
+        extra: images that share every batch, see `mixed_batches`.
 
     Yields:
         Images (B, C, H, W) uint8, or floats as the split's are, on the split's device, and labels (B,) int64.
@@ -65,13 +67,111 @@ def training_batches(
                 rows = split.images.rows[index].tolist()  # type: ignore[union-attr]
                 yield Asked(epoch, rows, known[index].tolist())
 
-    if views:
-        seen: Iterator[tuple[Tensor, Tensor]] = in_workers(views.of, asked(), split.labels.is_cuda)
+    if extra:
+        seen: Iterator[tuple[Tensor, Tensor]] = mixed_batches(
+            split, extra, config, rank, world, epochs_done, steps_done
+        )
+    elif views:
+        seen = in_workers(views.of, asked(), split.labels.is_cuda)
     else:
         seen = (pair for epoch in epochs for pair in split.feed(indices(epoch)))
     for images, labels in seen:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         yield images if cut else augment(images, config.crop_pad, config.flip), labels
+
+
+def mixed_batches(
+    real: Split, extra: Split, config: TrainConfig, rank: int, world: int, epochs_done: int, steps_done: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images, labels) of every micro-batch of one process, where each batch holds `config.extra_share` extra images.
+
+    Each set goes through an endless order of its own, in which a step's place depends on its number in the run alone, so a
+    run goes on from any step. A batch's parts, one for each process and micro-batch, hold equally many of a set, or differ
+    by one image.
+
+    Args:
+        real: the training images.
+        extra: those mixed in, on any device.
+        config: says the batches, the share, the epochs and the seed.
+        rank: of this process.
+        world: how many processes share a batch.
+        epochs_done: whole epochs behind the run.
+        steps_done: steps of the next epoch behind it.
+
+    Yields:
+        Images (B, C, H, W) and labels (B,) on the device of the real labels.
+    """
+    size, share, device = config.batch_size, config.extra_share, real.labels.device
+    steps = steps_per_epoch(config.epoch_size or len(real), size)
+    done, parts = epochs_done * steps + steps_done, world * config.accumulation
+    cuts = [ends[rank::world] for ends in portions(size - share, share, parts)]
+    orders = [
+        endless(len(real), size - share, derived_seed(config.seed, 0, 1), done),
+        endless(len(extra), share, derived_seed(config.seed, 0, 2), done),
+    ]
+    # mixup blends image k with image -k: in no order at all a real one meets either kind
+    place = torch.randperm(size // parts, generator=torch.Generator().manual_seed(derived_seed(config.seed, 0, 3))).to(
+        device
+    )
+    for epoch in range(epochs_done, config.epochs):
+        left = steps - (steps_done if epoch == epochs_done else 0)
+        indices = [
+            [batch[cut] for batch in islice(order, left) for cut in own]
+            for order, own in zip(orders, cuts, strict=True)
+        ]
+        for pairs in zip(real.feed(indices[0]), extra.feed(indices[1]), strict=True):
+            images, labels = (
+                torch.cat([_sent(part, device) for part in both])[place] for both in zip(*pairs, strict=True)
+            )
+            yield images, labels
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device; a GPU gets them from memory that it reads by itself, so the host need not wait."""
+    return (values.pin_memory() if device.type == "cuda" and not values.is_cuda else values).to(
+        device, non_blocking=True
+    )
+
+
+def endless(n: int, size: int, seed: int, begun: int = 0) -> Iterator[Tensor]:
+    """Batches of indices from one pass over a set after another, without end; each pass is an order that (seed, pass) decide.
+
+    No index comes again before all others have come. A batch may end one pass and begin the next.
+
+    Args:
+        n: images of the set.
+        size: images of a batch, at most n.
+        seed: of this set's orders.
+        begun: batches to leave out.
+
+    Yields:
+        (size,) int64 on the CPU, from [0, n).
+    """
+
+    def one_pass(number: int) -> Tensor:
+        return torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, number)))
+
+    number, place = divmod(begun * size, n)
+    rest = one_pass(number)[place:]
+    while True:
+        while len(rest) < size:
+            number += 1
+            rest = torch.cat([rest, one_pass(number)])
+        yield rest[:size]
+        rest = rest[size:]
+
+
+def portions(real: int, extra: int, parts: int) -> tuple[list[slice], list[slice]]:
+    """What each part of a batch takes of its real and of its extra images; shares of a kind differ by one at most.
+
+    Args:
+        real: images of the one kind.
+        extra: of the other; together a multiple of `parts`.
+        parts: of equal size.
+    """
+    ends = [k * real // parts for k in range(parts + 1)]
+    others = [k * (real + extra) // parts - end for k, end in enumerate(ends)]
+    return list(map(slice, ends, ends[1:])), list(map(slice, others, others[1:]))
 
 
 def _streamed(stream: Stream, config: TrainConfig, rank: int, world: int, epoch: int, done: int) -> Iterator[Asked]:
