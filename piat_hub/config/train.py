@@ -210,7 +210,16 @@ class TrainConfig(Checked):
     )
     pictures: PictureConfig = field(default_factory=PictureConfig, metadata={"prefix": ""})
     crop_pad: int = option(4, "random crop after padding each side by this much", unit="pixels of the image", least=0)
+    crop_shift: int = option(
+        0,
+        "in place of that crop: cut up to this many rows and columns off, put the rest back anywhere (IDBH: 10 on CIFAR-10)",
+        unit="pixels of the image",
+        least=0,
+    )
     flip: bool = option(True, "random horizontal flip")
+    cutout: int = option(
+        0, "a grey square of this side somewhere in each image (16 on CIFAR-10)", unit="pixels of the image", least=0
+    )
     mixing: MixingConfig = field(default_factory=MixingConfig, metadata={"prefix": ""})
     method: str = option("nmse", "outer loss; its own fields are flags --method.FIELD")
     method_args: Mapping[str, Any] = field(default_factory=dict, metadata={"doc": "method fields", "flag": None})

@@ -33,4 +33,10 @@ from piat_hub.data.split import (
     to_unit as to_unit,
 )
 from piat_hub.data.stream import Stream as Stream, open_stream as open_stream
-from piat_hub.data.views import augment as augment, seeded as seeded, transform as transform
+from piat_hub.data.views import (
+    augment as augment,
+    crop_shift as crop_shift,
+    cutout as cutout,
+    seeded as seeded,
+    transform as transform,
+)

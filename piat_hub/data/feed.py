@@ -12,7 +12,7 @@ from piat_hub.config import InputError, TrainConfig
 from piat_hub.data.encoded import Encoded, in_workers
 from piat_hub.data.split import Split, derived_seed
 from piat_hub.data.stream import Stream
-from piat_hub.data.views import Asked, Views, augment
+from piat_hub.data.views import Asked, Views, varied
 
 
 def training_batches(
@@ -77,7 +77,7 @@ def training_batches(
         seen = (pair for epoch in epochs for pair in split.feed(indices(epoch)))
     for images, labels in seen:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        yield images if cut else augment(images, config.crop_pad, config.flip), labels
+        yield images if cut else varied(images, config), labels
 
 
 def mixed_batches(

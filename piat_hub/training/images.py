@@ -37,6 +37,10 @@ def load_images(
         tracked = data.of_one_size(test, limit=limit, fit=fit) if test else None
     if bad := [name for name in whole.label_names if not printable(name)]:
         raise InputError(f"{whole.name} has a class {bad[0]!a}, which cannot be printed on one line; rename it")
+    if config.crop_shift >= min(whole.shape[1:]):
+        raise InputError(
+            f"crop-shift {config.crop_shift} may cut all off an image of {whole.shape[1]}x{whole.shape[2]} pixels; lower it"
+        )
     if tracked:
         tracked = data.numbered_as(tracked, whole.label_names, "the training split")[:TRACKED].to(accelerator.device)
     return config, whole, tracked, stream
@@ -59,6 +63,10 @@ def fitting(config: TrainConfig, found: data.Split) -> tuple[TrainConfig, data.F
         raise InputError(f"{found.name} mixes image sizes: {some}; give them one with --img-size, 224 say")
     size = (config.img_size, config.img_size) if config.img_size else found.shape[1:]
     cut = asked.augment == "rrc" or (asked.augment is None and bool(mixed or asked.aa or asked.reprob))
+    if cut and (config.crop_shift or config.cutout):
+        raise InputError(
+            "--crop-shift and --cutout are for images that are not cut anew; give --augment pad, or --scale and --reprob"
+        )
     if cut:
         crop_pct = asked.crop_pct or (0.875 if mixed else 1.0)
         asked = dataclasses.replace(asked, augment="rrc", crop_pct=crop_pct)
