@@ -24,36 +24,14 @@ def load_extra(config: TrainConfig, real: Split, limit: float) -> Split:
 
     Raises:
         InputError: for data that cannot be loaded, or do not go with the real ones: other classes, another shape, too few.
-        Broken: where an .npz cannot be unpacked.
+        Broken: where an .npz cannot be converted.
     """
-    if not config.extra_data:
-        raise InputError(
-            f"{config.recipe} mixes other images into every batch; name them with --extra-data, a FILE.npz say"
-        )
-    if config.pictures.augment == "rrc":
-        raise InputError(
-            "--extra-data goes with images that are padded and cropped, not with --augment rrc; leave one of them out"
-        )
     room = limit if isinstance(real.images, Encoded) else limit - _gib(real)
-    if config.extra_data.endswith(".npz"):
-        extra = open_npz(config.extra_data)
-    else:
-        fit = (
-            Fit.trained(real.shape[1:], config.pictures.crop_pct)
-            if config.img_size or config.pictures.crop_pct
-            else None
-        )
-        extra = of_one_size(_encoded(config), limit=room, fit=fit)
-    if extra.inferred and len(extra.label_names) > len(real.label_names):
-        raise InputError(
-            f"{extra.name}: labels reach {len(extra.label_names) - 1}, and {real.name} has the classes 0 to "
-            f"{len(real.label_names) - 1}; number them alike"
-        )
-    extra = numbered_as(extra, real.label_names, real.name)
+    extra = numbered_as(_loaded(config, real, room), real.label_names, real.name)
     if extra.shape != real.shape:
         shapes = " and ".join("x".join(map(str, split.shape)) for split in (extra, real))
         raise InputError(
-            f"images of {extra.name} and {real.name} have shapes {shapes} (channels, height, width); make them alike"
+            f"{extra.name} and {real.name} have images of {shapes} (channels, height, width); make them alike"
         )
     for split, share in ((extra, config.extra_share), (real, config.batch_size - config.extra_share)):
         if len(split) < share:
@@ -68,11 +46,33 @@ def load_extra(config: TrainConfig, real: Split, limit: float) -> Split:
     return extra if mapped else extra.to(real.labels.device)
 
 
-def _encoded(config: TrainConfig) -> Split:
-    try:
-        return load_encoded(config.extra_data or "", "train", skip_broken=config.pictures.skip_broken)
-    except InputError as error:
-        raise InputError(str(error).replace("--dataset", "--extra-data")) from error
+def _loaded(config: TrainConfig, real: Split, room: float) -> Split:
+    """The extra data as they number their classes themselves, decoded where that takes no more GiB than there is room."""
+    if not config.extra_data:
+        raise InputError(
+            f"{config.recipe} mixes other images into every batch; name them with --extra-data, a FILE.npz say"
+        )
+    if config.pictures.augment == "rrc":
+        raise InputError(
+            "--extra-data goes with images that are padded and cropped, not with --augment rrc; leave out one of them"
+        )
+    if config.extra_data.endswith(".npz"):
+        extra = open_npz(config.extra_data)
+    else:
+        crop_pct = config.pictures.crop_pct
+        fit = Fit.trained(real.shape[1:], crop_pct) if config.img_size or crop_pct else None
+        try:
+            extra = of_one_size(
+                load_encoded(config.extra_data, "train", skip_broken=config.pictures.skip_broken), limit=room, fit=fit
+            )
+        except InputError as error:
+            raise InputError(str(error).replace("--dataset", "--extra-data")) from error
+    most, classes = int(extra.labels.max()), len(real.label_names)
+    if extra.inferred and most >= classes:
+        raise InputError(
+            f"{extra.name}: labels reach {most}, and {real.name} has the classes 0 to {classes - 1}; number them alike"
+        )
+    return extra
 
 
 def _gib(split: Split) -> float:

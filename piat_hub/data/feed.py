@@ -105,32 +105,29 @@ def mixed_batches(
     steps = steps_per_epoch(config.epoch_size or len(real), size)
     done, parts = epochs_done * steps + steps_done, world * config.accumulation
     cuts = [ends[rank::world] for ends in portions(size - share, share, parts)]
-    orders = [
-        endless(len(real), size - share, derived_seed(config.seed, 0, 1), done),
-        endless(len(extra), share, derived_seed(config.seed, 0, 2), done),
-    ]
-    # mixup blends image k with image -k: in no order at all a real one meets either kind
-    place = torch.randperm(size // parts, generator=torch.Generator().manual_seed(derived_seed(config.seed, 0, 3))).to(
-        device
-    )
+    seeds = [derived_seed(config.seed, 0, source) for source in (1, 2)]  # of no epoch: they begin with 1
+    orders = endless(len(real), size - share, seeds[0], done), endless(len(extra), share, seeds[1], done)
+    place = _shuffled(size // parts, config.seed, 0, 3).to(device)  # mixup blends image k with -k: let all kinds meet
     for epoch in range(epochs_done, config.epochs):
         left = steps - (steps_done if epoch == epochs_done else 0)
         indices = [
             [batch[cut] for batch in islice(order, left) for cut in own]
             for order, own in zip(orders, cuts, strict=True)
         ]
-        for pairs in zip(real.feed(indices[0]), extra.feed(indices[1]), strict=True):
-            images, labels = (
-                torch.cat([_sent(part, device) for part in both])[place] for both in zip(*pairs, strict=True)
-            )
-            yield images, labels
+        for (images, labels), (others, theirs) in zip(*map(Split.feed, (real, extra), indices), strict=True):
+            both = torch.cat([images, _sent(others, device)]), torch.cat([labels, _sent(theirs, device)])
+            yield both[0][place], both[1][place]
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
     """The values on the device; a GPU gets them from memory that it reads by itself, so the host need not wait."""
-    return (values.pin_memory() if device.type == "cuda" and not values.is_cuda else values).to(
-        device, non_blocking=True
-    )
+    pinned = values.pin_memory() if device.type == "cuda" and not values.is_cuda else values
+    return pinned.to(device, non_blocking=True)
+
+
+def _shuffled(n: int, *counters: int) -> Tensor:
+    """The numbers below n in an order that these counters decide."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(*counters)))
 
 
 def endless(n: int, size: int, seed: int, begun: int = 0) -> Iterator[Tensor]:
@@ -147,16 +144,12 @@ def endless(n: int, size: int, seed: int, begun: int = 0) -> Iterator[Tensor]:
     Yields:
         (size,) int64 on the CPU, from [0, n).
     """
-
-    def one_pass(number: int) -> Tensor:
-        return torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, number)))
-
     number, place = divmod(begun * size, n)
-    rest = one_pass(number)[place:]
+    rest = _shuffled(n, seed, number)[place:]
     while True:
         while len(rest) < size:
             number += 1
-            rest = torch.cat([rest, one_pass(number)])
+            rest = torch.cat([rest, _shuffled(n, seed, number)])
         yield rest[:size]
         rest = rest[size:]
 
@@ -199,7 +192,7 @@ def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
     Yields:
         (size,) int64 on the CPU, from [0, n).
     """
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
+    order = _shuffled(n, seed, epoch)
     for i in range(steps_per_epoch(n, size)):
         yield order[i * size : (i + 1) * size]
 

@@ -54,7 +54,8 @@ def fitting(config: TrainConfig, found: data.Split) -> tuple[TrainConfig, data.F
         found: the training pictures, of whatever sizes they are.
 
     Raises:
-        InputError: where they differ in size and nothing says which they are to have, or an `aa` that timm does not know.
+        InputError: where they differ in size and nothing says which they are to have, for an `aa` that timm does not know,
+            and for changes that go with images of one size alone.
     """
     asked, sizes = config.pictures, found.images.sizes if isinstance(found.images, data.Encoded) else ()
     mixed = len(sizes) > 1
