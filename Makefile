@@ -80,6 +80,7 @@ bench: .venv/ready
 	mv $(TAKE)/step.new $(TAKE)/step.jsonl
 	$(BIN)/python benchmarks/methods.py --output $(TAKE)/methods.json
 	$(BIN)/python benchmarks/scaling.py --output $(TAKE)/scaling.json
+	$(BIN)/python benchmarks/data.py --mapped 50000 1000000 --threads 1 --output $(TAKE)/extra-feed.json
 	$(BIN)/python benchmarks/costs.py --output $(TAKE)/costs.json
 	$(BIN)/python benchmarks/costs.py --backbones resnet50 --methods nmse --output $(TAKE)/costs-imagenet.json
 ifdef DATASET
@@ -90,7 +91,7 @@ ifdef MODEL
 	$(BIN)/python benchmarks/evaluate.py $(MODEL) --n 500 --torchattacks --eps 4/255 --seeds 0 1 2 --output $(TAKE)/evaluate-torchattacks.json
 	$(BIN)/python benchmarks/evaluate.py $(MODEL) --n 64 --seeds 0 1 --output $(TAKE)/evaluate-autoattack.json
 endif
-	$(BIN)/python docs/tables.py step evaluation_speed data costs scaling
+	$(BIN)/python docs/tables.py step evaluation_speed data extra_feed costs scaling
 
 clean:
 	rm -rf .venv .venv-dist $(PAGE) $(RB) dist runs results docs/_build

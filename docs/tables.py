@@ -717,6 +717,34 @@ def data():
     return f"{facts['images']} images of {facts['dataset']}, {facts['rounds']} rounds, {machine(facts)}:\n\n{table}"
 
 
+def extra_feed():
+    """benchmarks/data.py's, of mapped images."""
+    facts = measured("extra-feed")
+    lines = [
+        [
+            f"{row['images']:,}",
+            f"{1000 * row['seconds']:.2f}",
+            f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})",
+            *(f"{row[key]:,.0f}" for key in ("file_mib", "computed_mib", "held_mib")),
+            f"{row['first_batch_seconds']:.2f}",
+            f"{row['convert_seconds']:.1f}",
+        ]
+        for row in facts["rows"]
+    ]
+    headers = [
+        "extra images",
+        "ms a batch",
+        "to the first",
+        "file, MiB",
+        "held, computed",
+        "held",
+        "first batch, s",
+        "converting, s",
+    ]
+    what = f"Batches of {facts['batch']}, {facts['extra']} of them extra, {facts['rounds']} rounds of {facts['steps']}"
+    return f"{what}, {machine(facts)}:\n\n{markdown(lines, headers)}"
+
+
 def photograph_feed():
     """benchmarks/photographs.py's."""
     facts = measured("photographs")

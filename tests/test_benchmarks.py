@@ -72,6 +72,14 @@ def test_data(tmp_path):
     assert [row["pass"] for row in rows] == ["ours, from memory", "ours, streamed", "DataLoader, 0 workers"]
 
 
+def test_feeding_mapped_images(tmp_path):
+    flags = ("--images", 512, "--steps", 2, "--rounds", 1, "--threads", 1, "--output", tmp_path / "extra-feed.json")
+    bench("data.py", "--mapped", 600, 12_000, *flags)
+    facts = json.loads((tmp_path / "extra-feed.json").read_text())
+    assert facts["extra"] == 358 and [row["images"] for row in facts["rows"]] == [600, 12_000]
+    assert all(row["seconds"] > 0 and row["computed_mib"] == row["images"] / 2**16 for row in facts["rows"])
+
+
 def test_scaling(tmp_path):
     bench("scaling.py", *SMALL, "--processes", 1, 2, "--output", tmp_path / "scaling.json")
     rows = json.loads((tmp_path / "scaling.json").read_text())["rows"]

@@ -162,7 +162,7 @@ def test_two_processes_were_started(processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [*methods.names(), "trades + AWP"])
+@pytest.mark.parametrize("method", [*methods.names(), "trades + AWP", "trades + extra"])
 def test_first_gradient_of_two_processes_is_that_of_one(processes, method):
     one, two = processes[1][1][method], processes[2][1][method]
     assert any(g.abs().max() > 1e-3 for g in one)

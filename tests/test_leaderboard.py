@@ -71,13 +71,20 @@ def test_a_submission(run, ranked, tmp_path):
     ]
     written, text, _, log = (p.read_text() for p in paths)
     info, results = json.loads(written), json.loads((run / "results.json").read_text())["attacks"]
-    assert {key: type(value) for key, value in info.items()} == KEYS
+    assert {key: type(value) for key, value in info.items()} == KEYS and not info["additional_data"]
     assert float(info["autoattack_acc"]) == round(100 * results["aa"]["accuracy"], 2)
     assert info["clean_acc"] == str(round(100 * results["clean"]["accuracy"], 2)) and info["eps"] == "0.15"
     assert text.startswith(f"[New Model] {name}\n") and "https://huggingface.co/org/net" in text and "DRAFT" not in text
     assert "**Threat Model**: Linf" in text and "**Dataset**: digits" in text
     known = {f"{100 * results[a]['accuracy']:.2f} %" for a in ("clean", "aa")}
     assert set(re.findall(r"[\d.]+ %", text)) == set(re.findall(r"[\d.]+ %", log)) == known
+
+
+def test_additional_data_are_told(run, ranked, tmp_path):
+    config = read_json(run / "config.json")
+    (run / "config.json").write_text(json.dumps(config | {"piat": config["piat"] | {"extra_data": "gen.npz"}}))
+    info, text, *_ = (path.read_text() for path in leaderboard.submit(run, PAPER, tmp_path / "out"))
+    assert json.loads(info)["additional_data"] is True and "**Additional data**: true" in text
 
 
 def test_what_robustbench_would_refuse_needs_draft(run, tmp_path, capsys):

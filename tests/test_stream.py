@@ -108,7 +108,7 @@ def test_by_command(folder, capsys):
     ("flags", "message"),
     [
         (("--stream",), "--stream and --epoch-size go together"),
-        (("--epoch-size", "40"), "--stream and --epoch-size go together"),
+        (("--epoch-size", "40"), "--epoch-size goes with --stream or --extra-data"),
         (("--stream", "--epoch-size", "40", "--train-size", "9"), "leave out --train-size"),
         (("--stream", "--epoch-size", "40", "--skip-broken"), "--skip-broken"),
         (("--stream", "--epoch-size", "8"), "epoch-size 8 is less than one batch of 16"),

@@ -44,7 +44,7 @@ def same_start(model, x, y, /, **options):
         return pgd(model, x, y, start=start, **options)
 
 
-def first_gradient(accelerator, model, method, **changes):
+def first_gradient(accelerator, model, method, extra=None, **changes):
     """The gradient of the first step, read off plain SGD: (theta_0 - theta_1) / lr."""
     config = settings(**changes)
     method = begun(method, config)
@@ -53,7 +53,9 @@ def first_gradient(accelerator, model, method, **changes):
     split = data.hold_out(data.load("digits", "train"), 0, 128)[0]
     prepared, optimizer = engine.prepare(model, optimizer, accelerator)
     with mock.patch("piat_hub.methods.las_at.draw", lambda logits: torch.full((len(logits),), 4)):
-        next(engine.train(engine.Parts(config, accelerator, prepared, optimizer, method, same_start, split)))
+        next(
+            engine.train(engine.Parts(config, accelerator, prepared, optimizer, method, same_start, split, extra=extra))
+        )
     bare = accelerator.unwrap_model(prepared)
     return [(b - p.detach()) / 0.1 for b, p in zip(before, bare.parameters(), strict=True)]
 
@@ -165,6 +167,10 @@ if __name__ == "__main__":
         report["nan"] = stop_at_a_nan_of_one_rank(accelerator)
     gradients = {m: first_gradient(accelerator, plain_model(), m) for m in methods.names()}
     gradients["trades + AWP"] = first_gradient(accelerator, plain_model(), "trades", awp=0.05)
+    more = data.load("digits", "test")
+    gradients["trades + extra"] = first_gradient(
+        accelerator, plain_model(), "trades", more, extra_data="test"
+    )  # 45 of 64
     if accelerator.is_main_process:
         torch.save(gradients, folder / f"gradients-{accelerator.num_processes}.pt")
         (folder / f"report-{accelerator.num_processes}.json").write_text(json.dumps(report))

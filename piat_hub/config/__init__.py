@@ -38,6 +38,11 @@ from piat_hub.config.fields import (
     to_dict as to_dict,
 )
 from piat_hub.config.optimizer import OptimizerConfig as OptimizerConfig, ScheduleConfig as ScheduleConfig
+from piat_hub.config.options import (
+    PushOptions as PushOptions,
+    RunOptions as RunOptions,
+    StudyOptions as StudyOptions,
+)
 from piat_hub.config.pictures import PictureConfig as PictureConfig
 from piat_hub.config.train import (
     DATASETS as DATASETS,
@@ -46,9 +51,6 @@ from piat_hub.config.train import (
     AttackConfig as AttackConfig,
     InterpolationConfig as InterpolationConfig,
     MixingConfig as MixingConfig,
-    PushOptions as PushOptions,
-    RunOptions as RunOptions,
-    StudyOptions as StudyOptions,
     ThreatModel as ThreatModel,
     TrainConfig as TrainConfig,
     as_decided as as_decided,

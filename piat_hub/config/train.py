@@ -1,4 +1,4 @@
-"""What decides what a run learns, and where and how it happens."""
+"""What decides what a run learns."""
 
 import dataclasses
 import math
@@ -189,7 +189,18 @@ class TrainConfig(Checked):
     stream: bool = option(
         False, "read training images through, shard by shard, where they fit no disk; wants --epoch-size"
     )
-    epoch_size: int | None = option(None, "images of an epoch of --stream", unit="images", least=1)
+    extra_data: str | None = option(
+        None, "generated or pseudo-labelled images that share every batch: FILE.npz, a directory or a Hub id"
+    )
+    extra_fraction: float = option(0.7, "share of every batch that comes from --extra-data", above=0, below=1)
+    extra_license: str | None = option(None, "licence of --extra-data, which the card names")
+    extra_images: int | None = option(None, "images of the extra data, counted when training begins", flag=None)
+    epoch_size: int | None = option(
+        None,
+        "images of an epoch of --stream, or with --extra-data (default there: the real ones)",
+        unit="images",
+        least=1,
+    )
     img_size: int | None = option(
         None,
         "pixels a side that every image gets (default: as they are)",
@@ -199,7 +210,16 @@ class TrainConfig(Checked):
     )
     pictures: PictureConfig = field(default_factory=PictureConfig, metadata={"prefix": ""})
     crop_pad: int = option(4, "random crop after padding each side by this much", unit="pixels of the image", least=0)
+    crop_shift: int = option(
+        0,
+        "in place of that crop: cut up to this many rows and columns off, put the rest back anywhere (IDBH: 10 on CIFAR-10)",
+        unit="pixels of the image",
+        least=0,
+    )
     flip: bool = option(True, "random horizontal flip")
+    cutout: int = option(
+        0, "a grey square of this side somewhere in each image (16 on CIFAR-10)", unit="pixels of the image", least=0
+    )
     mixing: MixingConfig = field(default_factory=MixingConfig, metadata={"prefix": ""})
     method: str = option("nmse", "outer loss; its own fields are flags --method.FIELD")
     method_args: Mapping[str, Any] = field(default_factory=dict, metadata={"doc": "method fields", "flag": None})
@@ -259,12 +279,25 @@ class TrainConfig(Checked):
             )
         if self.ema is None and (self.ema_start or self.ema_bn != "average"):
             raise InputError("--ema-start and --ema-bn go with --ema; give its decay too, .999 is usual")
-        if self.stream != (self.epoch_size is not None):
+        if self.stream and self.epoch_size is None:
             raise InputError("--stream and --epoch-size go together: say how many images of the stream are an epoch")
+        if self.epoch_size and not self.stream and self.extra_data is None:
+            raise InputError("--epoch-size goes with --stream or --extra-data; give one of them, or leave it out")
         if self.stream and (self.train_size or self.pictures.skip_broken or self.dataset == "digits"):
             raise InputError("--stream reads images through, and not digits; leave out --train-size and --skip-broken")
-        if self.stream and self.batch_size > (self.epoch_size or 0):
+        if self.epoch_size and self.batch_size > self.epoch_size:
             raise InputError(f"epoch-size {self.epoch_size} is less than one batch of {self.batch_size}; raise it")
+        if self.extra_data is None and (self.extra_fraction != 0.7 or self.extra_license):
+            raise InputError("--extra-fraction and --extra-license go with --extra-data; give it too")
+        if self.extra_data is not None and self.stream:
+            raise InputError(
+                "--extra-data shares batches with images that are held; leave out --stream, or --extra-data"
+            )
+        if self.extra_data is not None and not 0 < self.extra_share < self.batch_size:
+            raise InputError(
+                f"extra-fraction {self.extra_fraction} is {self.extra_share} images of a batch of {self.batch_size}: a batch "
+                "needs some of both; change --extra-fraction or --batch-size"
+            )
         if self.pictures.augment == "pad" and (self.pictures.aa or self.pictures.reprob):
             raise InputError("--aa and --reprob change pictures that are cut anew; give --augment rrc, not pad")
         if not isinstance(self.method_args, Mapping):
@@ -288,6 +321,11 @@ class TrainConfig(Checked):
         return self.threat_model.eps / 4 if self.attack.step_size is None else self.attack.step_size
 
     @property
+    def extra_share(self) -> int:
+        """Images of every batch that come from the extra data."""
+        return 0 if self.extra_data is None else round(self.extra_fraction * self.batch_size)
+
+    @property
     def warmup(self) -> int:
         """Clean epochs before the adversarial ones: `clean_epochs`, or the recipe's share of this run, or none if `COLD`."""
         share = 0.0 if self.method in COLD else self.clean_share
@@ -307,79 +345,20 @@ def as_decided(config: TrainConfig, run: TrainConfig) -> TrainConfig:
         run: as recorded.
     """
     holdout = run.holdout if config.holdout is None else config.holdout
+    found_images = run.extra_images if config.extra_images is None else config.extra_images
     asked, found = config.pictures, run.pictures
     decided = dataclasses.replace(
         asked, augment=asked.augment or found.augment, crop_pct=asked.crop_pct or found.crop_pct
     )
-    return dataclasses.replace(config, holdout=holdout, pictures=decided)
+    return dataclasses.replace(config, holdout=holdout, extra_images=found_images, pictures=decided)
 
 
 def public(config: TrainConfig) -> TrainConfig:
     """The configuration with paths of this machine cut to their last part. Training makes them absolute, so they are known."""
-    dataset, start = config.dataset, config.init_from
-    dataset = local_name(dataset) if Path(dataset).is_absolute() else dataset
-    start = Path(start).name if start and Path(start).is_absolute() else start
-    return dataclasses.replace(config, dataset=dataset, init_from=start)
-
-
-@dataclass(frozen=True)
-class PushOptions(Checked):
-    """How a run is published."""
-
-    private: bool = option(False, "a new repository is private")
-    revision: str | None = option(None, "push to this branch, made if there is none (default: main)")
-    create_pr: bool = option(False, "open a pull request instead of writing to main")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.revision and self.create_pr:
-            raise InputError(
-                f"a pull request is made against main, not {self.revision!r}; leave out --revision or --create-pr"
-            )
-
-
-@dataclass(frozen=True)
-class RunOptions(Checked):
-    """Where and how a run happens; decides nothing about what it learns but by rounding (threads and compile order sums)."""
-
-    output: str | None = option(None, "the run directory (default: runs/RECIPE)")
-    resume: bool = option(False, "go on from the state in the run directory")
-    save_every_steps: int | None = option(
-        None, "also save the state within epochs, every so many steps (default: at their ends)", unit="steps", least=1
-    )
-    threads: int | None = option(
-        None, "CPU threads (default: OMP_NUM_THREADS, else this process's share of the cores)", least=1
-    )
-    compile: bool = option(
-        False, "compile attack and update with torch.compile; left off on a CPU, where it does not pay"
-    )
-    gradient_checkpointing: bool = option(False, "keep fewer activations and compute them again: less memory, slower")
-    track_test: bool = option(
-        False,
-        f"also record accuracy on {TRACKED:,} test images after each epoch, for a figure; nothing is chosen by it",
-    )
-    device_data_limit: float = option(
-        4.0, "training data that would take more than this on the device, decoded, is streamed", unit="GiB", least=0
-    )
-    tracker: Literal["none", "tensorboard", "trackio"] = option(
-        "none", "also log to an experiment tracker (its own extra)"
-    )
-    push_to_hub: str | None = option(None, "after the last epoch, publish the run as ORG/NAME")
-    push: PushOptions = field(default_factory=PushOptions, metadata={"prefix": ""})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.push != PushOptions() and not self.push_to_hub:
-            raise InputError("--private, --revision and --create-pr go with --push-to-hub ORG/NAME; give it too")
-
-
-@dataclass(frozen=True)
-class StudyOptions(Checked):
-    """The size of a sweep, and where it goes."""
-
-    seeds: int = option(3, "runs of each member, with seeds that follow each other", least=1)
-    jobs: int | None = option(None, "members that run at a time (default: one a GPU, else one)", least=1)
-    attacks: tuple[str, ...] = option((), "as in evaluate (default: clean pgd20, or the columns of the paper's table)")
-    n: int | None = option(None, "evaluate on the first n test images (default: all)", unit="images", least=1)
-    track_test: bool = option(False, "also record accuracy on test images after each epoch, as in training")
-    output: str | None = option(None, "the directory of the members and the table (default: runs/study/RECIPE)")
+    named = {key: value for key in ("dataset", "extra_data", "init_from") if (value := getattr(config, key))}
+    short: dict[str, Any] = {
+        key: Path(value).name if key == "init_from" else local_name(value)
+        for key, value in named.items()
+        if Path(value).is_absolute()
+    }
+    return dataclasses.replace(config, **short)

@@ -9,12 +9,14 @@ What is too large to be held decoded, or is to be cut anew in every epoch, stays
 from piat_hub.data.classes import numbered_as as numbered_as
 from piat_hub.data.corrupted import Corrupted as Corrupted
 from piat_hub.data.encoded import Encoded as Encoded
+from piat_hub.data.extra import load_extra as load_extra
 from piat_hub.data.feed import (
     batches as batches,
     shards as shards,
     steps_per_epoch as steps_per_epoch,
     training_batches as training_batches,
 )
+from piat_hub.data.npz import open_npz as open_npz
 from piat_hub.data.pictures import Fit as Fit, open_picture as open_picture, read_image as read_image
 from piat_hub.data.sources import (
     LIMIT as LIMIT,
@@ -31,4 +33,10 @@ from piat_hub.data.split import (
     to_unit as to_unit,
 )
 from piat_hub.data.stream import Stream as Stream, open_stream as open_stream
-from piat_hub.data.views import augment as augment, seeded as seeded, transform as transform
+from piat_hub.data.views import (
+    augment as augment,
+    crop_shift as crop_shift,
+    cutout as cutout,
+    seeded as seeded,
+    transform as transform,
+)

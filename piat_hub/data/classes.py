@@ -26,7 +26,7 @@ def numbered_as(split: Split, names: Sequence[str], whose: str = "the model") ->
     Raises:
         InputError: where a class that has images is none of `names`.
     """
-    own, names = split.label_names, tuple(names)
+    own, names, evaluated = split.label_names, tuple(names), whose == "the model"
     if not names or own == names:
         return split
     there = split.labels.unique().tolist()
@@ -36,9 +36,10 @@ def numbered_as(split: Split, names: Sequence[str], whose: str = "the model") ->
         return replace(split, label_names=names, inferred=False, notes=(*split.notes, note))
     if found is None:
         lists = f"{shortened([own[k] for k in there])} against {shortened(names)}"
+        other = "name the data it was trained for with --dataset, or " if evaluated else ""
         raise InputError(
-            f"{whose} has {len(names)} classes and {split.name} has {len(there)}; name the data it was trained for with "
-            f"--dataset, or name the classes alike, since labels go by name: {lists}"
+            f"{whose} has {len(names)} classes and {split.name} has {len(there)}; {other}name the classes alike, since labels "
+            f"go by name: {lists}"
         )
     numbers = torch.zeros(len(own), dtype=torch.int64)
     numbers[there] = torch.tensor(found)
@@ -48,9 +49,8 @@ def numbered_as(split: Split, names: Sequence[str], whose: str = "the model") ->
     if renamed := [(own[k], names[n]) for k, n in zip(there, found, strict=True) if own[k] != names[n]]:
         notes.append(f"class {renamed[0][0]!r} of {split.name} is taken for {renamed[0][1]!r}" + _more(renamed))
     if len(there) < len(names):
-        notes.append(
-            f"{split.name} has {len(there)} of the {len(names)} classes of {whose}: an answer outside of them counts as wrong"
-        )
+        counted = ": an answer outside of them counts as wrong" if evaluated else ""
+        notes.append(f"{split.name} has {len(there)} of the {len(names)} classes of {whose}{counted}")
     labels = numbers.to(split.labels.device)[split.labels]
     return replace(split, labels=labels, label_names=names, inferred=False, notes=(*split.notes, *notes))
 

@@ -12,7 +12,7 @@ from piat_hub.config import InputError, TrainConfig
 from piat_hub.data.encoded import Encoded, in_workers
 from piat_hub.data.split import Split, derived_seed
 from piat_hub.data.stream import Stream
-from piat_hub.data.views import Asked, Views, augment
+from piat_hub.data.views import Asked, Views, varied
 
 
 def training_batches(
@@ -22,6 +22,7 @@ def training_batches(
     world: int = 1,
     epochs_done: int = 0,
     steps_done: int = 0,
+    extra: Split | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images, labels) of every micro-batch of one process, from where an earlier run ended to the end of the last epoch.
 
@@ -35,6 +36,7 @@ def training_batches(
         world: how many processes share a batch.
         epochs_done: whole epochs behind the run.
         steps_done: steps of the next epoch behind it.
+        extra: images that share every batch, see `mixed_batches`.
 
     Yields:
         Images (B, C, H, W) uint8, or floats as the split's are, on the split's device, and labels (B,) int64.
@@ -65,13 +67,104 @@ def training_batches(
                 rows = split.images.rows[index].tolist()  # type: ignore[union-attr]
                 yield Asked(epoch, rows, known[index].tolist())
 
-    if views:
-        seen: Iterator[tuple[Tensor, Tensor]] = in_workers(views.of, asked(), split.labels.is_cuda)
+    if extra:
+        seen: Iterator[tuple[Tensor, Tensor]] = mixed_batches(
+            split, extra, config, rank, world, epochs_done, steps_done
+        )
+    elif views:
+        seen = in_workers(views.of, asked(), split.labels.is_cuda)
     else:
         seen = (pair for epoch in epochs for pair in split.feed(indices(epoch)))
     for images, labels in seen:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        yield images if cut else augment(images, config.crop_pad, config.flip), labels
+        yield images if cut else varied(images, config), labels
+
+
+def mixed_batches(
+    real: Split, extra: Split, config: TrainConfig, rank: int, world: int, epochs_done: int, steps_done: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images, labels) of every micro-batch of one process, where each batch holds `config.extra_share` extra images.
+
+    Each set goes through an endless order of its own, in which a step's place depends on its number in the run alone, so a
+    run goes on from any step. A batch's parts, one for each process and micro-batch, hold equally many of a set, or differ
+    by one image.
+
+    Args:
+        real: the training images.
+        extra: those mixed in, on any device.
+        config: says the batches, the share, the epochs and the seed.
+        rank: of this process.
+        world: how many processes share a batch.
+        epochs_done: whole epochs behind the run.
+        steps_done: steps of the next epoch behind it.
+
+    Yields:
+        Images (B, C, H, W) and labels (B,) on the device of the real labels.
+    """
+    size, share, device = config.batch_size, config.extra_share, real.labels.device
+    steps = steps_per_epoch(config.epoch_size or len(real), size)
+    done, parts = epochs_done * steps + steps_done, world * config.accumulation
+    cuts = [ends[rank::world] for ends in portions(size - share, share, parts)]
+    seeds = [derived_seed(config.seed, 0, source) for source in (1, 2)]  # of no epoch: they begin with 1
+    orders = endless(len(real), size - share, seeds[0], done), endless(len(extra), share, seeds[1], done)
+    place = _shuffled(size // parts, config.seed, 0, 3).to(device)  # mixup blends image k with -k: let all kinds meet
+    for epoch in range(epochs_done, config.epochs):
+        left = steps - (steps_done if epoch == epochs_done else 0)
+        indices = [
+            [batch[cut] for batch in islice(order, left) for cut in own]
+            for order, own in zip(orders, cuts, strict=True)
+        ]
+        for (images, labels), (others, theirs) in zip(*map(Split.feed, (real, extra), indices), strict=True):
+            both = torch.cat([images, _sent(others, device)]), torch.cat([labels, _sent(theirs, device)])
+            yield both[0][place], both[1][place]
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device; a GPU gets them from memory that it reads by itself, so the host need not wait."""
+    pinned = values.pin_memory() if device.type == "cuda" and not values.is_cuda else values
+    return pinned.to(device, non_blocking=True)
+
+
+def _shuffled(n: int, *counters: int) -> Tensor:
+    """The numbers below n in an order that these counters decide."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(*counters)))
+
+
+def endless(n: int, size: int, seed: int, begun: int = 0) -> Iterator[Tensor]:
+    """Batches of indices from one pass over a set after another, without end; each pass is an order that (seed, pass) decide.
+
+    No index comes again before all others have come. A batch may end one pass and begin the next.
+
+    Args:
+        n: images of the set.
+        size: images of a batch, at most n.
+        seed: of this set's orders.
+        begun: batches to leave out.
+
+    Yields:
+        (size,) int64 on the CPU, from [0, n).
+    """
+    number, place = divmod(begun * size, n)
+    rest = _shuffled(n, seed, number)[place:]
+    while True:
+        while len(rest) < size:
+            number += 1
+            rest = torch.cat([rest, _shuffled(n, seed, number)])
+        yield rest[:size]
+        rest = rest[size:]
+
+
+def portions(real: int, extra: int, parts: int) -> tuple[list[slice], list[slice]]:
+    """What each part of a batch takes of its real and of its extra images; shares of a kind differ by one at most.
+
+    Args:
+        real: images of the one kind.
+        extra: of the other; together a multiple of `parts`.
+        parts: of equal size.
+    """
+    ends = [k * real // parts for k in range(parts + 1)]
+    others = [k * (real + extra) // parts - end for k, end in enumerate(ends)]
+    return list(map(slice, ends, ends[1:])), list(map(slice, others, others[1:]))
 
 
 def _streamed(stream: Stream, config: TrainConfig, rank: int, world: int, epoch: int, done: int) -> Iterator[Asked]:
@@ -99,7 +192,7 @@ def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
     Yields:
         (size,) int64 on the CPU, from [0, n).
     """
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
+    order = _shuffled(n, seed, epoch)
     for i in range(steps_per_epoch(n, size)):
         yield order[i * size : (i + 1) * size]
 

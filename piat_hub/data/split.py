@@ -98,7 +98,7 @@ class Split:
         """(images, labels) of each batch of indices, on the device; encoded images are decoded by workers.
 
         Args:
-            batches: (B,) int64 each, all of one length.
+            batches: (B,) int64 each.
 
         Yields:
             Images (B, C, H, W) uint8 and labels (B,) int64.
@@ -108,9 +108,11 @@ class Split:
         """
         if not batches:
             return
-        indices = torch.stack(list(batches)).to(self.labels.device)  # at once: a copy to a GPU makes the host wait
+        whole = torch.cat(list(batches)).to(self.labels.device)  # at once: a copy to a GPU makes the host wait
+        indices = whole.split([len(index) for index in batches])
         if not isinstance(self.images, Encoded):
-            yield from ((self.images[index], self.labels[index]) for index in indices)
+            # index_select copies whole rows, four times as fast as images[index]
+            yield from ((self.images.index_select(0, index), self.labels[index]) for index in indices)
             return
         rows = [self.images.rows[index].tolist() for index in batches]
         decoded = in_workers(self.images.decode, rows, self.labels.is_cuda)

@@ -132,6 +132,25 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(before[2])
 
 
+def varied(images: Tensor, config: TrainConfig) -> Tensor:
+    """How training looks at images that are held decoded: cropped, perhaps mirrored, perhaps with a grey square.
+
+    Draws from the device's global generator.
+
+    Args:
+        images: (B, C, H, W) uint8, or floats in [0, 1].
+        config: says the crop, the flip and the square.
+
+    Returns:
+        Images like those.
+    """
+    if config.crop_shift:
+        seen = augment(crop_shift(images, config.crop_shift), 0, config.flip)
+    else:
+        seen = augment(images, config.crop_pad, config.flip)
+    return cutout(seen, config.cutout) if config.cutout else seen
+
+
 def augment(images: Tensor, pad: int, flip: bool) -> Tensor:
     """Random crop after zero-padding by `pad`, then random horizontal flip, by one gather.
 
@@ -145,11 +164,72 @@ def augment(images: Tensor, pad: int, flip: bool) -> Tensor:
     Returns:
         (B, C, H, W) uint8, of the same size.
     """
-    b, c, h, w = images.shape
+    b, _, h, w = images.shape
     device = images.device
     rows = torch.randint(2 * pad + 1, (b, 1), device=device) + torch.arange(h, device=device)
     cols = torch.randint(2 * pad + 1, (b, 1), device=device) + torch.arange(w, device=device)
     if flip:
         cols = torch.where(torch.rand(b, 1, device=device) < 0.5, cols.flip(1), cols)
-    pixels = (rows[:, :, None] * (w + 2 * pad) + cols[:, None, :]).view(b, 1, -1).expand(-1, c, -1)
-    return F.pad(images, (pad, pad, pad, pad)).view(b, c, -1).gather(2, pixels).view(b, c, h, w)
+    return _gathered(F.pad(images, (pad, pad, pad, pad)), rows, cols)
+
+
+def crop_shift(images: Tensor, most: int) -> Tensor:
+    """Cut some rows and columns off each image and put the rest back at a random place, on black (Li & Spratling 2023).
+
+    How many go in all is uniform from 0 to `most`, how many of them are columns uniform too (arXiv:2301.09879 and its
+    authors' code, where CIFAR-10 has 10 and SVHN 8). Draws from the device's global generator.
+
+    Args:
+        images: (B, C, H, W).
+        most: rows and columns together; less than H and W.
+
+    Returns:
+        Images like those.
+    """
+    b, _, h, w = images.shape
+    cut = _below(torch.full((b, 1), most + 1, device=images.device))
+    columns = _below(cut + 1)
+    return _gathered(F.pad(images, (0, 1, 0, 1)), _put_back(h, cut - columns), _put_back(w, columns))
+
+
+def _put_back(length: int, cut: Tensor) -> Tensor:
+    """For each place of an axis what lies there after crop and shift, (B, length); `length`, beyond the image, for nothing."""
+    start, to = _below(cut + 1), _below(cut + 1)
+    place = torch.arange(length, device=cut.device) - to
+    return torch.where((place >= 0) & (place < length - cut), place + start, length)
+
+
+def _below(bounds: Tensor) -> Tensor:
+    """Whole numbers from 0, each uniform below its bound."""
+    return (torch.rand(bounds.shape, device=bounds.device) * bounds).long()
+
+
+def _gathered(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """The pixels of each image at these rows (B, H) and columns (B, W)."""
+    b, c, _, w = images.shape
+    pixels = (rows[:, :, None] * w + cols[:, None, :]).view(b, 1, -1).expand(-1, c, -1)
+    return images.view(b, c, -1).gather(2, pixels).view(b, c, rows.shape[1], cols.shape[1])
+
+
+def cutout(images: Tensor, side: int) -> Tensor:
+    """A grey square in each image, its centre any pixel, so that it may reach beyond an edge (DeVries & Taylor 2017).
+
+    Its level is the middle of the range, where arXiv:1708.04552 takes the data set's mean. Draws from the device's global
+    generator.
+
+    Args:
+        images: (B, C, H, W) uint8, or floats in [0, 1].
+        side: pixels; 16 for CIFAR-10 and 8 for CIFAR-100 there.
+
+    Returns:
+        Images like those.
+    """
+    b, _, h, w = images.shape
+
+    def near(length: int) -> Tensor:
+        first = torch.randint(length, (b, 1), device=images.device) - side // 2
+        place = torch.arange(length, device=images.device) - first
+        return (place >= 0) & (place < side)
+
+    hole = near(h)[:, None, :, None] & near(w)[:, None, None, :]
+    return images.masked_fill(hole, GREY / 255 if images.is_floating_point() else GREY)

@@ -104,6 +104,7 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         plain=plain_timm.lines(model, weights) if ours else None,
         files={checkpoint: (WEIGHTS[checkpoint], digest) for checkpoint, digest in run.digests.items()},
         training=escaped(run.training),
+        extra=escaped(_extra(config)),
         command=labels.command(config),
     )
     return str(card)
@@ -184,6 +185,15 @@ def _fit(model: ModelConfig, config: TrainConfig) -> str:
     return f", data.Fit({size}, 'center', {config.pictures.crop_pct:g}, 'bicubic')" if config.pictures.crop_pct else ""
 
 
+def _extra(config: TrainConfig) -> str:
+    """What the card says of images that shared every batch; "" where there were none."""
+    if config.extra_data is None:
+        return ""
+    count = "" if config.extra_images is None else f", {config.extra_images:,} images"
+    named = f"{config.extra_data}{count}, licence {config.extra_license or 'not stated'}"
+    return f"{config.extra_share} of the {config.batch_size} images of every batch come from extra data: {named}."
+
+
 def licence(model: ModelConfig) -> dict[str, Any]:
     """The licence that config.json names, in the Hub's words: that of the weights training began with; {} for none."""
     source = model.pretrained_cfg.get("license")
@@ -225,7 +235,7 @@ def _metadata(name: str, licence: dict[str, Any], config: TrainConfig, measured:
         **licence,
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "adversarial-robustness", *training_tags],
-        datasets=[DATASETS[config.dataset][0]] if config.dataset in DATASETS else None,
+        datasets=[DATASETS[name][0] for name in (config.dataset, config.extra_data) if name in DATASETS] or None,
         model_name=name.rpartition("/")[2],
         eval_results=entries or None,
     )

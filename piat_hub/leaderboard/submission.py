@@ -144,11 +144,11 @@ def submit(
         raise InputError(f"{run} is no submission: {'; '.join(reasons)}; --draft writes the files all the same")
     architecture = found.model.architecture
     name = identifier(paper, architecture)
-    built = ARCHITECTURES.get(architecture, ("", architecture))[1]
+    built, extra = ARCHITECTURES.get(architecture, ("", architecture))[1], found.config.extra_data is not None
     source = repo_id or str(home.resolve().name)
     texts = {
-        f"model_info/{data}/{norm}/{name}.json": json.dumps(entry(results, paper, built), indent=2) + "\n",
-        "issue.md": _marked(issue(name, results, paper, built, repo_id), "<!-- {} -->", reasons),
+        f"model_info/{data}/{norm}/{name}.json": json.dumps(entry(results, paper, built, extra), indent=2) + "\n",
+        "issue.md": _marked(issue(name, results, paper, built, extra, repo_id), "<!-- {} -->", reasons),
         f"{timm_name(name, data, norm)}.py": _marked(
             registration(name, data, norm, source, checkpoint), "# {}", reasons
         ),
@@ -206,13 +206,14 @@ def accepts(model: nn.Module, split: Split, results: Record) -> Iterator[str]:
             yield "it optimises inside its forward pass"
 
 
-def entry(results: Record, paper: Paper, architecture: str) -> dict[str, Any]:
+def entry(results: Record, paper: Paper, architecture: str, extra: bool) -> dict[str, Any]:
     """model_info's JSON: RobustBench's keys, accuracies as percent in text.
 
     Args:
         results: with "clean" and "aa".
         paper: that the model is from.
         architecture: its name on the leaderboard.
+        extra: it was trained with more images than the data set's.
     """
     attacks = results.attacks
     robust = str(round(100 * attacks["aa"]["accuracy"], 2))
@@ -220,7 +221,7 @@ def entry(results: Record, paper: Paper, architecture: str) -> dict[str, Any]:
         "link": paper.link,
         "name": paper.title,
         "authors": paper.authors,
-        "additional_data": False,
+        "additional_data": extra,
         "number_forward_passes": 1,
         "dataset": results.dataset,
         "venue": paper.venue,
@@ -233,7 +234,7 @@ def entry(results: Record, paper: Paper, architecture: str) -> dict[str, Any]:
     }
 
 
-def issue(name: str, results: Record, paper: Paper, architecture: str, repo_id: str | None) -> str:
+def issue(name: str, results: Record, paper: Paper, architecture: str, extra: bool, repo_id: str | None) -> str:
     """The text for RobustBench's "New Model(s)" issue form; its first line is the issue's title.
 
     Args:
@@ -241,6 +242,7 @@ def issue(name: str, results: Record, paper: Paper, architecture: str, repo_id: 
         results: with "clean" and "aa".
         paper: that the model is from.
         architecture: its name on the leaderboard.
+        extra: it was trained with more images than the data set's.
         repo_id: where the weights can be had, "ORG/NAME".
     """
     attacks = results.attacks
@@ -250,6 +252,7 @@ def issue(name: str, results: Record, paper: Paper, architecture: str, repo_id: 
         name=name,
         **vars(paper),
         architecture=architecture,
+        extra=str(extra).lower(),
         dataset=results.dataset,
         **to_dict(results.threat_model),
         clean=percent(attacks["clean"]["accuracy"]),

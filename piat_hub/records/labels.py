@@ -39,7 +39,12 @@ def method_name(config: TrainConfig) -> str:
     law = config.interpolation
     prefix = {"none": "", "piat": "PIAT+", "constant": f"lam={law.constant:g}+"}[law.kind]
     name = "PIAT" if prefix == "PIAT+" and config.method == "pgd_at" else prefix + name
-    extras = {"+AWP": config.awp, " with EMA": config.ema, " with SWA": config.swa}
+    extras = {
+        "+AWP": config.awp,
+        " with EMA": config.ema,
+        " with SWA": config.swa,
+        " with extra data": config.extra_data,
+    }
     return name + "".join(words for words, value in extras.items() if value is not None)
 
 

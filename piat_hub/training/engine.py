@@ -78,6 +78,7 @@ class Parts:
         ema: stepped after each weight update.
         swa: stepped at each epoch's end.
         stream: what is trained on, where not all of it can be held.
+        extra: images that share every batch with the training images.
     """
 
     config: TrainConfig
@@ -92,6 +93,12 @@ class Parts:
     ema: averages.EMA | None = None
     swa: averages.SWA | None = None
     stream: data.Stream | None = None
+    extra: data.Split | None = None
+
+    @property
+    def epoch_size(self) -> int:
+        """Images of an epoch, of which whole batches are trained on."""
+        return self.config.epoch_size or len(self.split)
 
 
 def train(
@@ -120,9 +127,8 @@ def train(
     config, accelerator, split = parts.config, parts.accelerator, parts.split
     standard = methods.get("standard")()
     rank, world = accelerator.process_index, accelerator.num_processes
-    source = parts.stream or split
-    steps = data.steps_per_epoch(len(source), config.batch_size)
-    feed = data.training_batches(source, config, rank, world, epochs_done, steps_done)
+    steps = data.steps_per_epoch(parts.epoch_size, config.batch_size)
+    feed = data.training_batches(parts.stream or split, config, rank, world, epochs_done, steps_done, parts.extra)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         parts.model.train()
         clean, progress = epoch <= config.warmup, (epoch - 1) / config.epochs
@@ -144,7 +150,7 @@ def train(
                         loss = backward(parts.model, loss_of, attack, gamma, accelerator, parts.twin)
                         losses.add(step, loss)
                         update(parts, averaging)
-            images_of_all, few = min(config.batch_size, len(source)), config.accumulation * replays
+            images_of_all, few = min(config.batch_size, parts.epoch_size), config.accumulation * replays
             yield Step(epoch, step, steps, images_of_all, losses.latest(few), losses)
         order = partial(data.batches, len(split), config.batch_size, config.seed, epoch)
         lam = parts.interpolation.step(plain(split, order())) if parts.interpolation else 0.0

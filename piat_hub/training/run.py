@@ -110,7 +110,7 @@ def _train(
             "images are divided otherwise, so it will not end with the same bits"
         )
     done.processes = accelerator.num_processes
-    for line in (describe(setup, options), *setup.whole.notes):
+    for line in describe(setup, options):
         yield Notice(line)
     check = make_check(setup)
     began = time.monotonic() - done.seconds  # of the epoch under way
@@ -187,8 +187,8 @@ def end_epoch(
     setup.checked.load_state_dict(setup.evaluated.state_dict())
     metrics = dataclasses.asdict(epoch) | check(setup.checked, epoch.epoch)
     better = setup.held and (done.best is None or metrics["holdout_pgd10_acc"] > done.best["holdout_pgd10_acc"])
-    whole = len(setup.parts.stream or setup.parts.split)
-    images = data.steps_per_epoch(whole, config.batch_size) * min(config.batch_size, whole)
+    size = setup.parts.epoch_size
+    images = data.steps_per_epoch(size, config.batch_size) * min(config.batch_size, size)
     timing = {
         "epoch": epoch.epoch,
         "train_seconds": round(trained - began, 3),

@@ -20,12 +20,13 @@ from piat_hub import backbones, data, methods
 from piat_hub.attacks import Twin, pgd
 from piat_hub.attacks.apgd import few_steps
 from piat_hub.attacks.core import ascend
-from piat_hub.config import DATASETS, TRACKED, InputError, RunOptions, TrainConfig, nearest, printable
+from piat_hub.config import DATASETS, InputError, RunOptions, TrainConfig, nearest
 from piat_hub.evaluation.suites import Stage
 from piat_hub.evaluation.verdict import accuracy, class_count, verdict_mode
 from piat_hub.hub.load import from_timms_weights, keep_origin, start_from
 from piat_hub.machine import PATIENCE, set_threads
 from piat_hub.training import averages, engine, guards, optimizers, state
+from piat_hub.training.images import load_extra, load_images
 from piat_hub.training.interpolation import ParameterInterpolation
 
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
@@ -88,7 +89,9 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
     parted = (whole[count:], whole[:count]) if stream else data.hold_out(whole, count, config.train_size)
     split, held = (part.to(accelerator.device) for part in parted)
     stream = dataclasses.replace(stream, head=split) if stream else None
-    batch = min(config.batch_size, len(stream or split))
+    extra = load_extra(config, split, options, accelerator)
+    config = dataclasses.replace(config, extra_images=len(extra)) if extra else config
+    batch = min(config.batch_size, config.epoch_size or len(split))
     *_, micro = data.shards(torch.arange(batch), accelerator.num_processes, config.accumulation).shape  # or InputError
     if config.mixing.blends and micro % 2:
         raise InputError(f"mixup and cutmix blend pairs, {micro} images at a time are odd; choose another --batch-size")
@@ -131,67 +134,9 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
         ema,
         swa,
         stream,
+        extra,
     )
     return Setup(parts, whole, held, tracked, bare, checked, evaluated, threads, compiled)
-
-
-def load_images(
-    config: TrainConfig, options: RunOptions, accelerator: Accelerator
-) -> tuple[TrainConfig, data.Split, data.Split | None, data.Stream | None]:
-    """(configuration, all training images, the test images whose accuracy is recorded or None, a stream or None).
-
-    Of a stream the training images are its first ones.
-
-    The first process reads them first. In the configuration it is decided how pictures become images of one size.
-
-    Args:
-        config: names the data set, its columns and the size of its images.
-        options: says whether test images are tracked, and how large decoded data may be.
-        accelerator: as launched; the tracked images are put on its device.
-
-    Raises:
-        InputError: for data that cannot be loaded, or a class whose name cannot be printed.
-    """
-    columns, limit = (config.image_column, config.label_column), options.device_data_limit
-    with accelerator.main_process_first():
-        sizes = config.epoch_size or 0, config.holdout or 0
-        stream = data.open_stream(config.dataset, *columns, *sizes) if config.stream else None
-        skip = config.pictures.skip_broken
-        found = stream.head if stream else data.load_encoded(config.dataset, "train", *columns, skip)
-        config, fit = fitting(config, found)
-        whole = data.of_one_size(found, limit=0 if stream or config.pictures.augment == "rrc" else limit, fit=fit)
-        test = data.load_encoded(config.dataset, "test", *columns) if options.track_test else None
-        tracked = data.of_one_size(test, limit=limit, fit=fit) if test else None
-    if bad := [name for name in whole.label_names if not printable(name)]:
-        raise InputError(f"{whole.name} has a class {bad[0]!a}, which cannot be printed on one line; rename it")
-    if tracked:
-        tracked = data.numbered_as(tracked, whole.label_names, "the training split")[:TRACKED].to(accelerator.device)
-    return config, whole, tracked, stream
-
-
-def fitting(config: TrainConfig, found: data.Split) -> tuple[TrainConfig, data.Fit | None]:
-    """(the configuration, in which it is decided how pictures become images of one size; how that is done, or None).
-
-    Args:
-        config: as asked for.
-        found: the training pictures, of whatever sizes they are.
-
-    Raises:
-        InputError: where they differ in size and nothing says which they are to have, or an `aa` that timm does not know.
-    """
-    asked, sizes = config.pictures, found.images.sizes if isinstance(found.images, data.Encoded) else ()
-    mixed = len(sizes) > 1
-    if mixed and not config.img_size:
-        some = " and ".join(f"{h}x{w}" for h, w in sizes[:2])
-        raise InputError(f"{found.name} mixes image sizes: {some}; give them one with --img-size, 224 say")
-    size = (config.img_size, config.img_size) if config.img_size else found.shape[1:]
-    cut = asked.augment == "rrc" or (asked.augment is None and bool(mixed or asked.aa or asked.reprob))
-    if cut:
-        crop_pct = asked.crop_pct or (0.875 if mixed else 1.0)
-        asked = dataclasses.replace(asked, augment="rrc", crop_pct=crop_pct)
-        data.transform(size, asked, config.flip)  # or InputError
-    given = config.img_size or asked.crop_pct
-    return dataclasses.replace(config, pictures=asked), data.Fit.trained(size, asked.crop_pct) if given else None
 
 
 def make_attack(config: TrainConfig) -> methods.Attack:
@@ -204,7 +149,7 @@ def make_attack(config: TrainConfig) -> methods.Attack:
 
 
 def settled(config: TrainConfig) -> TrainConfig:
-    """The configuration with what needs no data decided: folders as absolute paths, a step's length, what a stream holds out.
+    """The configuration with what needs no data decided: absolute paths, a step's length, what a stream holds out.
 
     Such a path means the same from everywhere, and no Hub id.
 
@@ -213,21 +158,26 @@ def settled(config: TrainConfig) -> TrainConfig:
     """
     attack = dataclasses.replace(config.attack, step_size=config.step_size)
     known = {*DATASETS, "digits", "imagenet"}
-    named = {key: value for key in ("dataset", "init_from") if (value := getattr(config, key)) and value not in known}
-    folders: dict[str, Any] = {key: str(Path(value).resolve()) for key, value in named.items() if Path(value).is_dir()}
-    if config.epoch_size and config.holdout is None:
+    keys = ("dataset", "extra_data", "init_from")
+    named = {key: value for key in keys if (value := getattr(config, key)) and value not in known}
+    folders: dict[str, Any] = {
+        key: str(Path(value).resolve())
+        for key, value in named.items()
+        if Path(value).is_dir() or value.endswith(".npz")
+    }
+    if config.stream and config.epoch_size and config.holdout is None:
         folders["holdout"] = min(1000, config.epoch_size // 10)
     return dataclasses.replace(config, attack=attack, **folders)
 
 
-def describe(setup: Setup, options: RunOptions) -> str:
-    """Where the training images are and what is compiled, in one line.
+def describe(setup: Setup, options: RunOptions) -> list[str]:
+    """Where the training images are and what is compiled, in one line; one of the extra data; and the data's own notes.
 
     Args:
         setup: the run's parts.
         options: says the limit of decoded data, and whether to compile.
     """
-    split, mib, limit = setup.parts.split, 2**20, f"{options.device_data_limit:g} GiB"
+    split, extra, mib, limit = setup.parts.split, setup.parts.extra, 2**20, f"{options.device_data_limit:g} GiB"
     if setup.parts.stream:
         size = f"{setup.parts.config.epoch_size:,} images an epoch"
         line = f"data: {size} are read through in shards, of which the first {len(setup.held):,} are held out"
@@ -241,7 +191,12 @@ def describe(setup: Setup, options: RunOptions) -> str:
         line = f"data: {len(split):,} images on {device}, {size} decoded"
     if options.compile:
         line += "; attack and update are compiled" if setup.compiled else "; not compiled: on a CPU it does not pay"
-    return line
+    lines = [line, *setup.whole.notes]
+    if extra:
+        share, batch = setup.parts.config.extra_share, setup.parts.config.batch_size
+        where = "decoded by workers" if isinstance(extra.images, data.Encoded) else f"on {extra.labels.device}"
+        lines += [f"extra data: {len(extra):,} images {where}, {share} of every batch of {batch}", *extra.notes]
+    return lines
 
 
 def make_backbone(config: TrainConfig, split: data.Split) -> nn.Module:
