@@ -66,7 +66,7 @@ def test_digits_get_the_models_labels_and_the_agreement_is_counted(tmp_path, cap
     assert str(tmp_path) not in json.dumps(known)
     out = capsys.readouterr().out
     assert "400 of 400 pictures of digits (test), labelled by robust" in out
-    assert f"the labels they had agree for {right / 4:.2f} % of 400 (95 %" in out
+    assert f"with the labels they had, all agree in {right / 4:.2f} % of 400 (95 %" in out
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     (tmp_path / "out").rename("before")
     labelled(RUN, "digits", "--split", "test", "--batch-size", "250")

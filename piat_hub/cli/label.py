@@ -77,14 +77,13 @@ def _say(facts: dict[str, Any], why: str) -> None:
         f"{facts['kept']:,} of {facts['n']:,} pictures of {facts['dataset']} ({facts['split']}), labelled by {facts['model']}"
     )
     counts = sorted(facts["kept_by_class"].items(), key=itemgetter(1))
-    print(f"of a class from {counts[0][1]:,} ({counts[0][0]}) to {counts[-1][1]:,} ({counts[-1][0]})")
+    print(f"from {counts[0][1]:,} ({counts[0][0]}) to {counts[-1][1]:,} ({counts[-1][0]}) of a class")
     print("confidence {least:.3f} to {most:.3f}, median {median:.3f}, mean {mean:.3f}".format(**facts["confidence"]))
-    for key, of in (("agreement", ""), ("agreement_kept", " that are kept")):
-        if key in facts:
-            low, high = facts[key]["ci95"]
-            interval = f"95 % {percent(low)} to {percent(high)}"
+    for key, which in (("agreement", "all"), ("agreement_kept", "those kept")):
+        if found := facts.get(key):
+            low, high = map(percent, found["ci95"])
             print(
-                f"the labels they had agree for {percent(facts[key]['accuracy'])} of {facts[key]['n']:,}{of} ({interval})"
+                f"with the labels they had, {which} agree in {percent(found['accuracy'])} of {found['n']:,} (95 % {low} to {high})"
             )
     if why:
         print(f"how many are right is not known: {why}")

@@ -117,7 +117,7 @@ def described(
 
     Returns:
         "n" and "kept", "kept_by_class", the "confidence" of those kept, and, where there are labels to hold against,
-        "agreement" of all and "agreement_kept" of those kept, as results.json holds an accuracy.
+        "agreement" of all and "agreement_kept" of those kept, if they are fewer, as results.json holds an accuracy.
 
     Raises:
         InputError: where all pictures are of one class.
@@ -135,7 +135,8 @@ def described(
     if own is not None:
         right = classes == own
         facts["agreement"] = proportion(int(right.sum()), len(right))
-        facts["agreement_kept"] = proportion(int(right[kept].sum()), len(kept))
+        if len(kept) < len(classes):
+            facts["agreement_kept"] = proportion(int(right[kept].sum()), len(kept))
     return facts
 
 
