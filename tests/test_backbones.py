@@ -17,6 +17,9 @@ COUNTS = {
     "cifar_preact_resnet18": 11_172_170,
     "cifar_wrn_28_10": 36_479_194,
     "cifar_wrn_32_10": 46_160_474,
+    "cifar_preact_resnet18_silu": 12_548_426,
+    "cifar_wrn_28_10_silu": 36_479_194,
+    "cifar_wrn_70_16_silu": 266_796_506,
     "cifar_resnet20": 272_474,
     "cifar_resnet8": 78_042,
 }
@@ -40,6 +43,7 @@ def test_other_depths_and_widths(name, layers, width, count):
 
 
 STRIDES = {"cifar_resnet18": 8, "cifar_resnet20": 4, "cifar_preact_resnet18": 8, "cifar_wrn_32_10": 4}
+STRIDES |= {"cifar_preact_resnet18_silu": 8, "cifar_wrn_28_10_silu": 4}
 
 
 @pytest.mark.parametrize(("name", "stride"), STRIDES.items())
@@ -79,6 +83,9 @@ SMALL = {  # every architecture, cut down
     "cifar_preact_resnet18": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_chs": 8},
     "cifar_wrn_28_10": {"layers": [1, 1, 1], "channels": [16, 32, 64]},
     "cifar_wrn_32_10": {"layers": [1, 1, 1], "channels": [8, 16, 32]},
+    "cifar_preact_resnet18_silu": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_chs": 8},
+    "cifar_wrn_28_10_silu": {"layers": [1, 1, 1], "channels": [16, 32, 64]},
+    "cifar_wrn_70_16_silu": {"layers": [1, 1, 1], "channels": [8, 16, 32]},
 }
 
 
@@ -142,6 +149,15 @@ def test_normalisation_inside(name, tmp_path):
     for wrong in ({"mean": (0.5, 0.5, 0.5)}, {"mean": (0.5,) * 3, "std": (0.2, 0.2, -0.2)}):
         with pytest.raises(InputError, match="must be 3 numbers each"):
             timm.create_model(name, **wrong)
+
+
+def test_networks_with_silu_have_cifars_statistics_inside():
+    for channels, mean in ((3, [0.4914, 0.4822, 0.4465]), (1, [(0.4914 + 0.4822 + 0.4465) / 3])):
+        model = timm.create_model("cifar_wrn_28_10_silu", in_chans=channels, **SMALL["cifar_wrn_28_10_silu"])
+        assert model.stem.conv.normalize.mean.flatten().tolist() == pytest.approx(mean)
+        assert model(torch.rand(2, channels, 8, 8)).shape == (2, 10)
+    bare = timm.create_model("cifar_wrn_28_10_silu", mean=(), std=(), **SMALL["cifar_wrn_28_10_silu"])
+    assert isinstance(bare.stem.conv, nn.Conv2d)
 
 
 def test_preact_variants_spelled_out(tmp_path):

@@ -93,6 +93,19 @@ BAD = [
     ("report m --output empty", "empty is a directory; name a file with --output"),
     ("figures m --threads 0", "threads must be >= 1"),
     ("report m --output README/report.html", "README is a file; name another --output"),
+    ("label m trio", "the following arguments are required: --output"),
+    ("label m nowhere --output o", "no data set 'nowhere'"),
+    ("label m2 trio --output o", "'m2' is no Hub id"),
+    ("label m trio --output m", "m holds config.json already; name another --output"),
+    ("label m trio --output README", "README is a file; name another --output"),
+    (
+        "label m trio --output o --keep-confident 0",
+        "--keep-confident must be in .0, 1., got 0; .5 keeps the surer half",
+    ),
+    ("label m trio --output o --keep-confident 1.5", "--keep-confident must be in .0, 1., got 1.5"),
+    ("label m trio --output o --batch-size 0", "--batch-size must be at least 1, got 0"),
+    ("label m noimage --output o", "has no image column among label; name one with --image-column"),
+    ("label m trio --output o --split tset", "trio has no split 'tset' .did you mean 'test'"),
 ]
 
 

@@ -48,6 +48,76 @@ class Block(nn.Module):
         return self.conv2(self.bn2(self.conv1(y)).relu()) + shortcut
 
 
+def same_padded(x, stride):
+    """What TensorFlow's SAME adds to an even side before a 3x3 convolution of this stride."""
+    return functional.pad(x, (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1))
+
+
+class SiLUBlock(nn.Module):
+    """A residual block of DMWideResNet, or of DMPreActResNet: its 3x3 projection takes what comes in as it is."""
+
+    def __init__(self, kind, before, after, stride):
+        super().__init__()
+        self.wide, self.stride = kind == "wrn", stride
+        first, second = ("conv_0", "conv_1") if self.wide else ("conv_2d_1", "conv_2d_2")
+        self.first, self.second = first, second
+        self.batchnorm_0, self.batchnorm_1 = nn.BatchNorm2d(before), nn.BatchNorm2d(after)
+        self.add_module(first, nn.Conv2d(before, after, 3, stride, bias=False))
+        self.add_module(second, conv(after, after, 3))
+        if before != after or (stride > 1 and not self.wide):
+            self.shortcut = nn.Conv2d(before, after, 1 if self.wide else 3, stride, bias=False)
+
+    def forward(self, x):
+        y = functional.silu(self.batchnorm_0(x))
+        shortcut = x
+        if hasattr(self, "shortcut"):
+            shortcut = self.shortcut(y if self.wide else same_padded(x, self.stride))
+        z = self.get_submodule(self.first)(same_padded(y, self.stride))
+        return self.get_submodule(self.second)(functional.silu(self.batchnorm_1(z))) + shortcut
+
+
+class SiLU(nn.Module):
+    """Gowal et al. 2020's WideResNet or Rebuffi et al. 2021's PreActResNet, by the names of its tensors; `norms` is in no file."""
+
+    def __init__(self, kind, layers, width=8, classes=10, norms=(MEAN, STD)):
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide, self.norms = kind == "wrn", norms
+        before = 16 if self.wide else width
+        self.add_module("init_conv" if self.wide else "conv_2d", conv(3, before, 3))
+        stages = []
+        for stage, depth in enumerate(layers):
+            after = width * 2**stage
+            strides = [1 if stage == 0 else 2, *[1] * (depth - 1)]
+            chain = [SiLUBlock(kind, after if i else before, after, stride) for i, stride in enumerate(strides)]
+            stages.append(nn.Sequential(*chain))
+            before = after
+        if self.wide:
+            self.layer = nn.Sequential(*(nn.Sequential(OrderedDict(block=stage)) for stage in stages))
+        else:
+            for number, stage in enumerate(stages):
+                self.add_module(f"layer_{number}", stage)
+        self.stages = len(stages)
+        self.batchnorm, self.logits = nn.BatchNorm2d(before), nn.Linear(before, classes)
+        as_trained(self)
+
+    def forward(self, x):
+        mean, std = (torch.tensor(numbers).to(x.dtype).view(-1, 1, 1) for numbers in self.norms)
+        x = (self.init_conv if self.wide else self.conv_2d)((x - mean) / std)
+        for number in range(self.stages):
+            x = (self.layer[number] if self.wide else self.get_submodule(f"layer_{number}"))(x)
+        return self.logits(functional.silu(self.batchnorm(x)).mean((2, 3)))
+
+
+def as_trained(network):
+    """BatchNorm's weights and statistics as training leaves them; eval mode."""
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        for tensor, low in ((norm.weight, 0.5), (norm.bias, -0.5), (norm.running_mean, -0.5)):
+            nn.init.uniform_(tensor, low, low + 1)
+        nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    network.eval()
+
+
 class Foreign(nn.Module):
     """A classifier of 32x32 images as RobustBench lays it out, with BatchNorm statistics as training leaves them."""
 
@@ -81,11 +151,7 @@ class Foreign(nn.Module):
         if own:
             for name, numbers in (("mu", MEAN), ("sigma", STD)):
                 self.register_buffer(name, torch.tensor(numbers).view(1, 3, 1, 1))
-        for norm in (m for m in self.modules() if isinstance(m, nn.BatchNorm2d)):
-            for tensor, low in ((norm.weight, 0.5), (norm.bias, -0.5), (norm.running_mean, -0.5)):
-                nn.init.uniform_(tensor, low, low + 1)
-            nn.init.uniform_(norm.running_var, 0.5, 2.0)
-        self.eval()
+        as_trained(self)
 
     def forward(self, x):
         x = self.conv1((x - self.mu) / self.sigma if hasattr(self, "mu") else x)
@@ -142,6 +208,53 @@ def test_logits_are_the_others(name, tmp_path):
     assert not any(m.training for m in converted.modules())
     assert same(network, converted, shape.get("channels", 3))
     assert converted.pretrained_cfg["architecture"] in timm.list_models("cifar_*")
+
+
+CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+SILU = {
+    "wrn": ("wrn", [2, 1, 2], {"width": 32}),
+    "wrn, no projection in the first stage": ("wrn", [1, 1, 1], {"width": 16}),
+    "wrn, a hundred classes": ("wrn", [1, 1, 1], {"classes": 100, "norms": CIFAR100}),
+    "preact": ("preact", [2, 2, 2, 2], {}),
+    "preact, a hundred classes": ("preact", [1, 2, 1, 1], {"classes": 100, "norms": CIFAR100}),
+}
+
+
+@pytest.mark.parametrize("name", SILU)
+def test_silu_networks_have_the_logits_of_their_definition(name, tmp_path):
+    """Also from a file of DataParallel's with a second network in it, as their authors save them, and through config.json."""
+    kind, layers, shape = SILU[name]
+    network = SiLU(kind, layers, **shape)
+    layout = f"robustbench-{kind}-silu"
+
+    def wrap(weights):
+        return {"model_state_dict": prefixed("module.0.")(weights), "unaveraged_model_state_dict": {}}
+
+    converted = layouts.convert(saved(network, tmp_path / "c.pt", wrap), layout)
+    assert same(network, converted)
+    assert all(norm.momentum == 0.01 for norm in converted.modules() if isinstance(norm, nn.BatchNorm2d))
+    directory = layouts.import_checkpoint(tmp_path / "c.pt", layout, tmp_path / "run")
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        theirs = network.float()(x)
+        for ours in (
+            piat_hub.from_pretrained(directory),
+            timm.create_model(f"local-dir:{directory}", pretrained=True).eval(),
+        ):
+            assert torch.allclose(ours(x), theirs, rtol=0, atol=1e-5)
+
+
+def test_statistics_of_silu_networks_go_by_the_classes_unless_given(tmp_path):
+    network = SiLU("wrn", [1, 1, 1], norms=((0.5,) * 3, (0.5,) * 3))  # as of SVHN
+    path = saved(network, tmp_path / "c.pt")
+    given = layouts.convert(path, "robustbench-wrn-silu", mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert same(network, given) and not same(network, layouts.convert(path, "robustbench-wrn-silu"))
+    path = saved(SiLU("wrn", [1, 1, 1], classes=7), tmp_path / "seven.pt")
+    with pytest.raises(
+        InputError, match="seven.pt has 7 classes and normalises .* give those of its training with --mean"
+    ):
+        layouts.convert(path, "robustbench-wrn-silu")
+    assert layouts.convert(path, "robustbench-wrn-silu", mean=MEAN, std=STD)(torch.rand(1, 3, 32, 32)).shape == (1, 7)
 
 
 def test_the_two_kinds_of_shortcut_differ_and_both_load(tmp_path):
@@ -230,11 +343,14 @@ def test_nothing_is_overwritten_or_half_written(tmp_path):
         (RESNET, PREACT, "'bn1.weight' has no place in it; use robustbench-resnet"),
         (WRN, RESNET, "'block1.layer.0.conv1.weight' has no place in it; use robustbench-wrn"),
         (RESNET, WRN, "'layer1.0.conv1.weight' has no place in it; use robustbench-resnet"),
+        ("wrn", WRN, "'init_conv.weight' has no place in it; use robustbench-wrn-silu"),
+        ("preact", PREACT, "'conv_2d.weight' has no place in it; use robustbench-preact-silu"),
     ],
 )
 def test_another_layout_is_named(holds, asked, message, tmp_path):
-    layers = [1, 1, 1] if holds == WRN else [1, 1, 1, 1]
-    path = saved(Foreign(holds, layers, final_norm=holds != PREACT), tmp_path / "c.pt")
+    layers = [1, 1, 1] if holds in (WRN, "wrn") else [1, 1, 1, 1]
+    foreign = SiLU(holds, layers) if holds in ("wrn", "preact") else Foreign(holds, layers, final_norm=holds != PREACT)
+    path = saved(foreign, tmp_path / "c.pt")
     message = re.escape(message).replace(r"\.\*", ".*")
     with pytest.raises(InputError, match=f"c.pt does not fit layout {asked}: {message}$"):
         layouts.convert(path, asked)
@@ -291,9 +407,6 @@ def test_what_is_no_checkpoint(tmp_path):
     twice = saved(Foreign(RESNET, [1] * 4), tmp_path / "two.pt", lambda w: prefixed("0.")(w) | prefixed("1.")(w))
     with pytest.raises(InputError, match=r"two\.pt holds 'conv1\.weight' twice, also as '1\.conv1\.weight'"):
         layouts.convert(twice, RESNET)
-    torch.save({"layer.0.block.0.batchnorm_0.weight": torch.ones(16)}, tmp_path / "swish.pt")
-    with pytest.raises(InputError, match=r"swish\.pt is a DMWideResNet or DMPreActResNet .*no layout holds these"):
-        layouts.convert(tmp_path / "swish.pt", WRN)
 
 
 class Bomb:

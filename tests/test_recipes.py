@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from piat_hub import create_model
 from piat_hub.config import InputError, recipes
@@ -64,6 +65,26 @@ def test_cvst_rows_are_singh_et_al(name):
     assert (c.attack.crafting, c.attack.steps, c.threat_model.eps) == ("apgd", 2, 4 / 255)
     assert (c.mixing.smoothing, c.mixing.mixup, c.mixing.cutmix, c.ema) == (0.1, 0.8, 1.0, 0.9999)
     assert (c.method, c.interpolation.kind, c.warmup, c.img_size) == ("pgd_at", "none", 0, 224)
+
+
+def test_the_awp_row_is_wu_et_al():
+    c = recipes.get("resnet18-cifar10-awp")
+    assert (c.backbone, c.method, dict(c.method_args), c.awp) == ("cifar_resnet18", "trades", {}, 0.005)
+    assert (c.epochs, c.batch_size, c.weight_decay, c.warmup, c.ema) == (200, 128, 5e-4, 0, None)
+    for epoch, lr in {1: 0.1, 100: 0.1, 101: 0.01, 150: 0.01, 151: 0.001, 200: 0.001}.items():
+        assert [lr_at(c, epoch, step, 9) for step in (1, 5, 9)] == pytest.approx([lr] * 3)
+
+
+@pytest.mark.parametrize("name", ["resnet18-cifar10-awp"])
+def test_the_hours_are_those_of_the_scaling_page(name):
+    """Multiply-adds by torch's formulas, updates by the table of docs/scaling.md, 6 F for each forward that AWP adds."""
+    c = recipes.get(name)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        create_model(c.backbone).eval()(torch.empty(1, 3, 32, 32))
+    forwards = {"trades": 4 * c.attack.steps + 14, "nmse": 4 * c.attack.steps + 12}[c.method] + (12 if c.awp else 0)
+    steps = (50_000 - (c.holdout or 1000)) // c.batch_size * c.epochs
+    hours = steps * c.batch_size * forwards * counter.get_total_flops() / 2 / (0.4 * 989e12) / 3600
+    assert f"Cost: {hours:.1f} GPU hours, computed" in recipes.RECIPES[name].__doc__
 
 
 def test_a_shorter_run_keeps_the_shape():

@@ -1,13 +1,15 @@
 """timm backbones for small images, registered with timm under names of their own.
 
-Every backbone takes images in [0, 1], without normalisation; weights trained behind one give its `mean` and `std`, one
-number a channel, which become a layer before the first convolution. The classes are timm's own with the ImageNet stem
-(7x7, stride 2, max-pool) replaced by a 3x3 convolution of stride 1, as is usual for 32x32 images. `layers` and
-`channels`, one number a stage, make other depths and widths.
+Every backbone takes images in [0, 1], without normalisation but for those with SiLU; weights trained behind one give its
+`mean` and `std`, one number a channel, which become a layer before the first convolution. The classes are timm's own with
+the ImageNet stem (7x7, stride 2, max-pool) replaced by a 3x3 convolution of stride 1, as is usual for 32x32 images.
+`layers` and `channels`, one number a stage, make other depths and widths.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import fmean
 from typing import Any
 
 from timm.layers import BatchNormAct2d, create_conv2d
@@ -19,6 +21,9 @@ from torch import Tensor, nn
 from piat_hub.backbones import small_image
 from piat_hub.backbones.normalization import behind
 from piat_hub.records import published
+
+CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)}  # of training images in [0, 1]
+CIFAR100 = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
 
 
 class CifarResNet(ResNet):
@@ -62,7 +67,7 @@ class CifarPreActResNet(ResNetV2):
     """He et al. 2016's pre-activation residual network for 32x32 images: 3x3 stem of `stem_chs` channels, no max-pool.
 
     With wide channels and a stem of 16 it is Zagoruyko & Komodakis 2016's wide residual network. Others' checkpoints
-    differ in final_norm and raw_shortcut.
+    differ in final_norm, raw_shortcut and shortcut_size.
 
     Args:
         *args: of timm's ResNetV2.
@@ -70,6 +75,8 @@ class CifarPreActResNet(ResNetV2):
         stem_chs: channels that the stem gives.
         final_norm: BatchNorm and ReLU between the last block and the pooling.
         raw_shortcut: a block's projection takes what enters the block, not that after its first BatchNorm and ReLU.
+        shortcut_size: of the kernels of these projections, pixels a side.
+        conv_layer: makes the blocks' convolutions.
         mean: subtracted from images in [0, 1] by a layer before the stem, one number a channel; nothing if empty.
         std: divided by after that, one number a channel, each above 0.
         **kwargs: of timm's ResNetV2, such as layers and channels, one number a stage.
@@ -85,20 +92,25 @@ class CifarPreActResNet(ResNetV2):
         stem_chs: int = 64,
         final_norm: bool = True,
         raw_shortcut: bool = False,
+        shortcut_size: int = 1,
+        conv_layer: Callable[..., nn.Conv2d] = create_conv2d,
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, in_chans=in_chans, stem_chs=stem_chs, **kwargs)
+        super().__init__(*args, in_chans=in_chans, stem_chs=stem_chs, conv_layer=conv_layer, **kwargs)
         self.stem = nn.Sequential(OrderedDict(conv=_first_conv(in_chans, stem_chs, mean, std)))
         if not final_norm:
             self.norm = nn.Identity()
-        if raw_shortcut:
-            for block in self.modules():
-                if isinstance(block, PreActBasic) and block.downsample is not None:
+        for block in self.modules():
+            if isinstance(block, PreActBasic) and block.downsample is not None:
+                if raw_shortcut:
                     block.__class__ = RawShortcut
-        if mean:
-            self._traits = {"first_conv": "stem.conv.conv"}
+                if shortcut_size > 1:
+                    conv = block.downsample.conv
+                    shape = (conv.in_channels, conv.out_channels, shortcut_size)
+                    block.downsample.conv = _initialised(conv_layer(*shape, stride=conv.stride[0]))
+        self._traits = {"first_conv": "stem.conv.conv" if mean else "stem.conv"}
         small_image.divide_reductions(self)
 
 
@@ -113,9 +125,13 @@ class RawShortcut(PreActBasic):
 
 def _first_conv(in_chans: int, out_chans: int, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
     """3x3, of stride 1; with mean and std behind their normalisation. InputError unless they fit the channels."""
-    conv = nn.Conv2d(in_chans, out_chans, 3, stride=1, padding=1, bias=False)
+    return behind(_initialised(nn.Conv2d(in_chans, out_chans, 3, stride=1, padding=1, bias=False)), mean, std)
+
+
+def _initialised(conv: nn.Conv2d) -> nn.Conv2d:
+    """The convolution with random weights as timm's ResNets begin with them."""
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return behind(conv, mean, std)
+    return conv
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -133,9 +149,11 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 RESNET = {"first_conv": "conv1", "classifier": "fc"}
 PREACT = {"first_conv": "stem.conv", "classifier": "head.fc"}
+NORMALISED = {"first_conv": "stem.conv.conv", "classifier": "head.fc"}
 ENDS = {
     **dict.fromkeys(("cifar_resnet8", "cifar_resnet18", "cifar_resnet20"), RESNET),
     **dict.fromkeys(("cifar_preact_resnet18", "cifar_wrn_28_10", "cifar_wrn_32_10"), PREACT),
+    **dict.fromkeys(("cifar_preact_resnet18_silu", "cifar_wrn_28_10_silu", "cifar_wrn_70_16_silu"), NORMALISED),
 }
 WEIGHTS: dict[str, dict[str, Any]] = {f"{name}.untrained": {} for name in ENDS} | published.timm_configs()
 default_cfgs = generate_default_cfgs({n: _cfg(**ENDS[n.partition(".")[0]], **where) for n, where in WEIGHTS.items()})
@@ -148,10 +166,21 @@ def _resnet(variant: str, pretrained: bool, layers: list[int], width: int, kwarg
 
 def _preact(variant: str, pretrained: bool, layers: list[int], width: int, kwargs: dict[str, Any]) -> nn.Module:
     shape = _shape(layers, width, kwargs)
-    block = {"basic": True, "preact": True, "bottle_ratio": 1.0}
-    block |= {"norm_layer": BatchNormAct2d, "conv_layer": create_conv2d}
+    block = {"basic": True, "preact": True, "bottle_ratio": 1.0, "norm_layer": BatchNormAct2d}
     shape["feature_cfg"]["flatten_sequential"] = True
-    return build_model_with_cfg(CifarPreActResNet, variant, pretrained, **block, **shape)
+    return build_model_with_cfg(CifarPreActResNet, variant, pretrained, **block | shape)
+
+
+def _silu(variant: str, pretrained: bool, layers: list[int], width: int, kwargs: dict[str, Any]) -> nn.Module:
+    """As Gowal et al. 2020 (arXiv:2010.03593) define them: SiLU, TensorFlow's padding, and CIFAR-10's statistics inside.
+
+    A convolution of stride 2 pads below and to the right alone. Images of other than 3 channels get the mean statistics.
+    """
+    norm = partial(BatchNormAct2d, momentum=0.01)
+    block = {"act_layer": "silu", "norm_layer": norm, "conv_layer": partial(create_conv2d, padding="same")}
+    channels = kwargs.get("in_chans", 3)
+    usual = {key: numbers if channels == 3 else (fmean(numbers),) * channels for key, numbers in CIFAR10.items()}
+    return _preact(variant, pretrained, layers, width, block | usual | kwargs)
 
 
 def _shape(layers: list[int], width: int, given: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +211,25 @@ def cifar_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def cifar_preact_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """PreActResNet-18 with a CIFAR stem: 11,172,170 parameters at 10 classes, 1,024 of them the final norm's."""
     return _preact("cifar_preact_resnet18", pretrained, [2, 2, 2, 2], 64, kwargs)
+
+
+@register_model
+def cifar_preact_resnet18_silu(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """PreActResNet-18 of Rebuffi et al. 2021 (arXiv:2103.01946): SiLU, 3x3 projections; 12,548,426 parameters at 10 classes."""
+    shortcut = {"raw_shortcut": True, "shortcut_size": 3}
+    return _silu("cifar_preact_resnet18_silu", pretrained, [2, 2, 2, 2], 64, shortcut | kwargs)
+
+
+@register_model
+def cifar_wrn_28_10_silu(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """WRN-28-10 with SiLU (Gowal et al. 2020): 36,479,194 parameters at 10 classes."""
+    return _silu("cifar_wrn_28_10_silu", pretrained, [4, 4, 4], 160, {"stem_chs": 16} | kwargs)
+
+
+@register_model
+def cifar_wrn_70_16_silu(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """WRN-70-16 with SiLU (Gowal et al. 2020): 11 blocks a stage, 266,796,506 parameters at 10 classes."""
+    return _silu("cifar_wrn_70_16_silu", pretrained, [11, 11, 11], 256, {"stem_chs": 16} | kwargs)
 
 
 @register_model

@@ -18,6 +18,7 @@ COMMANDS = {  # command: (its function as MODULE:NAME in this folder, what it do
     "evaluate": ("evaluate:evaluate", "measure how robust one or several models are"),
     "compare": ("look:compare", "pair two evaluated models on the same images"),
     "predict": ("look:predict", "classify image files"),
+    "label": ("label:label", "pictures with the labels that a model gives them, to train with"),
     "list": ("look:list_known", "models with their robust accuracy, recipes, methods and backbones"),
     "card": ("publish:card", "write a run's model card anew from what is measured"),
     "push": ("publish:push", "publish a run on the Hub, in one commit"),

@@ -23,6 +23,7 @@ from piat_hub.data.sources import (
     listed as listed,
     load as load,
     load_encoded as load_encoded,
+    load_pictures as load_pictures,
     named_by as named_by,
     of_one_size as of_one_size,
 )

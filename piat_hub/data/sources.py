@@ -117,6 +117,24 @@ def load_encoded(
     return Split(images.looked_at(), labels, label_names, name, inferred, notes)
 
 
+def load_pictures(dataset: str, split: str, image_column: str | None = None) -> Encoded:
+    """The images of one split, still encoded, whether all of them have labels, some or none.
+
+    Args:
+        dataset: as `load` takes it; a folder's pictures may lie in no folders of classes.
+        split: as in `load`.
+        image_column: as in `load`.
+
+    Raises:
+        InputError: as `load_encoded` does, but for labels.
+    """
+    if dataset == "digits":
+        return _digits(split).images  # type: ignore[return-value]  # encoded by that
+    table, name, _ = _table(dataset, split, labelled=False)
+    usual = DATASETS[dataset][2] if dataset in DATASETS else None
+    return _encoded(table, name, _column(table, name, "image", image_column or usual)).looked_at()
+
+
 def listed(split: Split, file: str) -> Split:
     """The images that a text file names, a file name a line, in its order: RobustBench's 5,000 of ImageNet, say.
 
@@ -188,10 +206,11 @@ def _digits(split: str) -> Split:
     return whole[parts[split]]
 
 
-def _table(dataset: str, split: str, **how: Any) -> tuple[Any, str, Sequence[str]]:
+def _table(dataset: str, split: str, labelled: bool = True, **how: Any) -> tuple[Any, str, Sequence[str]]:
     """The split as a `datasets.Dataset`, the data set's name for results, and of a folder of pictures its files.
 
-    `how` goes to `load_dataset`; with streaming=True it is an IterableDataset.
+    Those must lie in folders of their classes if they are to be `labelled`. `how` goes to `load_dataset`; with
+    streaming=True it is an IterableDataset.
     """
     import datasets
 
@@ -209,9 +228,12 @@ def _table(dataset: str, split: str, **how: Any) -> tuple[Any, str, Sequence[str
             raise InputError(f"{dataset} is a folder of pictures, which lie on this disk; leave out --stream")
         if folder:
             split = _which(dataset, split, list(folder.splits))
-            folder.check(split)
+            if labelled:
+                folder.check(split)
+            else:
+                how = {"drop_labels": True}
             files = folder.paths(split)
-            table = datasets.load_dataset("imagefolder", data_files={split: folder.patterns(split)}, split=split)
+            table = datasets.load_dataset("imagefolder", data_files={split: folder.patterns(split)}, split=split, **how)
         elif local and not declared(root):
             splits = datasets.load_dataset_builder(str(root.resolve())).config.data_files
             split = _which(dataset, split, list(map(str, splits)))

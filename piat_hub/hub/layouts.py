@@ -1,7 +1,8 @@
 """Checkpoints that others trained, as our models: a layout says what their tensors are called here.
 
 RobustBench's zoo for CIFAR-10 and CIFAR-100, by layout. Most normalise nothing; those after "normalised" do so in code, so
-that their `mean` and `std` must be given (Modas2021PRIMEResNet18's are in its checkpoint).
+that their `mean` and `std` must be given (Modas2021PRIMEResNet18's are in its checkpoint). Of those that always do, ten
+classes get CIFAR-10's and a hundred CIFAR-100's unless others are given (Wang2023Better's of SVHN: 0.5 and 0.5).
 
 robustbench-wrn     WideResNet with ReLU: Addepalli2021Towards_WRN34, Addepalli2022Efficient_WRN_34_10, Carmon2019Unlabeled,
                     Chen2021LTD, Chen2024Data, Cui2020Learnable, Cui2023Decoupled_WRN-34-10, Huang2020Self, Jia2022LAS-AT,
@@ -15,6 +16,10 @@ robustbench-preact-v2  PreActResNet, projections of the pre-activated input: Add
                     Kireev2021Effectiveness, Rice2020Overfitting (L2, and CIFAR-100)
 robustbench-resnet  ResNet of basic blocks: Addepalli2021Towards_RN18, Addepalli2022Efficient_RN18, Sehwag2021Proxy_R18;
                     normalised: Modas2021PRIMEResNet18
+robustbench-wrn-silu  DMWideResNet, always normalised: Gowal2020Uncovering, Rebuffi2021Fixing, Gowal2021Improving,
+                    Rade2021Helper, Pang2022Robustness, Wang2023Better, Xu2023Exploring, Cui2023Decoupled_WRN-28-10,
+                    Bartoldson2024Adversarial
+robustbench-preact-silu  DMPreActResNet, always normalised: the same authors' R18
 
 What no tensor shows must be known: both kinds of PreActResNet hold the same ones, and so does Ding2020MMA, a WideResNet
 that normalises each image by itself and cannot be converted.
@@ -30,6 +35,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from piat_hub.backbones.cifar import CIFAR10, CIFAR100
 from piat_hub.config import InputError, lookup
 from piat_hub.hub.save import save_pretrained
 from piat_hub.records import files, tensors
@@ -41,10 +47,12 @@ class Layout:
 
     Attributes:
         architecture: ours, by timm's name.
-        block: the pattern of what comes before a layer in a residual block, with its stage from 1 and its index from 0.
+        block: the pattern of what comes before a layer in a residual block, with its stage and its index from 0.
         inside: the layers of a block, their name -> ours.
         outside: the other layers, their name -> ours.
         options: what else the architecture is built with.
+        first_stage: the number of the first stage in `block`.
+        statistics: of networks that always normalise and whose files do not say by what: classes -> {"mean", "std"}.
     """
 
     architecture: str
@@ -52,6 +60,8 @@ class Layout:
     inside: Mapping[str, str]
     outside: Mapping[str, str]
     options: Mapping[str, Any] = field(default_factory=dict)
+    first_stage: int = 1
+    statistics: Mapping[int, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     def rename(self, key: str) -> str:
         """Our name of a tensor.
@@ -69,7 +79,8 @@ class Layout:
             raise InputError(f"{key!r} has no place in it")
         if not stage:
             return f"{layers[layer]}.{tensor}"
-        block = f"layer{stage}" if self.architecture == "cifar_resnet18" else f"stages.{int(stage) - 1}.blocks"
+        number = int(stage) - self.first_stage
+        block = f"layer{number + 1}" if self.architecture == "cifar_resnet18" else f"stages.{number}.blocks"
         return f"{block}.{index}.{layers[layer]}.{tensor}"
 
 
@@ -79,6 +90,7 @@ _PREACT: dict[str, Any] = {
     "inside": {"bn1": "norm1", "conv1": "conv1", "bn2": "norm2", "conv2": "conv2", "shortcut.0": "downsample.conv"},
     "outside": {"conv1": "stem.conv", "bn": "norm", "linear": "head.fc"},
 }
+_SILU: dict[str, Any] = {"first_stage": 0, "statistics": {10: CIFAR10, 100: CIFAR100}}
 LAYOUTS = {
     "robustbench-wrn": Layout(
         architecture="cifar_wrn_28_10",
@@ -94,6 +106,22 @@ LAYOUTS = {
         inside={name: name for name in ("conv1", "bn1", "conv2", "bn2")}
         | {"shortcut.0": "downsample.0", "shortcut.1": "downsample.1"},
         outside={"conv1": "conv1", "bn1": "bn1", "linear": "fc"},
+    ),
+    "robustbench-wrn-silu": Layout(
+        architecture="cifar_wrn_28_10_silu",
+        block=r"layer\.(\d)\.block\.(\d+)",
+        inside={"batchnorm_0": "norm1", "conv_0": "conv1", "batchnorm_1": "norm2", "conv_1": "conv2"}
+        | {"shortcut": "downsample.conv"},
+        outside={"init_conv": "stem.conv.conv", "batchnorm": "norm", "logits": "head.fc"},
+        **_SILU,
+    ),
+    "robustbench-preact-silu": Layout(
+        architecture="cifar_preact_resnet18_silu",
+        block=r"layer_(\d)\.(\d+)",
+        inside={"batchnorm_0": "norm1", "conv_2d_1": "conv1", "batchnorm_1": "norm2", "conv_2d_2": "conv2"}
+        | {"shortcut": "downsample.conv"},
+        outside={"conv_2d": "stem.conv.conv", "batchnorm": "norm", "logits": "head.fc"},
+        **_SILU,
     ),
 }
 
@@ -124,10 +152,6 @@ def convert(path: str | Path, layout: str, *, mean: Sequence[float] = (), std: S
     """
     chosen = lookup("layout", layout, LAYOUTS)
     found = _read(Path(path))
-    if any(".batchnorm_0." in key for key in found):
-        raise InputError(
-            f"{path} is a DMWideResNet or DMPreActResNet (Swish, padding of its own); no layout holds these"
-        )
     normalisation = _normalisation(path, found, mean, std)
     try:
         arguments, weights = _fit(found, chosen)
@@ -135,10 +159,11 @@ def convert(path: str | Path, layout: str, *, mean: Sequence[float] = (), std: S
         others = " or ".join(name for name, other in LAYOUTS.items() if name != layout and _fits(found, other))
         advice = f"use {others}" if others else "no other layout does"
         raise InputError(f"{path} does not fit layout {layout}: {error}; {advice}") from error
+    normalisation = normalisation or _usual(path, chosen, arguments["num_classes"])
     model = timm.create_model(chosen.architecture, **arguments, **normalisation)
-    if normalisation:
-        first, _ = _ends(chosen)
-        weights[f"{first}.conv.weight"] = weights.pop(f"{first}.weight")
+    first, _ = _ends(chosen)
+    if (behind := f"{first}.conv.weight") in model.state_dict():
+        weights[behind] = weights.pop(f"{first}.weight")
     model.load_state_dict(weights)
     return model.eval()
 
@@ -208,7 +233,7 @@ def _unpickle(path: Path) -> Any:
 
 def _normalisation(
     path: str | Path, found: dict[str, Tensor], mean: Sequence[float], std: Sequence[float]
-) -> dict[str, list[float]]:
+) -> Mapping[str, Sequence[float]]:
     """{"mean", "std"} as taken out of the tensors `found`, else as given, or {}."""
     given = {"mean": list(mean), "std": list(std)} if mean or std else {}
     for names in STATISTICS:
@@ -221,6 +246,16 @@ def _normalisation(
                     )
             return {what: tensor.tolist() for what, tensor in zip(("mean", "std"), own, strict=True)}
     return given
+
+
+def _usual(path: str | Path, layout: Layout, classes: int) -> Mapping[str, Sequence[float]]:
+    """{"mean", "std"} of networks of this layout that tell so many classes apart; {} where it normalises nothing."""
+    if layout.statistics and classes not in layout.statistics:
+        raise InputError(
+            f"{path} has {classes} classes and normalises its images, by numbers that it does not hold; "
+            "give those of its training with --mean and --std"
+        )
+    return layout.statistics.get(classes, {})
 
 
 def _fit(found: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Any], dict[str, Tensor]]:
