@@ -136,6 +136,23 @@ def test_what_a_run_no_longer_has_is_deleted_in_the_same_commit(endpoint, shell,
     assert [r.path for r in endpoint.log if r.method == "PUT"].count("/lfs/models/org/net") <= 6
 
 
+def test_results_in_the_hubs_own_form_come_and_go_and_others_stay(endpoint, shell, run):
+    for name, change in (("config.json", {"dataset": "cifar10"}), ("results.json", {"name": "cifar10"})):
+        content = read_json(run / name)
+        content["piat" if name == "config.json" else "dataset"] |= change
+        (run / name).write_text(json.dumps(content))
+    assert shell(f"push {run} org/net").code == 0, shell.err
+    ours = {path for path in endpoint.files("models/org/net") if path.startswith(".eval_results/")}
+    assert ours == {f".eval_results/piat-cifar10-{task}-first-40.yaml" for task in ("clean", "pgd-2-linf-eps-0.15")}
+    repository = endpoint.repositories["models/org/net"]
+    tree = repository.tree("main") | {".eval_results/theirs.yaml": repository.store(b"[]")}
+    repository.refs["refs/heads/main"] = repository.commit(tree, repository.resolve("main"))
+    (run / "results.json").unlink()
+    assert shell(f"push {run} org/net").code == 0, shell.err
+    left = {path for path in endpoint.files("models/org/net") if path.startswith(".eval_results/")}
+    assert left == {".eval_results/theirs.yaml"}
+
+
 LOADERS = """
 import sys, torch, timm, piat_hub.backbones
 x = torch.load("x.pt", weights_only=True)

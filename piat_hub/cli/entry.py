@@ -23,6 +23,7 @@ COMMANDS = {  # command: (its function as MODULE:NAME in this folder, what it do
     "push": ("publish:push", "publish a run on the Hub, in one commit"),
     "export": ("publish:export", "model.pt2 for torch alone, and model.onnx"),
     "import": ("publish:import_checkpoint", "another project's checkpoint as a model directory"),
+    "leaderboard": ("leaderboard:leaderboard", "robust models side by side on one page, or a benchmark on the Hub"),
     "robustbench": ("publish:robustbench", "the files of a submission to RobustBench"),
     "study": ("study:study", "one of the paper's comparisons as a sweep, with a table at its end"),
     "figures": ("draw:figures", "draw what runs recorded, as SVG and PNG"),
