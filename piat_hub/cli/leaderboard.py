@@ -1,12 +1,21 @@
-"""`piat leaderboard`."""
+"""`piat leaderboard` and `piat verify`."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from piat_hub.cli.evaluate import follow
 from piat_hub.cli.flags import Parser
-from piat_hub.config import InputError, ThreatModel
-from piat_hub.records.files import check_output, write_text
+from piat_hub.config import InputError, Refuted, ThreatModel
+from piat_hub.records.files import WEIGHTS, check_output, write_text
+from piat_hub.records.labels import attack_name, measured_name, percent, said, table
 from piat_hub.records.lock import only_writer
+from piat_hub.records.results import verdicts_digest
+
+if TYPE_CHECKING:
+    from piat_hub.leaderboard.verification import Verification
 
 
 def leaderboard(argv: Sequence[str], prog: str) -> None:
@@ -60,3 +69,62 @@ def _init(argv: Sequence[str], prog: str) -> None:
     with only_writer(path.parent):
         write_text(path, content)
     print(f"{path}: the Hub ranks nothing by it before it knows the framework {FRAMEWORK} and lists the data set")
+
+
+def verify(argv: Sequence[str], prog: str) -> None:
+    """`piat verify MODEL`: measure a published claim again on some of its images, and say whether it stands."""
+    does = "Measure a random sample of the images of a published claim again, by the same attack."
+    parser = Parser(prog=prog, description=f"{does} The exit status is 1 where the claim does not stand.")
+    parser.add_argument("model", metavar="MODEL", help="as in evaluate, with results.json and verdicts.npz beside it")
+    parser.add_argument("--n", type=int, help="images drawn, without replacement (default: 200, or all of fewer)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    attacks = "of those claimed, beside clean (default: the one that leaves least)"
+    parser.add_argument("--attacks", nargs="+", default=(), help=attacks)
+    parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
+    parser.add_argument("--claim", metavar="DIR", help="where results.json lies (default: in MODEL)")
+    parser.add_argument("--dataset", help="where the images lie (default: the data the model was trained for)")
+    given = vars(parser.parse_all(argv))
+    if given["seed"] < 0:
+        raise InputError(f"--seed must be at least 0, got {given['seed']}; leave it out for 0")
+
+    from piat_hub.leaderboard import verification
+
+    model = given.pop("model")
+    found = verification.prepare(model, **given)
+    claim, results = found.claim, found.results
+    if found.other_weights:
+        print(f"the claim is of other weights: sha256 {claim.weights or 'not recorded'}, these have {results.weights}")
+    images = f"{results.n} of the {claim.n} images of {claim.dataset} ({claim.split})"
+    print(f"{model}: {claim.threat_model}, {claim.checkpoint}, {images}, drawn with seed {given['seed']}", flush=True)
+    follow(found.measure(), model, found.evaluation.batch_size)
+    _say(found)
+    if objections := found.objections():
+        raise Refuted(f"the claim does not stand: {'; '.join(objections)}")
+    points = 100 * verification.NOTICED / results.n
+    print(f"the claim stands; on these {results.n} images a figure {points:.1f} points too high would not")
+
+
+def _say(found: Verification) -> None:
+    """Print the claim beside what was measured, and the digests by which others find the same."""
+    claim, results = found.claim, found.results
+    headers = ["attack", f"claimed of {claim.n}", "claimed of these", "measured", "95 % interval (Wilson)"]
+    rows = [
+        [
+            measured_name(pair.attack, claim.attacks[pair.attack]),
+            percent(claim.attacks[pair.attack]["accuracy"]),
+            percent(pair.accuracy_a),
+            percent(pair.accuracy_b),
+            " to ".join(percent(end) for end in results.attacks[pair.attack]["ci95"]),
+            f"{pair.only_a} / {pair.only_b}",
+            f"{pair.p_value:.3g}",
+        ]
+        for pair in found.pairs
+    ]
+    print("\n" + table(rows, [*headers, "only claimed / only measured", "McNemar's p"]))
+    print(f"\nweights  sha256 {results.weights}\nimages   sha256 {claim.images}")
+    for attack in found.attacks:
+        claimed, measured = (verdicts_digest(each[attack]) for each in (found.claimed, results.verdicts))
+        beside = "as claimed" if measured == claimed else f"claimed {claimed}"
+        print(f"verdicts sha256 {measured} under {attack_name(attack)}, {beside}")
+    for sentence in dict.fromkeys((*said(claim), *said(results))):
+        print(f"note: {sentence}")
