@@ -153,6 +153,35 @@ def test_results_in_the_hubs_own_form_come_and_go_and_others_stay(endpoint, shel
     assert left == {".eval_results/theirs.yaml"}
 
 
+def test_what_was_pushed_is_on_a_board_without_its_weights_and_can_be_verified(endpoint, shell, run):
+    (run / "more").mkdir()
+    for name in ("results.json", "verdicts.npz"):
+        shutil.copy(run / name, run / "more" / name)
+    assert shell(f"push {run} org/net").code == 0, shell.err
+    endpoint.log.clear()
+    board = run.parent / "board"
+    assert shell(f"leaderboard org/net@main {run} --output {board}").code == 0, shell.err
+    (table,) = read_json(board / "board.json")["tables"]
+    theirs, ours = ([row for row in table["models"] if row["model"] == name] for name in ("org/net", run.name))
+    assert [row["weights"] for row in theirs] == ["last", "more/last"]
+    assert {row["hub"] for row in theirs} == {f"org/net@{endpoint.commits('models/org/net')[0]}"}
+    about = {"model", "hub", "beside_the_first"}
+    for one, other in zip(theirs, ours, strict=True):
+        assert {k: v for k, v in one.items() if k not in about} == {k: v for k, v in other.items() if k not in about}
+    assert [r.path for r in endpoint.log if "safetensors" in r.path and r.method == "GET"] == [
+        f"/org/net/resolve/{endpoint.commits('models/org/net')[0]}/model.safetensors"  # for its header
+    ]
+    assert "models:\n- org/net\n" in (board / "README.md").read_text()
+    assert 'href="https://huggingface.co/org/net"' in (board / "index.html").read_text()
+    assert shell("verify org/net --n 20 --attacks pgd2 --dataset digits").code == 0, shell.err
+    assert "the claim stands" in shell.out and "20 of the 40 images of digits" in shell.out
+    assert shell(f"leaderboard {run} org/none --output {run.parent / 'other'}").code == 2
+    assert "no config.json for 'org/none'" in shell.err and not (run.parent / "other").exists()
+    endpoint.faults.append(Fault("GET", "/tree/", 500, times=99))
+    assert shell(f"leaderboard org/net --output {run.parent / 'other'}").code == 2
+    assert "org/net cannot be looked through" in shell.err and len(shell.err.splitlines()) == 1
+
+
 LOADERS = """
 import sys, torch, timm, piat_hub.backbones
 x = torch.load("x.pt", weights_only=True)
