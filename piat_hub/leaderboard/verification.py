@@ -147,7 +147,7 @@ def prepare(
             norm=record.threat_model.norm,
             eps=record.threat_model.eps,
             dataset=dataset,
-            checkpoint=checkpoint,
+            checkpoint=checkpoint,  # type: ignore[arg-type]  # checked
             seed=record.seed,
             output=nowhere,
         )
