@@ -180,6 +180,14 @@ def test_what_was_pushed_is_on_a_board_without_its_weights_and_can_be_verified(e
     endpoint.faults.append(Fault("GET", "/tree/", 500, times=99))
     assert shell(f"leaderboard org/net --output {run.parent / 'other'}").code == 2
     assert "org/net cannot be looked through" in shell.err and len(shell.err.splitlines()) == 1
+    endpoint.faults.clear()
+    repository = endpoint.repositories["models/org/net"]
+    tree = repository.tree("main")
+    tree |= {f"{folder}/results.json": tree["results.json"] for folder in range(300)}
+    repository.refs["refs/heads/main"] = repository.commit(tree, repository.resolve("main"))
+    endpoint.log.clear()
+    assert shell(f"leaderboard org/net --output {run.parent / 'other'}").code == 2
+    assert "which no model has; leave it out" in shell.err and len(endpoint.log) < 10
 
 
 LOADERS = """

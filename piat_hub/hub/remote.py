@@ -14,6 +14,7 @@ from piat_hub.hub.load import _download, _first_line
 from piat_hub.records.files import LARGEST, RECORDS, WEIGHTS
 from piat_hub.records.published import PUBLISHED
 
+MOST = 200  # records of a model: results and verdicts of its own images and of every folder
 T = TypeVar("T")
 
 
@@ -41,7 +42,7 @@ class Remote:
             model_id: "ORG/NAME", also "ORG/NAME@revision"; what we published is had at its pinned revision.
 
         Raises:
-            InputError: if there is no such model, the Hub cannot be reached, or a file is absurdly large.
+            InputError: if there is no such model, the Hub cannot be reached, or its records are absurdly many or large.
         """
         name, _, pinned = model_id.partition("@")
         where: dict[str, Any] = {"revision": pinned or PUBLISHED.get(name, {}).get("revision")}
@@ -49,14 +50,14 @@ class Remote:
         where["revision"] = directory.name
         tree = _asked(model_id, lambda: list(HfApi().list_repo_tree(name, recursive=True, **where)))
         files = {file.path: file for file in tree if isinstance(file, RepoFile)}
-        for path, file in files.items():
-            if not _is_record(path):
-                continue
-            if file.size > LARGEST:
-                raise InputError(
-                    f"{model_id}: {path} has {file.size:,} bytes, which no record has; leave that model out"
-                )
-            _download(name, path, where)
+        records = [file for path, file in files.items() if _is_record(path)]
+        size = sum(file.size for file in records)
+        if len(records) > MOST or size > LARGEST:
+            raise InputError(
+                f"{model_id} has {len(records)} records of {size:,} bytes, which no model has; leave it out"
+            )
+        for file in records:
+            _download(name, file.path, where)
         there = {checkpoint: files[path] for checkpoint, path in WEIGHTS.items() if path in files}
         weights = {checkpoint: file.lfs.sha256 for checkpoint, file in there.items() if file.lfs}
         return cls(directory, name, where["revision"], weights)

@@ -91,9 +91,9 @@ def _points(difference: float) -> str:
     return f"{100 * difference:+.2f}"
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, most: int = SHOWN) -> str:
     text = str(value)  # a record may say anything
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _sha256(text: str) -> str:
