@@ -145,6 +145,8 @@ HELP = [
     "push",
     "export",
     "import",
+    "leaderboard",
+    "verify",
     "robustbench",
     "figures",
     "report",

@@ -8,8 +8,16 @@ import pytest
 import piat_hub
 
 ROOT = Path(piat_hub.__file__).parent
-ROOMS = ("attacks", "methods", "data", "backbones", "evaluation", "training", "demo")
-FILES = ("hub/load.py", "hub/save.py", "hub/push.py", "records/results.py", "records/statistics.py")
+ROOMS = ("attacks", "methods", "data", "backbones", "evaluation", "training", "demo", "leaderboard")
+FILES = (
+    "hub/load.py",
+    "hub/save.py",
+    "hub/push.py",
+    "hub/eval_results.py",
+    "hub/remote.py",
+    "records/results.py",
+    "records/statistics.py",
+)
 
 
 def parameters(function):

@@ -136,6 +136,60 @@ def test_what_a_run_no_longer_has_is_deleted_in_the_same_commit(endpoint, shell,
     assert [r.path for r in endpoint.log if r.method == "PUT"].count("/lfs/models/org/net") <= 6
 
 
+def test_results_in_the_hubs_own_form_come_and_go_and_others_stay(endpoint, shell, run):
+    for name, change in (("config.json", {"dataset": "cifar10"}), ("results.json", {"name": "cifar10"})):
+        content = read_json(run / name)
+        content["piat" if name == "config.json" else "dataset"] |= change
+        (run / name).write_text(json.dumps(content))
+    assert shell(f"push {run} org/net").code == 0, shell.err
+    ours = {path for path in endpoint.files("models/org/net") if path.startswith(".eval_results/")}
+    assert ours == {f".eval_results/piat-cifar10-{task}-first-40.yaml" for task in ("clean", "pgd-2-linf-eps-0.15")}
+    repository = endpoint.repositories["models/org/net"]
+    tree = repository.tree("main") | {".eval_results/theirs.yaml": repository.store(b"[]")}
+    repository.refs["refs/heads/main"] = repository.commit(tree, repository.resolve("main"))
+    (run / "results.json").unlink()
+    assert shell(f"push {run} org/net").code == 0, shell.err
+    left = {path for path in endpoint.files("models/org/net") if path.startswith(".eval_results/")}
+    assert left == {".eval_results/theirs.yaml"}
+
+
+def test_what_was_pushed_is_on_a_board_without_its_weights_and_can_be_verified(endpoint, shell, run):
+    (run / "more").mkdir()
+    for name in ("results.json", "verdicts.npz"):
+        shutil.copy(run / name, run / "more" / name)
+    assert shell(f"push {run} org/net").code == 0, shell.err
+    endpoint.log.clear()
+    board = run.parent / "board"
+    assert shell(f"leaderboard org/net@main {run} --output {board}").code == 0, shell.err
+    (table,) = read_json(board / "board.json")["tables"]
+    theirs, ours = ([row for row in table["models"] if row["model"] == name] for name in ("org/net", run.name))
+    assert [row["weights"] for row in theirs] == ["last", "more/last"]
+    assert {row["hub"] for row in theirs} == {f"org/net@{endpoint.commits('models/org/net')[0]}"}
+    about = {"model", "hub", "beside_the_first"}
+    for one, other in zip(theirs, ours, strict=True):
+        assert {k: v for k, v in one.items() if k not in about} == {k: v for k, v in other.items() if k not in about}
+    assert [r.path for r in endpoint.log if "safetensors" in r.path and r.method == "GET"] == [
+        f"/org/net/resolve/{endpoint.commits('models/org/net')[0]}/model.safetensors"  # for its header
+    ]
+    assert "models:\n- org/net\n" in (board / "README.md").read_text()
+    assert 'href="https://huggingface.co/org/net"' in (board / "index.html").read_text()
+    assert shell("verify org/net --n 20 --attacks pgd2 --dataset digits").code == 0, shell.err
+    assert "the claim stands" in shell.out and "20 of the 40 images of digits" in shell.out
+    assert shell(f"leaderboard {run} org/none --output {run.parent / 'other'}").code == 2
+    assert "no config.json for 'org/none'" in shell.err and not (run.parent / "other").exists()
+    endpoint.faults.append(Fault("GET", "/tree/", 500, times=99))
+    assert shell(f"leaderboard org/net --output {run.parent / 'other'}").code == 2
+    assert "org/net cannot be looked through" in shell.err and len(shell.err.splitlines()) == 1
+    endpoint.faults.clear()
+    repository = endpoint.repositories["models/org/net"]
+    tree = repository.tree("main")
+    tree |= {f"{folder}/results.json": tree["results.json"] for folder in range(300)}
+    repository.refs["refs/heads/main"] = repository.commit(tree, repository.resolve("main"))
+    endpoint.log.clear()
+    assert shell(f"leaderboard org/net --output {run.parent / 'other'}").code == 2
+    assert "which no model has; leave it out" in shell.err and len(endpoint.log) < 10
+
+
 LOADERS = """
 import sys, torch, timm, piat_hub.backbones
 x = torch.load("x.pt", weights_only=True)

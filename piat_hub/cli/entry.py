@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from piat_hub.cli.signals import go_on, handling, terminate
-from piat_hub.config import Broken, Diverged, InputError, lookup
+from piat_hub.config import Broken, Diverged, InputError, Refuted, lookup
 
 COMMANDS = {  # command: (its function as MODULE:NAME in this folder, what it does)
     "train": ("train:train", "train a recipe, on its own data or yours"),
@@ -24,6 +24,8 @@ COMMANDS = {  # command: (its function as MODULE:NAME in this folder, what it do
     "push": ("publish:push", "publish a run on the Hub, in one commit"),
     "export": ("publish:export", "model.pt2 for torch alone, and model.onnx"),
     "import": ("publish:import_checkpoint", "another project's checkpoint as a model directory"),
+    "leaderboard": ("leaderboard:leaderboard", "robust models side by side on one page, or a benchmark on the Hub"),
+    "verify": ("leaderboard:verify", "measure a published figure again on some of its images"),
     "robustbench": ("publish:robustbench", "the files of a submission to RobustBench"),
     "study": ("study:study", "one of the paper's comparisons as a sweep, with a table at its end"),
     "figures": ("draw:figures", "draw what runs recorded, as SVG and PNG"),
@@ -41,8 +43,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
         command: the one command that this program is, as for train.py.
 
     Returns:
-        0 when it worked, 2 for unusable input, 1 for a run that diverged or broke, 130 for Ctrl-C, 141 for a reader
-        that went away; each but the first and the last with one line on stderr.
+        0 when it worked, 2 for unusable input, 1 for a run that diverged or broke and a claim that does not stand,
+        130 for Ctrl-C, 141 for a reader that went away; each but the first and the last with one line on stderr.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     with _quiet_dependencies(), handling({signal.SIGTERM: terminate}):
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "piat", command: str | N
         except BrokenPipeError:  # who reads our lines, as `head` does, has had enough of them
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except (Diverged, Broken, OSError) as error:
+        except (Diverged, Broken, Refuted, OSError) as error:
             return _fail(prog, error, 1)
         except RuntimeError as error:
             if not (said := _from_outside(error, command, argv)):

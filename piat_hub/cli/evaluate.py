@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ from piat_hub.records.results import Results, result_files
 from piat_hub.records.union import Union
 
 if TYPE_CHECKING:
+    from piat_hub.evaluation.loop import Progress
     from piat_hub.evaluation.request import Evaluation
 
 
@@ -90,13 +91,18 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
                     print(what, done.output / name)
 
 
-def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
-    from piat_hub.evaluation.loop import trained_against
+def follow(events: Iterable[Progress], model: str, at_a_time: int, *, quiet: bool = False) -> None:
+    """Let a measurement go on, with a bar on a terminal that shows how far it is.
 
-    config, quiet = done.config, None if done.processes.rank == 0 else True
-    attack, at_a_time = "", done.batch_size
-    with tqdm(unit="image", disable=quiet, desc=model) as bar:
-        for event in done.measure(ends):
+    Args:
+        events: of the measurement.
+        model: what it is called.
+        at_a_time: images of a batch; where the device's memory takes fewer, that is said.
+        quiet: show nothing.
+    """
+    attack = ""
+    with tqdm(unit="image", disable=quiet or None, desc=model) as bar:
+        for event in events:
             if event.at_a_time < at_a_time:
                 at_a_time = event.at_a_time
                 bar.write(f"{model}: the device's memory is short; {at_a_time} images at a time from here on")
@@ -106,6 +112,13 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
                 bar.set_description(f"{model} {attack}", refresh=False)
             bar.set_postfix_str(f"at most {percent(event.standing / event.n)}", refresh=False)
             bar.update(event.done - bar.n)
+
+
+def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
+    from piat_hub.evaluation.loop import trained_against
+
+    config = done.config
+    follow(done.measure(ends), model, done.batch_size, quiet=done.processes.rank != 0)
     results = done.results
     assumed = " (eps not given)" if config.eps is None and trained_against(done.model) is None else ""
     images = f"{results.n} images of {results.dataset} ({results.split}), {results.checkpoint}"

@@ -16,6 +16,7 @@ from piat_hub.config.errors import (
     Diverged as Diverged,
     InputError as InputError,
     InUse as InUse,
+    Refuted as Refuted,
     lookup as lookup,
     nearest as nearest,
     printable as printable,

@@ -44,6 +44,10 @@ class Broken(RuntimeError):
     """The work cannot go on from here for a reason outside it: a disk, another process. What was saved is whole."""
 
 
+class Refuted(RuntimeError):
+    """A claim does not stand against what was measured."""
+
+
 def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
     """`known[name]`, or an InputError that offers the nearest name.
 

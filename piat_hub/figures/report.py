@@ -17,7 +17,7 @@ from piat_hub.config import InputError, flat, to_dict
 from piat_hub.figures import gallery, style
 from piat_hub.records.compare import compare
 from piat_hub.records.groups import CURVES, benchmarks, beside, common_attacks, grouped, mean_accuracy
-from piat_hub.records.labels import attack_name, command, method_name, percent, said, title
+from piat_hub.records.labels import attack_name, command, method_name, percent, place, said, title
 from piat_hub.records.published import PAPER_ATTACKS
 from piat_hub.records.rundir import RunDirectory
 
@@ -108,7 +108,7 @@ def columns(runs: Sequence[RunDirectory]) -> list[str]:
 
 def measured(run: RunDirectory) -> list[dict[str, Any]]:
     """A row for each results file of a run, on its own test images under its own threat model."""
-    about = {"name": run_name(run), "run": place(run)}
+    about = {"name": run_name(run), "run": place(run.directory)}
     rows = [about | {"what": found.name, "n": found.record.n, "attacks": found.record.attacks} for found in run.results]
     return rows or [about | {"what": "not evaluated", "n": "", "attacks": {}}]
 
@@ -134,7 +134,7 @@ def elsewhere(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
             threat, record = found.record.threat_model, found.record
             question = f"{record.dataset} ({record.split}), {threat}"
             for attack, figures in record.attacks.items():
-                about = {"name": run_name(run), "run": place(run), "what": found.name, "on": question}
+                about = {"name": run_name(run), "run": place(run.directory), "what": found.name, "on": question}
                 rows.append(about | {"attack": attack} | figures)
     return rows
 
@@ -142,11 +142,6 @@ def elsewhere(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
 def run_name(run: RunDirectory) -> str:
     """'PIAT+NMSE, seed 0'."""
     return f"{method_name(run.config)}, seed {run.config.seed}"
-
-
-def place(run: RunDirectory) -> str:
-    """The run's directory as it was named; of a path from the root only the last part."""
-    return run.directory.name if run.directory.is_absolute() else str(run.directory)
 
 
 def configurations(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
@@ -180,7 +175,7 @@ def about(run: RunDirectory) -> dict[str, Any]:
     latest = run.results[0].record.environment if run.results else {}
     return {
         "title": title(run.config),
-        "directory": place(run),
+        "directory": place(run.directory),
         "seed": run.config.seed,
         "command": command(run.config),
         "config": flat(to_dict(run.config)),

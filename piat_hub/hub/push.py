@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
 from piat_hub.config import InputError, PushOptions
-from piat_hub.hub import card, untrusted
+from piat_hub.hub import card, eval_results, untrusted
 from piat_hub.hub.load import _first_line, check_id
 from piat_hub.records.files import CORRUPTIONS, RECORDS, RESULTS, UNIONS, VERDICTS, WEIGHTS, own, read_lines, sealed
 from piat_hub.records.lock import only_writer
@@ -110,7 +110,7 @@ def _push(api: HfApi, files: Mapping[str, Any], repo_id: str, options: PushOptio
         if theirs is None or ModelConfig.read(Path(theirs)).piat is None:
             raise InputError(f"{repo_id} holds something that piat_hub did not push; choose another name")
     operations: list[Any] = [CommitOperationAdd(path, content) for path, content in files.items()]
-    ours = {path for path in there if path.rpartition("/")[2] in RECORDS}
+    ours = {path for path in there if path.rpartition("/")[2] in RECORDS or path.startswith(eval_results.OURS)}
     operations += [CommitOperationDelete(path) for path in sorted(ours - set(files))]
     message = f"{'Update' if there & set(RECORDS) else 'Add'} {repo_id.rpartition('/')[2]}"
     where: dict[str, Any] = {"revision": branch, "create_pr": options.create_pr, "parent_commit": head.sha}
@@ -122,7 +122,7 @@ def publication(run: RunDirectory, repo_id: str) -> dict[str, bytes | str]:
     """What a push sends: path in the repository -> content, or the file it lies in.
 
     config.json without paths of this machine, the card for `repo_id`, weights, curves, metrics, and results with
-    their verdicts where they are of these weights.
+    their verdicts where they are of these weights; the same in the form that the Hub reads, see `eval_results`.
 
     Args:
         run: as it was read.
@@ -151,6 +151,7 @@ def publication(run: RunDirectory, repo_id: str) -> dict[str, bytes | str]:
     kept |= {CORRUPTIONS[found.checkpoint] for found in run.measured if found.record.corruptions and not found.folder}
     others = set(RECORDS) - {*RESULTS.values(), *VERDICTS.values(), *UNIONS.values(), *CORRUPTIONS.values(), *files}
     paths = {name: own(home, name) for name in sorted({*others, *kept})}
+    files |= eval_results.entries(run, repo_id)
     return files | {name: str(path) for name, path in paths.items() if path.is_file()}
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from piat_hub.records.results import Record
 
 ROUNDING = 1e-9
+HOW = ("steps", "step_size", "restarts", "version", "targets", "search_precision")  # of figures: how an attack was run
 
 
 class Figures(TypedDict, total=False):

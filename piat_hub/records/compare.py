@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from piat_hub.config import InputError
+from piat_hub.records.claims import HOW
 from piat_hub.records.corruptions import Corruptions
 from piat_hub.records.files import WEIGHTS, file_digest, own
 from piat_hub.records.results import Record, read_results
@@ -120,7 +121,7 @@ def _hold_same(a: Path, ours: Mapping[str, Record], b: Path, theirs: Mapping[str
 
 def _hold_attack(name: str, a: Path, record_a: Record, b: Path, record_b: Record) -> None:
     """InputError unless two directories' records ran an attack alike."""
-    for key in ("steps", "step_size", "restarts", "version", "targets", "search_precision"):
+    for key in HOW:
         if record_a.attacks[name].get(key) != record_b.attacks[name].get(key):
             raise InputError(f"{name} was run with another {key} in {a} than in {b}; evaluate one of them again")
 

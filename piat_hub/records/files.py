@@ -262,7 +262,7 @@ def move_aside(path: Path) -> Path:
 def own(directory: str | Path, name: str) -> Path:
     """The path of a file of a model folder.
 
-    The Hub's cache is such a folder too: its files are links into the blobs beside it.
+    The Hub's cache is such a folder too, and so are those in it: its files are links into the blobs beside it.
 
     Args:
         directory: the folder.
@@ -275,7 +275,8 @@ def own(directory: str | Path, name: str) -> Path:
     real, home = Path(os.path.realpath(path)), Path(directory).resolve()
     if real.is_symlink():  # only one that leads back to itself is a link still
         raise InputError(f"{path} is a link that leads back to itself; a model's files lie in its own folder")
-    cached = home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
+    caches = [place.parents[1] for place in (home, home.parent) if place.parent.name == "snapshots"]
+    cached = any(real.parent == cache / "blobs" for cache in caches)
     if home not in real.parents and not cached:
         raise InputError(
             f"{path} is a link that leads out of its folder, to {real}; a model's files lie in its own folder"

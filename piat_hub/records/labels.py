@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
@@ -165,6 +166,11 @@ def table(rows: Iterable[Sequence[object]], headers: Sequence[str], form: str = 
         form: one of tabulate's, "github" for Markdown.
     """
     return tabulate(rows, headers, tablefmt=form, disable_numparse=True)
+
+
+def place(directory: Path) -> str:
+    """A directory as it was named; of a path from the root only the last part."""
+    return directory.name if directory.is_absolute() else str(directory)
 
 
 def command(config: TrainConfig) -> str:

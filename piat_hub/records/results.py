@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -324,6 +325,11 @@ def result_files(directory: Path, checkpoint: str) -> tuple[Path, Path]:
 
 def _partial(verdicts: Path, attack: str) -> Path:
     return verdicts.with_name(f"{verdicts.stem}.{attack.replace(':', '-')}.partial.npz")
+
+
+def verdicts_digest(standing: np.ndarray) -> str:
+    """The sha256 of an attack's verdicts, (n,) bool: a byte an image, 1 where it stands."""
+    return hashlib.sha256(standing.astype(np.uint8).tobytes()).hexdigest()
 
 
 def read_record(path: Path) -> Record:

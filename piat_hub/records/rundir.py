@@ -1,6 +1,7 @@
 """A run directory, read once: what it was told, what it learnt, and what was measured on its weights."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,8 +93,7 @@ class RunDirectory:
     @cached_property
     def digests(self) -> dict[str, str]:
         """The sha256 of each checkpoint's weights, as far as they are there."""
-        paths = {checkpoint: own(self.directory, name) for checkpoint, name in WEIGHTS.items()}
-        return {checkpoint: file_digest(path) for checkpoint, path in paths.items() if path.is_file()}
+        return digests_in(self.directory)
 
     @cached_property
     def measured(self) -> list[Measured]:
@@ -101,23 +101,7 @@ class RunDirectory:
 
         InputError for a damaged file.
         """
-        found = []
-        folders = sorted({path.parent.name for path in self.directory.glob("*/results*.json")})
-        if unprintable := [folder for folder in folders if not printable(folder)]:
-            raise InputError(
-                f"{self.directory} holds the folder {unprintable[0]!a}, which is no printable name; rename it"
-            )
-        for folder, checkpoint in itertools.product(["", *folders], RESULTS):
-            path = own(self.directory, f"{folder}/{RESULTS[checkpoint]}".lstrip("/"))
-            if not path.is_file() or checkpoint not in self.digests:
-                continue
-            try:
-                record = read_record(path)
-            except (OSError, ValueError) as error:
-                raise InputError(f"{path} is damaged ({error}); move it away and evaluate again") from error
-            if record.weights == self.digests[checkpoint]:
-                found.append(Measured(record, checkpoint, folder))
-        return found
+        return measured_in(self.directory, self.digests)
 
     def record(self, checkpoint: str) -> Record | None:
         """What was measured of a checkpoint on the run's own images; None where nothing was."""
@@ -138,8 +122,8 @@ class RunDirectory:
         }
 
     @cached_property
-    def training(self) -> dict[str, str] | None:
-        """The training's time, hardware and versions in words, as timing.jsonl has them; None where it was not recorded.
+    def training(self) -> dict[str, Any] | None:
+        """The training's minutes, time, hardware and versions in words, as timing.jsonl has them; None for no record.
 
         InputError for a damaged file.
         """
@@ -159,6 +143,7 @@ class RunDirectory:
             ) from error
         time = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
         return {
+            "minutes": minutes,
             "time": time if minutes else "under a minute",
             "hardware": " and ".join(dict.fromkeys(hardware)),
             "versions": "; then ".join(dict.fromkeys(versions)),
@@ -193,3 +178,36 @@ class RunDirectory:
         """
         last = [m.record.attacks for m in self.results if m.checkpoint == "last"]
         return next((found[attack] for found in last if {attack, beside or attack} <= set(found)), None)
+
+
+def digests_in(directory: Path) -> dict[str, str]:
+    """The sha256 of the weights that lie in a directory, by checkpoint."""
+    paths = {checkpoint: own(directory, name) for checkpoint, name in WEIGHTS.items()}
+    return {checkpoint: file_digest(path) for checkpoint, path in paths.items() if path.is_file()}
+
+
+def measured_in(directory: Path, weights: Mapping[str, str] | None = None) -> list[Measured]:
+    """What the results in a directory and in its folders tell, its own images first.
+
+    Args:
+        directory: of a run, or any other with results.json.
+        weights: sha256 by checkpoint, of which alone results are taken; None for those of any weights.
+
+    Raises:
+        InputError: for a damaged file, or a folder whose name cannot be printed.
+    """
+    found = []
+    folders = sorted({path.parent.name for path in directory.glob("*/results*.json")})
+    if unprintable := [folder for folder in folders if not printable(folder)]:
+        raise InputError(f"{directory} holds the folder {unprintable[0]!a}, which is no printable name; rename it")
+    for folder, checkpoint in itertools.product(["", *folders], RESULTS):
+        path = own(directory, f"{folder}/{RESULTS[checkpoint]}".lstrip("/"))
+        if not path.is_file() or (weights is not None and checkpoint not in weights):
+            continue
+        try:
+            record = read_record(path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is damaged ({error}); move it away and evaluate again") from error
+        if weights is None or record.weights == weights[checkpoint]:
+            found.append(Measured(record, checkpoint, folder))
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 
 from piat_hub.config import InputError, to_dict
 from piat_hub.records.files import UNIONS, own, read_json, sealed, write_text
-from piat_hub.records.results import Record, Results, read_results
+from piat_hub.records.results import Record, Results, read_results, verdicts_digest
 from piat_hub.records.statistics import proportion
 
 
@@ -100,10 +99,10 @@ class Union:
             "threat_models": [
                 {**to_dict(part.threat_model), "folder": folder}
                 | {**proportion(int(self.standing[folder].sum()), part.n), "attacks": list(part.attacks)}
-                | {"verdicts_sha256": _digest(self.standing[folder]), "seconds": round(part.seconds, 1)}
+                | {"verdicts_sha256": verdicts_digest(self.standing[folder]), "seconds": round(part.seconds, 1)}
                 for folder, part in self.parts.items()
             ],
-            "union": {**self.figures, "verdicts_sha256": _digest(self.worst)},
+            "union": {**self.figures, "verdicts_sha256": verdicts_digest(self.worst)},
             "notes": list(dict.fromkeys(note for part in self.parts.values() for note in part.notes)),
             **self.first.environment,
             "seconds": round(sum(part.seconds for part in self.parts.values()), 1),
@@ -114,8 +113,3 @@ class Union:
         path = directory / UNIONS[self.first.checkpoint]
         write_text(path, json.dumps(sealed(self.to_dict()), indent=2) + "\n")
         return path
-
-
-def _digest(standing: np.ndarray) -> str:
-    """The sha256 of verdicts, a byte an image, 1 where it stands."""
-    return hashlib.sha256(standing.astype(np.uint8).tobytes()).hexdigest()

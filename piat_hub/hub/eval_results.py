@@ -1,0 +1,100 @@
+"""Measured accuracies in the form that the Hub reads from model repositories, `.eval_results/*.yaml`.
+
+The Hub shows such an entry on the model's page, and ranks it in the task of a benchmark data set that it names
+(https://huggingface.co/docs/hub/eval-results). It has no fields for what an accuracy means here, so a task of ours is an
+attack under a threat model on so many images, and the rest stands in the notes. `verifyToken` is for the Hub's own jobs to
+sign: verdicts are verified by the sha256 in the notes. The card's model-index holds the same and more.
+"""
+
+import re
+
+from huggingface_hub import EvalResultEntry, constants, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
+
+from piat_hub.config import DATASETS, InputError, ThreatModel
+from piat_hub.hub.load import check_id
+from piat_hub.records import labels
+from piat_hub.records.claims import Figures
+from piat_hub.records.results import Record, read_results, verdicts_digest
+from piat_hub.records.rundir import RunDirectory
+
+OURS = ".eval_results/piat-"  # begins the path of every such file that a push writes; others are not ours to delete
+
+
+def entries(run: RunDirectory, repo_id: str) -> dict[str, bytes]:
+    """The files of a run: path in the repository -> YAML with the one entry of an attack.
+
+    Of the last weights, which a loader gets; of data that is on the Hub, where a benchmark can be. A task that was
+    measured twice is given as it was on the run's own images.
+
+    Args:
+        run: as it was read.
+        repo_id: "ORG/NAME", whose verdicts an entry links to; "" for no link.
+
+    Raises:
+        InputError: where results and verdicts do not tell the same.
+    """
+    found: dict[str, bytes] = {}
+    for measured in run.measured:
+        record = measured.record
+        if measured.checkpoint != "last" or not (data := hub_id(record.dataset)):
+            continue
+        _, verdicts = read_results(run.directory / measured.folder)
+        link = f"{constants.ENDPOINT}/{repo_id}/blob/main/{measured.verdicts}" if repo_id else None
+        for attack, figures in record.attacks.items():
+            name = labels.measured_name(attack, figures)
+            task = task_id(name, record.threat_model, record.n, record.split)
+            entry = EvalResultEntry(
+                dataset_id=data,
+                task_id=task,
+                value=figures["accuracy"],
+                source_url=link,
+                source_name="verdicts image by image" if link else None,
+                notes=_notes(name, figures, record, verdicts_digest(verdicts[attack])),
+            )
+            path = f"{OURS}{data.rpartition('/')[2]}-{task}.yaml"
+            found.setdefault(path, yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False).encode())
+    return found
+
+
+def task_id(attack: str, threat_model: ThreatModel, n: int, split: str = "test") -> str:
+    """A benchmark's task: 'pgd-20-linf-eps-8-255-first-1000'. Results of other images or attacks are never in one.
+
+    Args:
+        attack: as people call it, "PGD-20"; "clean" has no threat model.
+        threat_model: norm and eps.
+        n: the first so many images of the split.
+        split: of the data set.
+    """
+    words = [attack] if attack == "clean" else [attack, str(threat_model)]
+    words += [split] if split != "test" else []
+    return re.sub(r"[^\w.]+", "-", f"{' '.join(words)} first {n}".lower()).strip("-")
+
+
+def hub_id(dataset: str) -> str:
+    """The Hub id of a data set, by its alias or its own; "" for one that is not there.
+
+    Args:
+        dataset: as results call it.
+    """
+    known = DATASETS.get(dataset, (dataset,))[0]
+    try:
+        check_id(known)
+    except InputError:
+        return ""
+    return known
+
+
+def _notes(name: str, figures: Figures, record: Record, digest: str) -> str:
+    """All that an accuracy must not be read without."""
+    low, high = (labels.percent(end) for end in figures["ci95"])
+    how = "" if name == "clean" else f" under {record.threat_model}"
+    told = [
+        f"{name} accuracy{how}: {figures['correct']} of the first {figures['n']} images, 95 % interval {low} to {high}",
+        *([f"{figures['steps']} steps of {figures['step_size']}"] if {"steps", "step_size"} <= figures.keys() else []),
+        f"attack seed {record.seed}",
+        f"verdicts sha256 {digest}",
+        f"images sha256 {record.images or 'not recorded'}",
+        *labels.said(record),
+    ]
+    return "; ".join(told)
