@@ -148,9 +148,11 @@ def digits_clean():
 
 def collapse():
     """One-step methods on digits at eps 0.3: the worst epoch of each, and its end."""
+    runs = {f"{m}-{k}": label(m, k) for m, k in (("fgsm_rs", "none"), ("n_fgsm", "none"), ("fgsm_rs", "piat"))}
+    runs |= {"fgsm_rs-wide": "fgsm_rs, its step 2 eps, ResNet-20"}
     lines = []
-    for method, kind in (("fgsm_rs", "none"), ("n_fgsm", "none"), ("fgsm_rs", "piat")):
-        name = f"collapse/{method}-{kind}"
+    for file, who in runs.items():
+        name = f"collapse/{file}"
         if (DOCS / f"results/{name}.json").exists():
             metrics, results = read_lines(DOCS / f"results/{name}-metrics.jsonl"), read(name)
             before, after = min(
@@ -163,7 +165,7 @@ def collapse():
                 warned,
                 *(cell(results, attack) for attack in ("clean", "pgd20")),
             ]
-            lines.append([label(method, kind), *cells])
+            lines.append([who, *cells])
     return markdown(
         lines, ["method", "largest fall of held-out PGD-10", "warned in epoch", "clean at the end", "PGD-20"]
     )
