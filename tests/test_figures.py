@@ -8,7 +8,7 @@ import torch
 from conftest import changed, made_run
 
 from piat_hub.config import InputError, recipes
-from piat_hub.figures import pictures, plots, probes
+from piat_hub.figures import NAMES, gallery, pictures, plots, probes
 from piat_hub.figures.style import GREY, WITH, WITHOUT, save, spread
 from piat_hub.records.statistics import proportion
 
@@ -292,3 +292,7 @@ def test_labels_move_apart_in_both_directions():
 def test_a_names_underscores_and_dollars_are_no_formula(tmp_path):
     save(plots.curves(METRICS, "a_b $c$"), tmp_path / "x.svg")
     assert "a_b $c$" in (tmp_path / "x.svg").read_text()
+
+
+def test_every_figure_that_records_give_can_be_asked_for():
+    assert {*gallery.FROM_RECORDS, *gallery.IMAGES} == set(NAMES)

@@ -17,7 +17,7 @@ from conftest import PYTHON, ROOT, another, changed, made_run, once
 
 import piat_hub
 from piat_hub import cli, data, methods
-from piat_hub.config import InputError, StudyOptions, recipes
+from piat_hub.config import AttackConfig, InputError, StudyOptions, recipes
 from piat_hub.hub import card
 from piat_hub.hub.save import save_config
 from piat_hub.records import groups
@@ -361,10 +361,10 @@ def test_a_killed_sweep_goes_on_and_ends_in_a_table(capsys, monkeypatch):
     assert (home / "table5.md").read_text() in capsys.readouterr().out
 
 
-def test_a_members_default_holdout_is_the_one_its_data_gave(tmp_path, monkeypatch):
+def test_a_members_default_holdout_is_the_one_its_data_gave_and_its_step_a_quarter_of_eps(tmp_path, monkeypatch):
     base = dataclasses.replace(DIGITS, holdout=None)
     (tmp_path / "config.json").touch()
-    trained = made_run(tmp_path, dataclasses.replace(base, holdout=139))
+    trained = made_run(tmp_path, dataclasses.replace(base, holdout=139, attack=AttackConfig(step_size=0.0375)))
     monkeypatch.setattr(sweep.RunDirectory, "read", lambda _: trained)
     sweep._refuse_another(tmp_path, base)
     with pytest.raises(InputError, match="holds another run"):

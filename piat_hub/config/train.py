@@ -338,7 +338,7 @@ class TrainConfig(Checked):
 
 
 def as_decided(config: TrainConfig, run: TrainConfig) -> TrainConfig:
-    """The configuration, with what its data decides where it says nothing (None) taken from a run that began.
+    """The configuration with a step's length, and with what its data decide, where it says nothing, taken from a run that began.
 
     Args:
         config: as asked for.
@@ -350,7 +350,8 @@ def as_decided(config: TrainConfig, run: TrainConfig) -> TrainConfig:
     decided = dataclasses.replace(
         asked, augment=asked.augment or found.augment, crop_pct=asked.crop_pct or found.crop_pct
     )
-    return dataclasses.replace(config, holdout=holdout, extra_images=found_images, pictures=decided)
+    attack = dataclasses.replace(config.attack, step_size=config.step_size)
+    return dataclasses.replace(config, holdout=holdout, extra_images=found_images, pictures=decided, attack=attack)
 
 
 def public(config: TrainConfig) -> TrainConfig:

@@ -51,7 +51,7 @@ class Trail:
     @property
     def label(self) -> int:
         """The class attacked."""
-        return self.sees[0] if self.own is None else self.own
+        return int(self.steps[0][1].argmax()) if self.own is None else self.own
 
     @property
     def trust(self) -> list[float]:

@@ -226,7 +226,7 @@ def accuracy(
     Returns:
         A count of images.
     """
-    right, most, attacked = 0, batch_size, twin_of(model, to_unit(split.images[:2])) if stage else model
+    count, most, attacked = 0, batch_size, twin_of(model, to_unit(split.images[:2])) if stage else model
 
     def withstand(x: Tensor, y: Tensor) -> Tensor:
         verdict = correct(model, x, y)
@@ -238,8 +238,8 @@ def accuracy(
     for batch, index in enumerate(torch.arange(len(split)).split(batch_size)[rank::world]):
         drawn = derived_seed(seed, batch * world + rank)
         verdict, most = as_memory_allows(withstand, to_unit(split.images[index]), split.labels[index], most, drawn)
-        right += int(verdict.sum())
-    return right
+        count += int(verdict.sum())
+    return count
 
 
 @contextmanager

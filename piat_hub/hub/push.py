@@ -155,19 +155,19 @@ def publication(run: RunDirectory, repo_id: str) -> dict[str, bytes | str]:
     return files | {name: str(path) for name, path in paths.items() if path.is_file()}
 
 
-def check_push(repo_id: str, token: str | None = None) -> None:
+def check_push(repo_id: str) -> None:
     """Whether a push would be let in: what a training asks first.
 
     Args:
         repo_id: "ORG/NAME".
-        token: by default the one that `hf auth login` or HF_TOKEN gave.
 
     Raises:
-        InputError: unless the Hub can be reached and the token's owner may write to ORG.
+        InputError: unless the Hub can be reached and the owner of the token, which `hf auth login` or HF_TOKEN gave, may
+            write to ORG.
     """
     check_id(repo_id)
     try:
-        who = HfApi(token=token).whoami()
+        who = HfApi().whoami()
     except (HTTPError, OSError, ValueError) as error:
         raise InputError(f"{repo_id} cannot be pushed to: {_advice(error, repo_id)}") from error
     names = [who["name"], *(org["name"] for org in who.get("orgs", ()))]

@@ -30,18 +30,17 @@ def class_accuracy(verdicts: np.ndarray, labels: np.ndarray, classes: int) -> li
     return [float(verdicts[labels == k].mean()) if (labels == k).any() else None for k in range(classes)]
 
 
-def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """The Wilson score interval of a proportion (Wilson 1927), 95 % by default; both ends in [0, 1].
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion (Wilson 1927); both ends in [0, 1].
 
     Args:
         correct: from 0 to n.
         n: at least 1.
-        z: a standard normal lies within this of 0 with the interval's probability.
 
     Returns:
         Low and high end.
     """
-    p, zz = correct / n, z * z
+    p, z, zz = correct / n, Z95, Z95 * Z95
     middle, half = p + zz / (2 * n), z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
     low, high = (middle - half) / (1 + zz / n), (middle + half) / (1 + zz / n)
     return max(0.0, low) if correct else 0.0, min(1.0, high) if correct < n else 1.0  # exact where rounding is not

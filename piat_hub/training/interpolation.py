@@ -1,7 +1,4 @@
-"""Epoch-end parameter interpolation, the "PI" of PIAT (He et al. 2023, Eqs. 3-4), and the side copies EMA and SWA.
-
-The interpolation is written back and training goes on from it; a side copy is only evaluated.
-"""
+"""Epoch-end parameter interpolation, the "PI" of PIAT (He et al. 2023, Eqs. 3-4): written back, and training goes on from it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal

@@ -120,21 +120,20 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
             part.compile(dynamic=False)
     wrapped, optimizer = engine.prepare(model, optimizers.make_optimizer(config, model), accelerator)
     bare = engine.unwrap(wrapped, accelerator)
-    interpolation = make_interpolation(config, bare)
     parts = engine.Parts(
-        config,
-        accelerator,
-        wrapped,
-        optimizer,
-        method,
-        make_attack(config),
-        split,
-        twin,
-        interpolation,
-        ema,
-        swa,
-        stream,
-        extra,
+        config=config,
+        accelerator=accelerator,
+        model=wrapped,
+        optimizer=optimizer,
+        method=method,
+        attack=make_attack(config),
+        split=split,
+        twin=twin,
+        interpolation=make_interpolation(config, bare),
+        ema=ema,
+        swa=swa,
+        stream=stream,
+        extra=extra,
     )
     return Setup(parts, whole, held, tracked, bare, checked, evaluated, threads, compiled)
 
