@@ -186,6 +186,7 @@ BAD = {
         "'label' is int64 of shape (40, 10), it must be whole numbers",
     ),
     "float labels": ({"label": np.zeros(40)}, "'label' is float64"),
+    "nothing": ({"image": np.zeros((0, 8, 8, 1), np.uint8)}, "'image' is empty"),
     "fewer labels": ({"label": np.zeros(39, np.int64)}, "it has 40 images and 39 labels"),
     "other names": ({"image": None, "images": np.zeros(3)}, "it has no array 'image'; it has label.npy, images.npy"),
 }
@@ -285,6 +286,8 @@ def test_where_images_lie_changes_nothing(tmp_path):
     assert [isinstance(split.images, data.Encoded) for split in sets] == [False, True, False, False]
     assert {split.label_names for split in sets} == {("cat", "dog", "owl")}
     found = [list(data.training_batches(real, asked(epochs=2), extra=split)) for split in sets]
+    encoded = data.load(folder, "train", limit=0)[:20]
+    found.append(list(data.training_batches(encoded, asked(epochs=2), extra=sets[1])))
     assert len(found[0]) == 4
     for other in found[1:]:
         assert all(torch.equal(a, b) for pair in zip(found[0], other, strict=True) for a, b in zip(*pair, strict=True))

@@ -116,6 +116,8 @@ def _shape(packed: zipfile.ZipFile, name: str) -> tuple[int, ...]:
         raise ValueError(f"{name!r} holds Python objects, which are never unpickled")
     if not (dtype == np.uint8 and len(shape) == 4 if name == "image" else dtype.kind in "iu" and len(shape) == 1):
         raise ValueError(f"{name!r} is {dtype} of shape {shape}, it must be {NEEDED[name]}")
+    if not shape[0]:
+        raise ValueError(f"{name!r} is empty")
     if packed.getinfo(f"{name}.npy").file_size != size:
         raise ValueError(f"{name!r} is cut off")
     return shape
