@@ -405,7 +405,7 @@ WRONG = {
     "size": (("--img-size", "16"), "gen.npz and digits have images of 1x8x8 and 1x16x16 (channels, height, width)"),
     "nowhere": (("--extra-data", "nothere"), "no data set 'nothere'; give --extra-data"),
     "no file": (("--extra-data", "nothere.npz"), "nothere.npz is no file; name an .npz file that is there"),
-    "unnamed": (("--extra-data", ""), "digits mixes other images into every batch; name them with --extra-data, a FILE.npz say"),
+    "unnamed": (("--extra-data", ""), "digits mixes other images into every batch; name them with --extra-data FILE.npz"),
 }  # fmt: skip
 
 

@@ -147,6 +147,19 @@ def test_labels_that_are_there_go_by_name_and_are_left_out(tmp_path):
     assert torch.equal(made.labels, true) and made.label_names == tuple("0123456789")
 
 
+@pytest.mark.slow
+def test_what_it_writes_trains_a_model(tmp_path):
+    labelled(RUN, "digits", "--split", "test")
+    line = "digits --train-size 64 --holdout 0 --epochs 2 --clean-epochs 1 --steps 1 --batch-size 32 --extra-data out"
+    assert cli.main(["train", *line.split(), "--output", "r"]) == 0
+    config = json.loads((tmp_path / "r" / "config.json").read_text())["piat"]
+    assert (config["extra_images"], Path(config["extra_data"])) == (400, tmp_path / "out")
+    assert (
+        "22 of the 32 images of every batch come from extra data: out, 400 images"
+        in (tmp_path / "r" / "README.md").read_text()
+    )
+
+
 class Nameless(nn.Module):
     """Dark or bright, or whatever `scale` makes of it."""
 

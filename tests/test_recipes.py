@@ -7,8 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from piat_hub import create_model
-from piat_hub.config import InputError, recipes
+from piat_hub.config import InputError, InterpolationConfig, recipes
 from piat_hub.config.schedules import lr_at, lr_between
+from piat_hub.training.optimizers import make_optimizer
 
 
 @pytest.mark.parametrize("name", ["resnet18-cifar10", "resnet18-cifar100", "resnet18-svhn"])
@@ -67,6 +68,48 @@ def test_cvst_rows_are_singh_et_al(name):
     assert (c.method, c.interpolation.kind, c.warmup, c.img_size) == ("pgd_at", "none", 0, 224)
 
 
+EDM = ["wrn-28-10-cifar10-edm", "wrn-70-16-cifar10-edm", "preact-resnet18-cifar10-edm"]
+
+
+@pytest.mark.parametrize("name", EDM)
+def test_edm_rows_are_wang_et_al(name):
+    """Their code's numbers, and the rates that torch's OneCycleLR gives with what their code passes, step by step."""
+    c = recipes.get(name)
+    assert c.backbone == f"cifar_{name.removesuffix('-cifar10-edm').replace('-', '_')}_silu"
+    assert (c.method, dict(c.method_args), c.interpolation.kind, c.mixing.smoothing) == (
+        "trades",
+        {"beta": 5.0},
+        "none",
+        0.1,
+    )
+    assert (c.epochs, c.batch_size, c.weight_decay, c.momentum, c.warmup) == (400, 512, 5e-4, 0.9, 0)
+    assert (c.optimizer.opt, c.optimizer.undecayed, c.bn_momentum) == ("sgd", "norms", 0.01)
+    assert (c.ema, c.ema_start, c.ema_bn) == (0.995, 0.025, "copy")
+    assert (c.extra_data, c.extra_fraction, c.extra_share) == ("", 0.7, 358)
+    assert (c.threat_model.eps, c.attack.steps, c.step_size) == (8 / 255, 10, 2 / 255)
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], 0.2)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(sgd, 0.2, total_steps=400, pct_start=0.025)
+    for step in range(1, 401):
+        assert lr_between(c, (step - 1) / 400, step / 400) == pytest.approx(sgd.param_groups[0]["lr"], abs=1e-12)
+        sgd.step(), step < 400 and cycle.step()
+
+
+def test_an_edm_row_decays_all_but_batchnorm():
+    c = recipes.get("preact-resnet18-cifar10-edm")
+    model = create_model(c.backbone, layers=[1, 1, 1, 1], channels=[8, 8, 8, 8], stem_chs=8)
+    decays = {id(p): group["weight_decay"] for group in make_optimizer(c, model).param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.0 if "norm" in name else 5e-4), name
+
+
+@pytest.mark.parametrize("name", EDM)
+def test_the_rows_with_piat_differ_in_the_method_alone(name):
+    c = recipes.get(f"{name}-piat")
+    assert (c.method, dict(c.method_args), c.interpolation.kind) == ("nmse", {}, "piat")
+    method = {"method": "trades", "method_args": {"beta": 5.0}, "interpolation": InterpolationConfig(kind="none")}
+    assert dataclasses.replace(c, recipe=name, **method) == recipes.get(name)
+
+
 def test_the_awp_row_is_wu_et_al():
     c = recipes.get("resnet18-cifar10-awp")
     assert (c.backbone, c.method, dict(c.method_args), c.awp) == ("cifar_resnet18", "trades", {}, 0.005)
@@ -75,7 +118,7 @@ def test_the_awp_row_is_wu_et_al():
         assert [lr_at(c, epoch, step, 9) for step in (1, 5, 9)] == pytest.approx([lr] * 3)
 
 
-@pytest.mark.parametrize("name", ["resnet18-cifar10-awp"])
+@pytest.mark.parametrize("name", [*EDM, *(f"{name}-piat" for name in EDM), "resnet18-cifar10-awp"])
 def test_the_hours_are_those_of_the_scaling_page(name):
     """Multiply-adds by torch's formulas, updates by the table of docs/scaling.md, 6 F for each forward that AWP adds."""
     c = recipes.get(name)
@@ -85,6 +128,16 @@ def test_the_hours_are_those_of_the_scaling_page(name):
     steps = (50_000 - (c.holdout or 1000)) // c.batch_size * c.epochs
     hours = steps * c.batch_size * forwards * counter.get_total_flops() / 2 / (0.4 * 989e12) / 3600
     assert f"Cost: {hours:.1f} GPU hours, computed" in recipes.RECIPES[name].__doc__
+
+
+def test_without_its_extra_data_a_run_is_refused_in_one_line(do_train, tmp_path, small_digits):
+    c = dataclasses.replace(small_digits(), recipe="wrn-28-10-cifar10-edm", extra_data="")
+    with pytest.raises(
+        InputError, match="^wrn-28-10-cifar10-edm mixes other images into every batch; .*--extra-data"
+    ) as caught:
+        do_train(c, tmp_path / "r")
+    assert "huggingface.co/datasets/P2333/DM-Improves-AT" in str(caught.value)
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_shorter_run_keeps_the_shape():

@@ -50,7 +50,8 @@ def _loaded(config: TrainConfig, real: Split, room: float) -> Split:
     """The extra data as they number their classes themselves, decoded where that takes no more GiB than there is room."""
     if not config.extra_data:
         raise InputError(
-            f"{config.recipe} mixes other images into every batch; name them with --extra-data, a FILE.npz say"
+            f"{config.recipe} mixes other images into every batch; name them with --extra-data FILE.npz, such as "
+            "cifar10/1m.npz of huggingface.co/datasets/P2333/DM-Improves-AT"
         )
     if config.pictures.augment == "rrc":
         raise InputError(
