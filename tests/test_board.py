@@ -129,6 +129,15 @@ def test_the_board_says_what_the_records_say(models):
     assert a["training"]["time"] and a["device"] == record.environment["device"] and a["seconds"] == record.seconds
 
 
+def test_what_a_model_learnt_from_beside_its_data_is_said(models):
+    content = read_json(models / "a" / "config.json")
+    content["piat"] |= {"extra_data": "/home/me/edm", "extra_images": 1_000_000, "init_from": "imagenet"}
+    (models / "a" / "config.json").write_text(json.dumps(content))
+    (row,) = board("models/a")["tables"][0]["models"]
+    assert row["extra_data"] == "edm, 1,000,000 images; weights of imagenet"
+    assert "edm, 1,000,000 images" in Page(Path("board/index.html").read_text()).text
+
+
 def test_models_are_ranked_and_paired_by_one_attack_on_the_same_images(models):
     (table,) = board("models")["tables"]
     aa = read_record(models / "a" / "results.json").attacks["aa"]
