@@ -2,10 +2,12 @@
 
 import base64
 import collections
+import contextlib
 import hashlib
 import html
 import importlib.util
 import json
+import random
 import re
 import shutil
 from html.parser import HTMLParser
@@ -15,9 +17,13 @@ import numpy as np
 import pytest
 import yaml
 from conftest import once
+from test_hostile import NASTY as ODD, places, with_value
 
 import piat_hub
 from piat_hub import cli
+from piat_hub.config import InputError
+from piat_hub.leaderboard import page
+from piat_hub.leaderboard.board import content, read
 from piat_hub.records.compare import compare
 from piat_hub.records.files import read_json
 from piat_hub.records.results import read_record, read_results, verdicts_digest
@@ -278,6 +284,18 @@ def test_long_texts_are_cut_on_the_page_alone(models):
 def test_what_cannot_be_printed_is_refused(models, capsys, place, text):
     changed(models / "a", lambda content: TEXTS[place](content, text))
     assert "is no printable text" in refused(capsys, "models")
+
+
+def test_any_value_anywhere_is_shown_or_refused_in_a_line(models):
+    rng, shown = random.Random(0), 0
+    for name in ("results.json", "config.json"):
+        whole = read_json(models / "a" / name)
+        for path in rng.sample(list(places(whole)), 40):
+            (models / "a" / name).write_text(json.dumps(with_value(whole, path, rng.choice(ODD))))
+            with contextlib.suppress(InputError):
+                shown += len(page.render(content([read("models/a")]))) > 0
+        (models / "a" / name).write_text(json.dumps(whole))
+    assert 0 < shown < 80
 
 
 def test_a_source_that_cannot_be_read_is_named_and_nothing_written(models, capsys, tmp_path):
