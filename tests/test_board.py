@@ -2,10 +2,12 @@
 
 import base64
 import collections
+import contextlib
 import hashlib
 import html
 import importlib.util
 import json
+import random
 import re
 import shutil
 from html.parser import HTMLParser
@@ -15,9 +17,13 @@ import numpy as np
 import pytest
 import yaml
 from conftest import once
+from test_hostile import NASTY as ODD, places, with_value
 
 import piat_hub
 from piat_hub import cli
+from piat_hub.config import InputError
+from piat_hub.leaderboard import page
+from piat_hub.leaderboard.board import content, read
 from piat_hub.records.compare import compare
 from piat_hub.records.files import read_json
 from piat_hub.records.results import read_record, read_results, verdicts_digest
@@ -127,6 +133,15 @@ def test_the_board_says_what_the_records_say(models):
     assert a["parameters"] == sum(p.numel() for p in model.parameters()) and a["architecture"] == "cifar_resnet8"
     assert (a["method"], a["extra_data"], a["checks"]) == ("PIAT+NMSE", "none", [])
     assert a["training"]["time"] and a["device"] == record.environment["device"] and a["seconds"] == record.seconds
+
+
+def test_what_a_model_learnt_from_beside_its_data_is_said(models):
+    content = read_json(models / "a" / "config.json")
+    content["piat"] |= {"extra_data": "/home/me/edm", "extra_images": 1_000_000, "init_from": "imagenet"}
+    (models / "a" / "config.json").write_text(json.dumps(content))
+    (row,) = board("models/a")["tables"][0]["models"]
+    assert row["extra_data"] == "edm, 1,000,000 images; weights of imagenet"
+    assert "edm, 1,000,000 images" in Page(Path("board/index.html").read_text()).text
 
 
 def test_models_are_ranked_and_paired_by_one_attack_on_the_same_images(models):
@@ -269,6 +284,18 @@ def test_long_texts_are_cut_on_the_page_alone(models):
 def test_what_cannot_be_printed_is_refused(models, capsys, place, text):
     changed(models / "a", lambda content: TEXTS[place](content, text))
     assert "is no printable text" in refused(capsys, "models")
+
+
+def test_any_value_anywhere_is_shown_or_refused_in_a_line(models):
+    rng, shown = random.Random(0), 0
+    for name in ("results.json", "config.json"):
+        whole = read_json(models / "a" / name)
+        for path in rng.sample(list(places(whole)), 40):
+            (models / "a" / name).write_text(json.dumps(with_value(whole, path, rng.choice(ODD))))
+            with contextlib.suppress(InputError):
+                shown += len(page.render(content([read("models/a")]))) > 0
+        (models / "a" / name).write_text(json.dumps(whole))
+    assert 0 < shown < 80
 
 
 def test_a_source_that_cannot_be_read_is_named_and_nothing_written(models, capsys, tmp_path):

@@ -136,6 +136,19 @@ def test_a_claim_lies_in_a_folder_of_the_model_or_elsewhere(evaluated, tmp_path,
     assert verify("r --n 10 --attacks pgd3 --claim elsewhere", capsys)[0] == 0
 
 
+def test_a_claim_of_anyones_model_from_code(tmp_path, capsys, monkeypatch):
+    code = (
+        "import torch\ntorch.manual_seed(0)\nmodel = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    (tmp_path / "claimed.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = "evaluate claimed:model --dataset digits --eps 0.05 --n 30 --attacks clean pgd3"
+    assert cli.main([*asked.split(), "--threads", "1"]) == 0
+    assert verify("claimed:model --claim results/claimed-model --n 20", capsys)[2].endswith("name it with --dataset\n")
+    status, out, _ = verify("claimed:model --claim results/claimed-model --n 20 --dataset digits", capsys)
+    assert status == 0 and "claimed:model: Linf eps 0.05, last, 20 of the 30 images of digits" in out
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

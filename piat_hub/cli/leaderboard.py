@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from piat_hub.cli.evaluate import follow
 from piat_hub.cli.flags import Parser
 from piat_hub.config import InputError, Refuted, ThreatModel
@@ -27,17 +29,16 @@ def leaderboard(argv: Sequence[str], prog: str) -> None:
         usage=f"{prog} SOURCE [SOURCE …] [--output DIR]; {prog} init DATASET --n N",
         description="Write one page, and its JSON, of robust models side by side; the folder is a static Space.",
     )
-    sources = (
-        "a run, a directory with results.json, a folder of these, a Hub id, or a text file with one of these a line"
-    )
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=sources)
+    kinds = "a run, a directory with results.json, a folder of these, a Hub id, or a text file with one of these a line"
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=kinds)
     parser.add_argument("--output", default="leaderboard", help="the folder to write (default: leaderboard)")
     given = parser.parse_all(argv)
     check_output(Path(given.output))
 
-    from piat_hub.leaderboard import page
+    from piat_hub.leaderboard import board, page
 
-    print(f"page     {page.write(given.sources, Path(given.output))}")
+    sources = tqdm(board.expanded(given.sources), unit="model", disable=None)
+    print(f"page     {page.write([board.read(source) for source in sources], Path(given.output))}")
     return None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from piat_hub.config import InputError, printable, to_dict
+from piat_hub.config import InputError, TrainConfig, printable, to_dict
 from piat_hub.hub.remote import Remote
 from piat_hub.records import tensors
 from piat_hub.records.claims import HOW, Figures
@@ -122,7 +122,11 @@ def read(source: str) -> Model:
             facts["parameters"] = _parameters(remote or directory)
         if config.piat is not None:
             run = RunDirectory.read(directory)
-            facts |= {"method": method_name(run.config), "training": run.training, "extra_data": _extra_data(run)}
+            facts |= {
+                "method": method_name(run.config),
+                "training": run.training,
+                "extra_data": _extra_data(run.config),
+            }
     if not (measured := measured_in(directory, weights)):
         raise InputError(f"{source} has no results on the weights that lie there; evaluate it, or leave it out")
     return Model(remote.repo_id if remote else place(directory), directory, measured, facts)
@@ -137,11 +141,12 @@ def _parameters(model: Remote | Path) -> int:
     return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(STATISTICS))
 
 
-def _extra_data(run: RunDirectory) -> str:
+def _extra_data(config: TrainConfig) -> str:
     """What it learnt from beside its data set, in words, or "none"."""
-    start = run.config.init_from
-    told = [(run.model.piat or {}).get("extra_data"), f"weights of {start}" if start else None]
-    return ", ".join(str(one) for one in told if one) or "none"
+    count = f", {config.extra_images:,} images" if config.extra_images else ""
+    told = [f"{config.extra_data}{count}"] if config.extra_data else []
+    told += [f"weights of {config.init_from}"] if config.init_from else []
+    return "; ".join(told) or "none"
 
 
 def content(models: Iterable[Model]) -> dict[str, Any]:

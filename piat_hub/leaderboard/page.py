@@ -4,7 +4,7 @@ import base64
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +30,22 @@ README = """---
 """
 
 
-def write(sources: Sequence[str], output: Path) -> Path:
-    """Write index.html, board.json and README.md; all of them, or none where a source cannot be read.
+def write(models: Iterable[board.Model], output: Path) -> Path:
+    """Write index.html, board.json and README.md; all of them or none.
 
     Args:
-        sources: as `board.expanded` takes them.
+        models: as `board.read` gives them.
         output: the folder, made if there is none; an older board in it is replaced.
 
     Returns:
         The path of index.html.
 
     Raises:
-        InputError: for a source that cannot be read, or a folder that holds something else; InUse, while another process
-            writes there.
+        InputError: for a model whose results and verdicts do not tell the same, or a folder that holds something else;
+            InUse, while another process writes there.
         Broken: if the system refuses to write.
     """
-    told = board.content([board.read(source) for source in board.expanded(sources)])
+    told = board.content(models)
     texts = {
         "README.md": README.format(card=_card(told).to_yaml()),
         "board.json": json.dumps(sealed(told), indent=1) + "\n",
