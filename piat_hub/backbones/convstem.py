@@ -4,16 +4,27 @@ The rest is timm's own ConvNeXt-T and DeiT-S. Both take images in [0, 1], withou
 its `mean` and `std`, one number a channel, which become a layer before the first convolution.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timm.layers import LayerNorm2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from piat_hub.backbones.normalization import behind
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the authors' checkpoints by our names: their stem is a module within the stem.
+
+    Args:
+        state_dict: by their names.
+        model: as timm's filters take it.
+    """
+    return {re.sub(r"^(stem|patch_embed\.proj)\.stem\.", r"\1.", name): tensor for name, tensor in state_dict.items()}
 
 
 def conv_stem(in_chans: int, widths: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:

@@ -66,15 +66,16 @@ def export(argv: Sequence[str], prog: str) -> None:
 
 def import_checkpoint(argv: Sequence[str], prog: str) -> None:
     """`piat import FILE --layout LAYOUT`: another project's checkpoint as a model directory."""
-    description = "Convert a checkpoint of RobustBench's zoo to config.json and safetensors; only tensors are read."
+    description = "Convert somebody's checkpoint to config.json and safetensors; only tensors are read."
     parser = Parser(prog=prog, description=description)
     parser.add_argument("file", metavar="FILE", help="the checkpoint")
-    parser.add_argument(
-        "--layout", required=True, help="whose model it is: robustbench-wrn, …; an unknown name lists them"
-    )
+    layout = "whose names its tensors have: robustbench-wrn, … (an unknown name lists them), or a timm model's"
+    parser.add_argument("--layout", required=True, help=layout)
     numbers: dict[str, Any] = {"nargs": "+", "type": fraction, "default": (), "metavar": "FLOAT"}
     parser.add_argument("--mean", help="of the normalisation that belongs to it, where the file lacks it", **numbers)
     parser.add_argument("--std", help="the same, one number per channel", **numbers)
+    size = "pixels a side of a timm model's images (default: the model's usual)"
+    parser.add_argument("--img-size", type=int, metavar="INT", help=size)
     parser.add_argument("--output", help="the directory to write (default: runs/FILE's name)")
     given = parser.parse_all(argv)
 
@@ -82,7 +83,8 @@ def import_checkpoint(argv: Sequence[str], prog: str) -> None:
 
     output = Path(given.output or Path("runs") / Path(given.file).stem)
     check_output(output)
-    print(layouts.import_checkpoint(given.file, given.layout, output, mean=tuple(given.mean), std=tuple(given.std)))
+    asked = {"mean": tuple(given.mean), "std": tuple(given.std), "img_size": given.img_size}
+    print(layouts.import_checkpoint(given.file, given.layout, output, **asked))
 
 
 def robustbench(argv: Sequence[str], prog: str) -> None:

@@ -36,8 +36,10 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub.backbones.cifar import CIFAR10, CIFAR100
-from piat_hub.config import InputError, lookup
+from piat_hub.config import InputError, nearest
+from piat_hub.hub import timm_layout
 from piat_hub.hub.save import save_pretrained
+from piat_hub.hub.timm_layout import behind, whole
 from piat_hub.records import files, tensors
 
 
@@ -126,50 +128,77 @@ LAYOUTS = {
 }
 
 NESTS = ("state_dict", "model_state_dict", "model", "net", "last")  # where a checkpoint keeps its tensors
-PREFIX = re.compile(r"^(?:(?:module|model|net|normalize|_orig_mod|\d+)\.)+")  # of wrappers around the network
-UNUSED = ("sub_block1.", "model_preact_hl1.")  # trained beside the network or twice in it; forward takes neither
-STATISTICS = (("mu", "sigma"), ("mean", "std"))
+PREFIX = re.compile(
+    r"^(?:(?:module|model|net|normalize|normalizer|_orig_mod|\d+)\.)+"
+)  # of wrappers around the network
+UNUSED = ("sub_block1.", "model_preact_hl1.", "attacker.")  # beside the network or twice in it; forward takes neither
+STATISTICS = (("mu", "sigma"), ("mean", "std"), ("new_mean", "new_std"))
 BLOCK = re.compile(r"(?:stages\.|layer)(\d+)\.(?:blocks\.)?\d+\.conv1\.weight")
 
 
-def convert(path: str | Path, layout: str, *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> nn.Module:
+def convert(
+    path: str | Path,
+    layout: str,
+    *,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    img_size: int | None = None,
+) -> nn.Module:
     """The model whose tensors a checkpoint holds in another layout, in eval mode.
 
     Depth, widths, channels and classes are read off the tensors.
 
     Args:
         path: a file of torch.save (read without running anything in it) or a .safetensors file.
-        layout: one of LAYOUTS.
+        layout: one of LAYOUTS, or the timm model whose own names its tensors have.
         mean: subtracted from its images in [0, 1], one number a channel, if the checkpoint does not say.
         std: divided by after that, one number a channel.
+        img_size: pixels a side of a timm model's images; by default its usual size.
 
     Returns:
-        A timm model that maps images (B, C, 32, 32) in [0, 1] to logits (B, K); its pooling takes other sizes too.
+        A timm model that maps images (B, C, H, W) in [0, 1] to logits (B, K); those of LAYOUTS are for 32x32 images, and
+        their pooling takes other sizes too.
 
     Raises:
         InputError: if there is no such file, it holds more than tensors, or they do not fit the layout exactly, with
             the layout that they fit.
     """
-    chosen = lookup("layout", layout, LAYOUTS)
+    if layout not in LAYOUTS and not timm.is_model(layout.partition(".")[0]):
+        near = nearest(layout, LAYOUTS) or nearest(layout, timm.list_models())
+        raise InputError(
+            f"unknown layout {layout!r}{near}; known: {', '.join(LAYOUTS)}, and the names of timm's models"
+        )
+    if img_size and layout in LAYOUTS:
+        raise InputError(f"--img-size {img_size} is for layouts that are timm's; {layout} takes any size: leave it out")
     found = _read(Path(path))
     normalisation = _normalisation(path, found, mean, std)
     try:
-        arguments, weights = _fit(found, chosen)
+        if layout in LAYOUTS:
+            chosen = LAYOUTS[layout]
+            architecture, (arguments, weights) = chosen.architecture, _fit(found, chosen)
+            if normalisation and not chosen.statistics:  # with those it is behind them already
+                weights = behind(weights, _ends(chosen)[0])
+        else:
+            architecture, arguments, weights = timm_layout.fit(found, layout, img_size, bool(normalisation))
     except InputError as error:
         others = " or ".join(name for name, other in LAYOUTS.items() if name != layout and _fits(found, other))
         advice = f"use {others}" if others else "no other layout does"
         raise InputError(f"{path} does not fit layout {layout}: {error}; {advice}") from error
-    normalisation = normalisation or _usual(path, chosen, arguments["num_classes"])
-    model = timm.create_model(chosen.architecture, **arguments, **normalisation)
-    first, _ = _ends(chosen)
-    if (behind := f"{first}.conv.weight") in model.state_dict():
-        weights[behind] = weights.pop(f"{first}.weight")
+    if layout in LAYOUTS:
+        normalisation = normalisation or _usual(path, LAYOUTS[layout], arguments["num_classes"])
+    model = timm.create_model(architecture, **{**arguments, **normalisation})
     model.load_state_dict(weights)
     return model.eval()
 
 
 def import_checkpoint(
-    path: str | Path, layout: str, output: str | Path, *, mean: Sequence[float] = (), std: Sequence[float] = ()
+    path: str | Path,
+    layout: str,
+    output: str | Path,
+    *,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    img_size: int | None = None,
 ) -> Path:
     """`convert`, then write it into a directory; returns the directory.
 
@@ -177,10 +206,11 @@ def import_checkpoint(
 
     Args:
         path: as in `convert`, as are layout, mean and std.
-        layout: one of LAYOUTS.
+        layout: as in `convert`.
         output: the directory, made if there is none.
         mean: one number a channel, if the checkpoint does not say.
         std: one number a channel, if the checkpoint does not say.
+        img_size: as in `convert`.
 
     Raises:
         InputError: if the conversion fails or the directory holds a model already; nothing is then written.
@@ -189,8 +219,9 @@ def import_checkpoint(
     taken = [name for name in ("config.json", *files.WEIGHTS.values()) if (directory / name).exists()]
     if taken or (directory.exists() and not directory.is_dir()):
         raise InputError(f"{directory} holds {' and '.join(taken) or 'a file'} already; name another output")
-    model: Any = convert(path, layout, mean=mean, std=std)
-    save_pretrained(model, directory, input_size=(model.in_chans, 32, 32))
+    model: Any = convert(path, layout, mean=mean, std=std, img_size=img_size)
+    side = img_size or model.pretrained_cfg["input_size"][-1]
+    save_pretrained(model, directory, input_size=(model.in_chans, side, side))
     (directory / "metrics.jsonl").touch()
     return directory
 
@@ -265,20 +296,7 @@ def _fit(found: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Any], d
     arguments = _read_off(weights, layout)
     with torch.device("meta"):
         expected = timm.create_model(layout.architecture, **arguments).state_dict()
-    for name, tensor in weights.items():
-        if name not in expected:
-            raise InputError(f"{foreign[name]!r} has no place in it")
-        if tensor.ndim == 2:  # the head, in some of ours a 1x1 convolution
-            weights[name] = tensor.view(tensor.shape + (1,) * (expected[name].ndim - 2))
-        if weights[name].shape != expected[name].shape:
-            wanted = f"{list(tensor.shape)}, where the others want {list(expected[name].shape)}"
-            raise InputError(f"{foreign[name]!r} has shape {wanted}")
-    for name, tensor in expected.items():
-        if name not in weights:
-            if not name.endswith("num_batches_tracked"):
-                raise InputError(f"nothing is there for our {name!r}")
-            weights[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
-    return arguments, weights
+    return arguments, whole(weights, expected, foreign)
 
 
 def _fits(found: Mapping[str, Tensor], layout: Layout) -> bool:
