@@ -33,10 +33,15 @@ sys.modules["autoattack"].AutoAttack = AutoAttack
 sys.modules["autoattack.state"].EvaluationState = None
 
 import robustbench  # noqa: E402
+import timm  # noqa: E402
 import torchvision  # noqa: E402
 from hub_server import serve  # noqa: E402
+from robustbench.model_zoo import model_dicts  # noqa: E402
+from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel  # noqa: E402
 from robustbench.utils import load_model  # noqa: E402
 
+from piat_hub.hub import layouts, zoo  # noqa: E402
+from piat_hub.hub.load import from_pretrained  # noqa: E402
 from piat_hub.leaderboard import submission as leaderboard  # noqa: E402
 
 IMAGES = 8
@@ -81,7 +86,7 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _inside(place, monkeypatch):
     monkeypatch.chdir(place)
     cifar10 = torchvision.datasets.CIFAR10
@@ -92,6 +97,7 @@ def _inside(place, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
 
 
+@pytest.mark.usefixtures("_inside")
 def test_load_model_finds_ours_and_benchmark_agrees(place):
     """Their clean accuracy is ours; their AutoAttack finds what ours found; their JSON keeps our entries."""
     name = "He2023PIAT_cifar-resnet8"
@@ -115,3 +121,48 @@ def test_load_model_finds_ours_and_benchmark_agrees(place):
 
 def test_their_zoos_names_are_looked_up_as_ours_are():
     assert leaderboard.timm_name("He2023PIAT_WRN-32-10", "cifar10", "Linf") == "he2023piat_wrn_32_10_cifar10_linf"
+
+
+def theirs(name):
+    """The network of a row of our table as RobustBench defines it, its weights and statistics random."""
+    dataset, threat, model = name.split("/")
+    registered = f"{model}_{dataset}_{threat}".lower().replace("-", "_")
+    torch.manual_seed(0)
+    if timm.is_model(registered):
+        network = timm.create_model(registered)
+    else:
+        network = model_dicts[BenchmarkDataset(dataset)][ThreatModel(threat)][model]["model"]()
+    for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.running_mean, -0.1, 0.1)
+        torch.nn.init.uniform_(norm.running_var, 0.8, 1.2)
+    return network.eval()
+
+
+def once_each():
+    """A name for each layout, normalisation and size of image in the table."""
+    found = {}
+    for name in zoo.rows():
+        row = zoo.known(name)
+        found.setdefault((row.layout, row.mean, row.img_size), name)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("name", once_each())
+def test_an_imported_model_has_the_logits_of_theirs(name, tmp_path):
+    """The files of the zoo lack the statistics that its code has, but for Modas2021PRIME's."""
+    network, row = theirs(name), zoo.known(name)
+    inside = ("normalize.", "mu", "sigma") if row.mean else ()
+    weights = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(inside)}
+    torch.save({"state_dict": weights}, tmp_path / "c.pt")
+    layouts.import_known(tmp_path / "c.pt", name, tmp_path / "run")
+    imported = from_pretrained(tmp_path / "run")
+    (tmp_path / "c.pt").unlink()
+    side = imported.pretrained_cfg["input_size"][-1]
+    x = torch.rand(2, 3, side, side)
+    with torch.no_grad():
+        expected = network(x)
+        difference = (imported(x) - expected).abs().max().item()
+    print(
+        f"{name}: {difference:.1e} of {expected.abs().max():.2f}, {sum(p.numel() for p in imported.parameters()):,} parameters"
+    )
+    assert difference < 1e-5 * max(1, expected.abs().max().item())

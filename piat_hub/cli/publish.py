@@ -69,8 +69,11 @@ def import_checkpoint(argv: Sequence[str], prog: str) -> None:
     description = "Convert somebody's checkpoint to config.json and safetensors; only tensors are read."
     parser = Parser(prog=prog, description=description)
     parser.add_argument("file", metavar="FILE", help="the checkpoint")
+    name = "which model of RobustBench's zoo it is, cifar10/Linf/Rice2020Overfitting: says all of the rest, and who trained it"
+    parser.add_argument("--name", metavar="DATASET/NORM/ID", help=name)
+    parser.add_argument("--zoo", metavar="TOML", help="more models for --name, in the form of piat_hub/hub/zoo.toml")
     layout = "whose names its tensors have: robustbench-wrn, … (an unknown name lists them), or a timm model's"
-    parser.add_argument("--layout", required=True, help=layout)
+    parser.add_argument("--layout", help=layout)
     numbers: dict[str, Any] = {"nargs": "+", "type": fraction, "default": (), "metavar": "FLOAT"}
     parser.add_argument("--mean", help="of the normalisation that belongs to it, where the file lacks it", **numbers)
     parser.add_argument("--std", help="the same, one number per channel", **numbers)
@@ -78,13 +81,18 @@ def import_checkpoint(argv: Sequence[str], prog: str) -> None:
     parser.add_argument("--img-size", type=int, metavar="INT", help=size)
     parser.add_argument("--output", help="the directory to write (default: runs/FILE's name)")
     given = parser.parse_all(argv)
+    asked = {"mean": tuple(given.mean), "std": tuple(given.std), "img_size": given.img_size}
+    if bool(given.name) == bool(given.layout) or (given.name and any(asked.values())):
+        parser.error("give --name, which says all of the rest, or --layout with what belongs to it")
 
     from piat_hub.hub import layouts
 
     output = Path(given.output or Path("runs") / Path(given.file).stem)
     check_output(output)
-    asked = {"mean": tuple(given.mean), "std": tuple(given.std), "img_size": given.img_size}
-    print(layouts.import_checkpoint(given.file, given.layout, output, **asked))
+    if given.name:
+        print(layouts.import_known(given.file, given.name, output, given.zoo))
+    else:
+        print(layouts.import_checkpoint(given.file, given.layout, output, **asked))
 
 
 def robustbench(argv: Sequence[str], prog: str) -> None:

@@ -1,28 +1,16 @@
 """Checkpoints that others trained, as our models: a layout says what their tensors are called here.
 
-RobustBench's zoo for CIFAR-10 and CIFAR-100, by layout. Most normalise nothing; those after "normalised" do so in code, so
-that their `mean` and `std` must be given (Modas2021PRIMEResNet18's are in its checkpoint). Of those that always do, ten
-classes get CIFAR-10's and a hundred CIFAR-100's unless others are given (Wang2023Better's of SVHN: 0.5 and 0.5).
+robustbench-wrn     WideResNet with ReLU.
+robustbench-preact  PreActResNet, projections of the raw input.
+robustbench-preact-v2  PreActResNet, projections of the pre-activated input.
+robustbench-resnet  ResNet of basic blocks.
+robustbench-wrn-silu  DMWideResNet, SiLU, always normalised: ten classes get CIFAR-10's mean and std and a hundred CIFAR-100's
+                    unless others are given (Wang2023Better's of SVHN: 0.5 and 0.5).
+robustbench-preact-silu  DMPreActResNet, the same.
 
-robustbench-wrn     WideResNet with ReLU: Addepalli2021Towards_WRN34, Addepalli2022Efficient_WRN_34_10, Carmon2019Unlabeled,
-                    Chen2021LTD, Chen2024Data, Cui2020Learnable, Cui2023Decoupled_WRN-34-10, Huang2020Self, Jia2022LAS-AT,
-                    Sehwag2020Hydra, Sehwag2021Proxy, Sitawarin2020Improving, Sridhar2021Robust, Standard,
-                    Wang2020Improving, Wu2020Adversarial (CIFAR-10), Zhang2019Theoretically, Zhang2019You,
-                    Zhang2020Attacks, Zhang2020Geometry; normalised: Augustin2020Adversarial_34_10, Chen2020Efficient,
-                    Hendrycks2019Using (0.5 and 0.5), Hendrycks2020AugMix_WRN, Rice2020Overfitting (CIFAR-10, Linf),
-                    Rony2019Decoupling, Wu2020Adversarial (CIFAR-100)
-robustbench-preact  PreActResNet, projections of the raw input: Andriushchenko2020Understanding; normalised: Wong2020Fast
-robustbench-preact-v2  PreActResNet, projections of the pre-activated input: Addepalli2021Towards_PARN18; normalised:
-                    Kireev2021Effectiveness, Rice2020Overfitting (L2, and CIFAR-100)
-robustbench-resnet  ResNet of basic blocks: Addepalli2021Towards_RN18, Addepalli2022Efficient_RN18, Sehwag2021Proxy_R18;
-                    normalised: Modas2021PRIMEResNet18
-robustbench-wrn-silu  DMWideResNet, always normalised: Gowal2020Uncovering, Rebuffi2021Fixing, Gowal2021Improving,
-                    Rade2021Helper, Pang2022Robustness, Wang2023Better, Xu2023Exploring, Cui2023Decoupled_WRN-28-10,
-                    Bartoldson2024Adversarial
-robustbench-preact-silu  DMPreActResNet, always normalised: the same authors' R18
-
-What no tensor shows must be known: both kinds of PreActResNet hold the same ones, and so does Ding2020MMA, a WideResNet
-that normalises each image by itself and cannot be converted.
+Any timm model's name is a layout too, see `timm_layout`. zoo.toml says which model of RobustBench's zoo has which, and by
+what it normalises, which most files lack. What no tensor shows must be known: both kinds of PreActResNet hold the same
+ones, and so does Ding2020MMA, a WideResNet that normalises each image by itself and cannot be converted.
 """
 
 import re
@@ -37,10 +25,11 @@ from torch import Tensor, nn
 
 from piat_hub.backbones.cifar import CIFAR10, CIFAR100
 from piat_hub.config import InputError, nearest
-from piat_hub.hub import timm_layout
-from piat_hub.hub.save import save_pretrained
+from piat_hub.hub import card, timm_layout, zoo
+from piat_hub.hub.save import ORIGIN, save_pretrained
 from piat_hub.hub.timm_layout import behind, whole
 from piat_hub.records import files, tensors
+from piat_hub.records.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -199,10 +188,12 @@ def import_checkpoint(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     img_size: int | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    origin: Origin | None = None,
 ) -> Path:
     """`convert`, then write it into a directory; returns the directory.
 
-    config.json, weights, and an empty metrics.jsonl, so that results go there.
+    config.json, weights, an empty metrics.jsonl, so that results go there, and where it is known who trained it a card.
 
     Args:
         path: as in `convert`, as are layout, mean and std.
@@ -211,6 +202,8 @@ def import_checkpoint(
         mean: one number a channel, if the checkpoint does not say.
         std: one number a channel, if the checkpoint does not say.
         img_size: as in `convert`.
+        preprocessing: how a picture gets its size, as in `save_config`.
+        origin: who trained it.
 
     Raises:
         InputError: if the conversion fails or the directory holds a model already; nothing is then written.
@@ -221,9 +214,33 @@ def import_checkpoint(
         raise InputError(f"{directory} holds {' and '.join(taken) or 'a file'} already; name another output")
     model: Any = convert(path, layout, mean=mean, std=std, img_size=img_size)
     side = img_size or model.pretrained_cfg["input_size"][-1]
-    save_pretrained(model, directory, input_size=(model.in_chans, side, side))
+    model.pretrained_cfg |= dict.fromkeys(ORIGIN)  # timm's are of weights of its own
+    if origin:
+        model.pretrained_cfg |= {"license": origin.license, "origin_url": origin.source, "paper_name": origin.paper}
+    size = (model.in_chans, side, side)
+    save_pretrained(model, directory, input_size=size, preprocessing=preprocessing, origin=origin)
     (directory / "metrics.jsonl").touch()
+    if origin:
+        card.write(directory)
     return directory
+
+
+def import_known(path: str | Path, name: str, output: str | Path, own: str | Path | None = None) -> Path:
+    """`import_checkpoint` of a model that a table knows.
+
+    Args:
+        path: of its checkpoint.
+        name: of the model in the table, see `zoo.known`.
+        output: the directory, made if there is none.
+        own: a table of the user's own beside the package's.
+
+    Raises:
+        InputError: for an unknown name, or as `import_checkpoint` does.
+    """
+    row = zoo.known(name, own)
+    preprocessing = {key: value for key in ("crop_pct", "interpolation") if (value := getattr(row, key))}
+    asked: dict[str, Any] = {"mean": row.mean, "std": row.std, "img_size": row.img_size}
+    return import_checkpoint(path, row.layout, output, **asked, preprocessing=preprocessing, origin=row.origin())
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -48,8 +48,8 @@ def from_pretrained(
         device: where the model goes.
 
     Returns:
-        The model, with `label_names` (one a class, or none), `piat` (the training configuration as a dict, or {}) and
-        `weights_sha256` (of the weights file).
+        The model, with `label_names` (one a class, or none), `piat` (the training configuration as a dict, or {}),
+        `origin` (who else trained it, or None) and `weights_sha256` (of the weights file).
 
     Raises:
         InputError: a ValueError, if there is no such model, its weights do not fit its config.json exactly or are not
@@ -76,7 +76,7 @@ def from_pretrained(
     said = {key: config.pretrained_cfg.get(key) for key in ORIGIN}  # not what timm says of its own weights
     model.pretrained_cfg |= {key: value if isinstance(value, str) else None for key, value in said.items()}
     model.label_names = config.label_names
-    model.piat = dict(config.piat or {})
+    model.piat, model.origin = dict(config.piat or {}), config.origin
     return model.to(device).eval()
 
 
