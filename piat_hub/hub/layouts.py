@@ -1,11 +1,14 @@
 """Checkpoints that others trained, as our models: a layout says what their tensors are called here.
 
 robustbench-wrn     WideResNet with ReLU.
+robustbench-wrn-r   RobustWideResNet, the same by other names.
 robustbench-preact  PreActResNet, projections of the raw input.
 robustbench-preact-v2  PreActResNet, projections of the pre-activated input.
 robustbench-resnet  ResNet of basic blocks.
+robustbench-resnet50  ResNet of bottlenecks.
 robustbench-wrn-silu  DMWideResNet, SiLU, always normalised: ten classes get CIFAR-10's mean and std and a hundred CIFAR-100's
                     unless others are given (Wang2023Better's of SVHN: 0.5 and 0.5).
+robustbench-rawrn   NormalizedWideResNet, the same with squeeze and excitation.
 robustbench-preact-silu  DMPreActResNet, the same.
 
 Any timm model's name is a layout too, see `timm_layout`. zoo.toml says which model of RobustBench's zoo has which, and by
@@ -71,7 +74,7 @@ class Layout:
         if not stage:
             return f"{layers[layer]}.{tensor}"
         number = int(stage) - self.first_stage
-        block = f"layer{number + 1}" if self.architecture == "cifar_resnet18" else f"stages.{number}.blocks"
+        block = f"layer{number + 1}" if self.architecture.startswith("cifar_resnet") else f"stages.{number}.blocks"
         return f"{block}.{index}.{layers[layer]}.{tensor}"
 
 
@@ -81,30 +84,43 @@ _PREACT: dict[str, Any] = {
     "inside": {"bn1": "norm1", "conv1": "conv1", "bn2": "norm2", "conv2": "conv2", "shortcut.0": "downsample.conv"},
     "outside": {"conv1": "stem.conv", "bn": "norm", "linear": "head.fc"},
 }
-_SILU: dict[str, Any] = {"first_stage": 0, "statistics": {10: CIFAR10, 100: CIFAR100}}
+_WRN: dict[str, Any] = {
+    "architecture": "cifar_wrn_28_10",
+    "inside": {"bn1": "norm1", "conv1": "conv1", "bn2": "norm2", "conv2": "conv2", "convShortcut": "downsample.conv"},
+}
+_RESNET: dict[str, Any] = {
+    "block": r"layer(\d)\.(\d+)",
+    "inside": {name: name for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")}
+    | {"shortcut.0": "downsample.0", "shortcut.1": "downsample.1"},
+    "outside": {"conv1": "conv1", "bn1": "bn1", "linear": "fc"},
+}
+_NORMALISED: dict[str, Any] = {"first_stage": 0, "statistics": {10: CIFAR10, 100: CIFAR100}}
+_SILU: dict[str, Any] = {
+    "block": r"layer\.(\d)\.block\.(\d+)",
+    "inside": {"batchnorm_0": "norm1", "conv_0": "conv1", "batchnorm_1": "norm2", "conv_1": "conv2"}
+    | {"shortcut": "downsample.conv"},
+    "outside": {"init_conv": "stem.conv.conv", "batchnorm": "norm", "logits": "head.fc"},
+    **_NORMALISED,
+}
 LAYOUTS = {
     "robustbench-wrn": Layout(
-        architecture="cifar_wrn_28_10",
-        block=r"block(\d)\.layer\.(\d+)",
-        inside={"bn1": "norm1", "conv1": "conv1", "bn2": "norm2", "conv2": "conv2", "convShortcut": "downsample.conv"},
-        outside={"conv1": "stem.conv", "bn1": "norm", "fc": "head.fc"},
+        **_WRN, block=r"block(\d)\.layer\.(\d+)", outside={"conv1": "stem.conv", "bn1": "norm", "fc": "head.fc"}
+    ),
+    "robustbench-wrn-r": Layout(
+        **_WRN,
+        block=r"blocks\.(\d)\.layer\.(\d+)",
+        outside={"stem_conv": "stem.conv", "bn1": "norm", "fc": "head.fc"},
+        first_stage=0,
     ),
     "robustbench-preact": Layout(**_PREACT, options={"raw_shortcut": True}),
     "robustbench-preact-v2": Layout(**_PREACT),
-    "robustbench-resnet": Layout(
-        architecture="cifar_resnet18",
-        block=r"layer(\d)\.(\d+)",
-        inside={name: name for name in ("conv1", "bn1", "conv2", "bn2")}
-        | {"shortcut.0": "downsample.0", "shortcut.1": "downsample.1"},
-        outside={"conv1": "conv1", "bn1": "bn1", "linear": "fc"},
-    ),
-    "robustbench-wrn-silu": Layout(
-        architecture="cifar_wrn_28_10_silu",
-        block=r"layer\.(\d)\.block\.(\d+)",
-        inside={"batchnorm_0": "norm1", "conv_0": "conv1", "batchnorm_1": "norm2", "conv_1": "conv2"}
-        | {"shortcut": "downsample.conv"},
-        outside={"init_conv": "stem.conv.conv", "batchnorm": "norm", "logits": "head.fc"},
-        **_SILU,
+    "robustbench-resnet": Layout(architecture="cifar_resnet18", **_RESNET),
+    "robustbench-resnet50": Layout(architecture="cifar_resnet50", **_RESNET),
+    "robustbench-wrn-silu": Layout(architecture="cifar_wrn_28_10_silu", **_SILU),
+    "robustbench-rawrn": Layout(
+        architecture="cifar_rawrn_70_16",
+        **_SILU
+        | {"inside": _SILU["inside"] | {"conv_1": "conv2.conv", "se.fc1": "conv2.se.fc1", "se.fc2": "conv2.se.fc2"}},
     ),
     "robustbench-preact-silu": Layout(
         architecture="cifar_preact_resnet18_silu",
@@ -112,7 +128,7 @@ LAYOUTS = {
         inside={"batchnorm_0": "norm1", "conv_2d_1": "conv1", "batchnorm_1": "norm2", "conv_2d_2": "conv2"}
         | {"shortcut": "downsample.conv"},
         outside={"conv_2d": "stem.conv.conv", "batchnorm": "norm", "logits": "head.fc"},
-        **_SILU,
+        **_NORMALISED,
     ),
 }
 
