@@ -37,7 +37,7 @@ def fit(
     cfg, normalised = timm.get_pretrained_cfg(architecture), normalised or not ours(architecture)
     sized = {"img_size": img_size} if img_size and cfg.fixed_input_size else {}
     sketch: Any = _sketch(architecture, sized)
-    weights = _renamed(found, sketch, architecture)
+    weights = renamed(found, sketch, architecture)
     stem, head = (f"{_all(name)[0]}.weight" for name in (cfg.first_conv, cfg.classifier))
     for name in (stem, head):
         if name not in weights or weights[name].ndim < 2:
@@ -102,18 +102,17 @@ def whole(
     return complete
 
 
-def _sketch(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The model without memory."""
-    try:
-        with torch.device("meta"):
-            return timm.create_model(architecture, **arguments)
-    except Exception as error:  # timm passes on whatever its models raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{architecture} cannot be built with {dict(arguments)}: {reason}") from error
+def renamed(found: Mapping[str, Tensor], sketch: nn.Module, architecture: str) -> dict[str, Tensor]:
+    """The tensors by today's names, as the family's own filter in timm gives them.
 
+    Args:
+        found: by the names of a checkpoint.
+        sketch: the model, which may be without memory.
+        architecture: timm's name of it, for messages.
 
-def _renamed(found: Mapping[str, Tensor], sketch: nn.Module, architecture: str) -> dict[str, Tensor]:
-    """The tensors by today's names, as the family's own filter in timm gives them; InputError where that would change one."""
+    Raises:
+        InputError: where the filter fails, or would change a tensor itself: resampled, it were another model's.
+    """
     filtered = getattr(importlib.import_module(type(sketch).__module__), "checkpoint_filter_fn", None)
     if not filtered or found.keys() <= sketch.state_dict().keys():
         return dict(found)
@@ -127,6 +126,16 @@ def _renamed(found: Mapping[str, Tensor], sketch: nn.Module, architecture: str) 
             advice = "name the model, and the --img-size, that it was trained as"
             raise InputError(f"{name!r} is of another size than {architecture}'s: {advice}")
     return weights
+
+
+def _sketch(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The model without memory."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(architecture, **arguments)
+    except Exception as error:  # timm passes on whatever its models raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{architecture} cannot be built with {dict(arguments)}: {reason}") from error
 
 
 def _all(name: str | tuple[str, ...]) -> tuple[str, ...]:
