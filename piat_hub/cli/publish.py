@@ -100,6 +100,8 @@ def robustbench(argv: Sequence[str], prog: str) -> None:
     description = "Check a run as RobustBench would, and write what a submission needs."
     parser = Parser(prog=prog, description=description)
     parser.add_argument("run", metavar="RUN", help="a run directory with clean and aa measured on all test images")
+    corruptions = "submit to the board of common corruptions: what evaluate --corruptions measured, not aa"
+    parser.add_argument("--corruptions", action="store_true", help=corruptions)
     parser.add_argument("--authors", required=True, help="of the paper: 'Kun He, Xin Liu'")
     parser.add_argument("--venue", required=True, help="with its year: 'ICML 2023'")
     parser.add_argument("--link", required=True, help="the paper's address")
@@ -117,5 +119,6 @@ def robustbench(argv: Sequence[str], prog: str) -> None:
     output = Path(given.output or Path(given.run) / "robustbench")
     check_output(output)
     options = {"checkpoint": given.checkpoint, "draft": given.draft, "dataset": given.dataset, "repo_id": given.model}
+    options["corruptions"] = given.corruptions
     for path in leaderboard.submit(given.run, paper, output, **options):
         print(path)
