@@ -13,6 +13,7 @@ from piat_hub import cli
 from piat_hub.config import InputError, from_dict
 from piat_hub.hub import card, layouts, zoo
 from piat_hub.hub.push import publication
+from piat_hub.leaderboard import board
 from piat_hub.records.origin import Origin
 from piat_hub.records.rundir import read_model
 
@@ -83,6 +84,8 @@ def test_it_is_evaluated_compared_and_pushed_with_that_said(imported, capsys):
     assert "PGD-2" in text and "of 16" in text and "Jane Doe" in text
     cli.main(["compare", "run", "run"])
     assert "PGD-2" in capsys.readouterr().out
+    facts = board.read("run").facts
+    assert (facts["method"], facts["extra_data"]) == ("of Jane Doe", "none")
     sent = publication(read_model(imported), "org/tiny")
     assert json.loads(sent["config.json"])["piat_origin"].items() >= ORIGIN.items()
     assert b'from_pretrained("org/tiny")' in sent["README.md"] and b"Jane Doe" in sent["README.md"]

@@ -158,7 +158,8 @@ def submit(
     built, extra = ARCHITECTURES.get(architecture, ("", architecture))[1], found.config.extra_data is not None
     source = repo_id or str(home.resolve().name)
     texts = {
-        f"model_info/{data}/{norm}/{name}.json": json.dumps(entry(results, claim, paper, built, extra), indent=2) + "\n",
+        f"model_info/{data}/{norm}/{name}.json": json.dumps(entry(results, claim, paper, built, extra), indent=2)
+        + "\n",
         "issue.md": _marked(issue(name, results, claim, paper, built, extra, repo_id), "<!-- {} -->", reasons),
         f"{timm_name(name, data, norm)}.py": _marked(
             registration(name, data, norm, source, checkpoint), "# {}", reasons
