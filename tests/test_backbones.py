@@ -20,6 +20,8 @@ COUNTS = {
     "cifar_preact_resnet18_silu": 12_548_426,
     "cifar_wrn_28_10_silu": 36_479_194,
     "cifar_wrn_70_16_silu": 266_796_506,
+    "cifar_rawrn_70_16": 267_240_802,
+    "cifar_resnet50": 23_520_842,
     "cifar_resnet20": 272_474,
     "cifar_resnet8": 78_042,
 }
@@ -86,6 +88,8 @@ SMALL = {  # every architecture, cut down
     "cifar_preact_resnet18_silu": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_chs": 8},
     "cifar_wrn_28_10_silu": {"layers": [1, 1, 1], "channels": [16, 32, 64]},
     "cifar_wrn_70_16_silu": {"layers": [1, 1, 1], "channels": [8, 16, 32]},
+    "cifar_rawrn_70_16": {"layers": [1, 1, 1], "channels": [8, 16, 32]},
+    "cifar_resnet50": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_chs": 8},
 }
 
 

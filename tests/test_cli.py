@@ -514,7 +514,7 @@ def test_normalised_models_and_timms_own(tmp_path, monkeypatch, capsys):
     assert cli.main(["evaluate", "mine:model", *flags.split(), "--mean", "0.5"]) == 2
     assert "must be as many numbers each" in capsys.readouterr().err
     assert cli.main(["evaluate", "hf-hub:nobody/nothing", *flags.split()]) == 2
-    assert "no model 'hf-hub:nobody/nothing' for timm" in capsys.readouterr().err
+    assert "no config.json for 'nobody/nothing'" in capsys.readouterr().err
 
 
 def test_the_first_images_of_a_folder_sorted_by_class_are_told():

@@ -11,10 +11,19 @@ import piat_hub
 from piat_hub.config import InputError
 from piat_hub.hub.save import save_pretrained
 
-COUNTS = {"convnext_tiny_cvst": 28_627_432, "vit_small_cvst": 22_777_576}
+COUNTS = {
+    "convnext_tiny_cvst": 28_627_432,
+    "convnext_small_cvst": 50_261_992,
+    "convnext_base_cvst": 88_753_416,
+    "convnext_large_cvst": 198_134_680,
+    "vit_small_cvst": 22_777_576,
+    "vit_base_cvst": 87_147_112,
+}
 SMALL = {
     "convnext_tiny_cvst": {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 16)},
+    "convnext_base_cvst": {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 16)},
     "vit_small_cvst": {"embed_dim": 16, "depth": 1, "num_heads": 2},
+    "vit_base_cvst": {"embed_dim": 16, "depth": 1, "num_heads": 2, "stem_chs": 1},
 }
 
 
@@ -40,26 +49,28 @@ class ChannelNorm(nn.Module):
         return self.weight.view(1, -1, 1, 1) * (x - mean) / (variance + 1e-6).sqrt() + self.bias.view(1, -1, 1, 1)
 
 
-def stem(widths, *rest):
-    """Their stem: (3x3, stride 2, padding 1), norm, GELU for each width."""
+def stem(widths, strides, *rest):
+    """Their stem: (3x3, padding 1), norm, GELU for each width."""
     layers = []
-    for before, width in zip((3, *widths), widths, strict=False):
-        layers += [nn.Conv2d(before, width, 3, 2, 1), ChannelNorm(width), nn.GELU()]
+    for before, width, stride in zip((3, *widths), widths, strides, strict=False):
+        layers += [nn.Conv2d(before, width, 3, stride, 1), ChannelNorm(width), nn.GELU()]
     return nn.Sequential(*layers, *rest)
 
 
 def theirs(name):
     """timm's own model with their stem put in, as their definition does it."""
-    if name == "convnext_tiny_cvst":
-        model = timm.create_model("convnext_tiny", num_classes=7, **SMALL[name])
-        model.stem = stem((4, 8))
+    shape = {"num_classes": 7} | {key: value for key, value in SMALL[name].items() if key != "stem_chs"}
+    if name.startswith("convnext"):
+        model = timm.create_model("convnext_tiny", **shape)
+        model.stem = stem((4, 8), (2, 2)) if name == "convnext_tiny_cvst" else stem((4, 6, 8), (2, 2, 1))
     else:
-        model = timm.create_model("vit_small_patch16_224", num_classes=7, img_size=32, **SMALL[name])
-        model.patch_embed.proj = stem((2, 4, 8, 16), nn.Conv2d(16, 16, 1))
+        model = timm.create_model("vit_small_patch16_224", img_size=32, **shape)
+        widths = (2, 4, 8, 16) if name == "vit_small_cvst" else (1, 2, 4, 8)
+        model.patch_embed.proj = stem(widths, (2,) * 4, nn.Conv2d(widths[-1], 16, 1))
     return model.eval()
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", SMALL)
 def test_logits_are_those_of_their_definition(name):
     reference = theirs(name)
     model = piat_hub.create_model(name, num_classes=7, img_size=32, **SMALL[name]).eval()
@@ -68,7 +79,7 @@ def test_logits_are_those_of_their_definition(name):
     assert torch.allclose(model(x), reference(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", SMALL)
 def test_normalisation_goes_inside_and_a_model_comes_back_from_its_directory(name, tmp_path):
     statistics = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
     plain = timm.create_model(name, num_classes=7, **SMALL[name], **({"img_size": 48} if "vit" in name else {})).eval()
@@ -96,7 +107,7 @@ def test_they_are_offered_by_name():
         piat_hub.create_model("vit_small_cvts")
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", SMALL)
 def test_layer_decay_knows_their_layers(name):
     from piat_hub.config import OptimizerConfig, TrainConfig
     from piat_hub.training.optimizers import make_optimizer

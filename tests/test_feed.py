@@ -209,7 +209,8 @@ def test_timms_own_models_see_photographs_as_timm_shows_them(folder, tmp_path):
     """A directory of timm's format, without a training of ours: its crop, at its size or at another."""
     model = timm.create_model("resnet18", num_classes=2)
     config = {"crop_pct": 0.9, "crop_mode": "center", "interpolation": "bilinear", "input_size": (3, 32, 32)}
-    timm.models.save_for_hf(model, str(tmp_path / "m"), {"label_names": ["bright", "dark"], "pretrained_cfg": config})
+    facts = {"label_names": ["bright", "dark"], "pretrained_cfg": config}
+    timm.models.save_for_hf(model, str(tmp_path / "m"), facts, safe_serialization=True)
     loaded = load_model(f"local-dir:{tmp_path / 'm'}")[0]
     expected = timm.data.create_transform((3, 32, 32), use_prefetcher=True, **{k: config[k] for k in list(config)[:3]})
     first = Image.open(next(iter(sorted(Path(folder, "test", "bright").iterdir()))))

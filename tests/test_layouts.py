@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -58,7 +59,7 @@ class SiLUBlock(nn.Module):
 
     def __init__(self, kind, before, after, stride):
         super().__init__()
-        self.wide, self.stride = kind == "wrn", stride
+        self.wide, self.stride = kind != "preact", stride
         first, second = ("conv_0", "conv_1") if self.wide else ("conv_2d_1", "conv_2d_2")
         self.first, self.second = first, second
         self.batchnorm_0, self.batchnorm_1 = nn.BatchNorm2d(before), nn.BatchNorm2d(after)
@@ -66,6 +67,9 @@ class SiLUBlock(nn.Module):
         self.add_module(second, conv(after, after, 3))
         if before != after or (stride > 1 and not self.wide):
             self.shortcut = nn.Conv2d(before, after, 1 if self.wide else 3, stride, bias=False)
+        if kind == "rawrn":
+            self.se = nn.Module()
+            self.se.fc1, self.se.fc2 = nn.Conv2d(after, after // 4, 1), nn.Conv2d(after // 4, after, 1)
 
     def forward(self, x):
         y = functional.silu(self.batchnorm_0(x))
@@ -73,16 +77,22 @@ class SiLUBlock(nn.Module):
         if hasattr(self, "shortcut"):
             shortcut = self.shortcut(y if self.wide else same_padded(x, self.stride))
         z = self.get_submodule(self.first)(same_padded(y, self.stride))
-        return self.get_submodule(self.second)(functional.silu(self.batchnorm_1(z))) + shortcut
+        z = self.get_submodule(self.second)(functional.silu(self.batchnorm_1(z)))
+        if hasattr(self, "se"):
+            z = z * self.se.fc2(self.se.fc1(z.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return z + shortcut
 
 
 class SiLU(nn.Module):
-    """Gowal et al. 2020's WideResNet or Rebuffi et al. 2021's PreActResNet, by the names of its tensors; `norms` is in no file."""
+    """Gowal et al. 2020's WideResNet, Peng et al. 2023's RaWRN or Rebuffi et al. 2021's PreActResNet, by the names of its tensors.
+
+    `norms` is in no file.
+    """
 
     def __init__(self, kind, layers, width=8, classes=10, norms=(MEAN, STD)):
         super().__init__()
         torch.manual_seed(0)
-        self.wide, self.norms = kind == "wrn", norms
+        self.wide, self.norms = kind != "preact", norms
         before = 16 if self.wide else width
         self.add_module("init_conv" if self.wide else "conv_2d", conv(3, before, 3))
         stages = []
@@ -217,6 +227,7 @@ SILU = {
     "wrn, a hundred classes": ("wrn", [1, 1, 1], {"classes": 100, "norms": CIFAR100}),
     "preact": ("preact", [2, 2, 2, 2], {}),
     "preact, a hundred classes": ("preact", [1, 2, 1, 1], {"classes": 100, "norms": CIFAR100}),
+    "rawrn": ("rawrn", [3, 2, 1], {"width": 24}),
 }
 
 
@@ -225,7 +236,7 @@ def test_silu_networks_have_the_logits_of_their_definition(name, tmp_path):
     """Also from a file of DataParallel's with a second network in it, as their authors save them, and through config.json."""
     kind, layers, shape = SILU[name]
     network = SiLU(kind, layers, **shape)
-    layout = f"robustbench-{kind}-silu"
+    layout = "robustbench-rawrn" if kind == "rawrn" else f"robustbench-{kind}-silu"
 
     def wrap(weights):
         return {"model_state_dict": prefixed("module.0.")(weights), "unaveraged_model_state_dict": {}}
@@ -255,6 +266,32 @@ def test_statistics_of_silu_networks_go_by_the_classes_unless_given(tmp_path):
     ):
         layouts.convert(path, "robustbench-wrn-silu")
     assert layouts.convert(path, "robustbench-wrn-silu", mean=MEAN, std=STD)(torch.rand(1, 3, 32, 32)).shape == (1, 7)
+
+
+def test_wide_networks_by_the_names_of_huang_et_al(tmp_path):
+    network = Foreign(WRN, [1, 2, 1])
+
+    def renamed(weights):
+        named = {re.sub(r"^block(\d)", lambda m: f"blocks.{int(m[1]) - 1}", key): t for key, t in weights.items()}
+        return {re.sub("^conv1", "stem_conv", key): t for key, t in named.items()}
+
+    assert same(network, layouts.convert(saved(network, tmp_path / "c.pt", renamed), "robustbench-wrn-r"))
+
+
+def test_bottlenecks(tmp_path):
+    """torchvision's ResNet with a stem for small images, by the names of the CIFAR ResNets."""
+    torch.manual_seed(0)
+    network = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 2, 1, 1], num_classes=10)
+    network.conv1, network.maxpool = conv(3, 64, 3), nn.Identity()
+    as_trained(network)
+
+    def renamed(weights):
+        return {k.replace("downsample", "shortcut").replace("fc.", "linear."): t for k, t in weights.items()}
+
+    path = saved(network, tmp_path / "c.pt", renamed)
+    assert same(network, layouts.convert(path, "robustbench-resnet50"))
+    with pytest.raises(InputError, match="use robustbench-resnet50$"):
+        layouts.convert(path, RESNET)
 
 
 def test_the_two_kinds_of_shortcut_differ_and_both_load(tmp_path):

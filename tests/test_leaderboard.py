@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,10 +14,11 @@ from conftest import once
 
 import piat_hub
 from piat_hub import cli
-from piat_hub.config import InputError, ThreatModel
+from piat_hub.config import COMMON, InputError, ThreatModel
 from piat_hub.data import load
 from piat_hub.hub.save import save_weights
-from piat_hub.leaderboard import submission as leaderboard
+from piat_hub.leaderboard import claim, submission as leaderboard
+from piat_hub.records.corruptions import Corruptions
 from piat_hub.records.files import read_json
 from piat_hub.records.results import Record, read_record
 from piat_hub.records.statistics import proportion
@@ -56,8 +58,8 @@ def run(evaluated, tmp_path):
 @pytest.fixture
 def ranked(monkeypatch):
     """As if RobustBench ranked these 40 digits."""
-    monkeypatch.setattr(leaderboard, "IMAGES", 40)
-    monkeypatch.setattr(leaderboard, "RANKED", {"digits": {"Linf": "0.15"}})
+    monkeypatch.setattr(claim, "IMAGES", 40)
+    monkeypatch.setattr(claim, "RANKED", {"digits": {"Linf": "0.15", "L2": "0.5", "corruptions": None}})
 
 
 def test_a_submission(run, ranked, tmp_path):
@@ -87,6 +89,50 @@ def test_additional_data_are_told(run, ranked, tmp_path):
     assert json.loads(info)["additional_data"] is True and "**Additional data**: true" in text
 
 
+def test_a_submission_under_l2(run, ranked, tmp_path):
+    """Its eps is written as RobustBench's JSON has it, and its registration looks for L2."""
+    results = read_json(run / "results.json")
+    results["threat_model"] = {"norm": "L2", "eps": "0.5"}
+    (run / "results.json").write_text(json.dumps(results))
+    info, text, module, _ = leaderboard.submit(run, PAPER, tmp_path / "out")
+    assert info.parent.name == "L2" and json.loads(info.read_text())["eps"] == "0.5"
+    assert "**Threat Model**: L2\n- **eps**: 0.5\n" in text.read_text() and module.stem.endswith("_digits_l2")
+
+
+def test_a_submission_under_corruptions(run, ranked, tmp_path, capsys):
+    """The mean over fifteen corruptions at five severities; RobustBench has no eps there, and mCE where it is known."""
+    words = (
+        f"robustbench {run} --authors Kun --venue ICML-2023 --link https://x.org --corruptions --output {tmp_path}/out"
+    )
+    assert cli.main(words.split()) == 2
+    assert "no clean and corruption accuracy: piat evaluate" in capsys.readouterr().err
+    digests = dict.fromkeys(COMMON, "0" * 64)
+    found = Corruptions("C", 40, digests)
+    rng = np.random.default_rng(0)
+    for corruption in COMMON:
+        for _ in range(5):
+            found.record(corruption, rng.random(40) < 0.6)
+    right = np.mean([v.mean() for v in found.verdicts.values()])
+    results = read_json(run / "results.json")
+    del results["attacks"]["aa"]
+    (run / "results.json").write_text(json.dumps(results | {"corruptions": found.to_dict()}))
+    assert cli.main(words.split()) == 0
+    info, text, module, log = (Path(line) for line in capsys.readouterr().out.splitlines())
+    assert str(info.relative_to(tmp_path / "out")) == "model_info/digits/corruptions/Kun2023PIAT_cifar-resnet8.json"
+    keys = {key: type(value) for key, value in json.loads(info.read_text()).items()}
+    assert keys == {k: v for k, v in KEYS.items() if k != "autoattack_acc"} | {
+        "corruptions_acc": str,
+        "eps": type(None),
+    }
+    assert json.loads(info.read_text())["corruptions_acc"] == str(round(100 * right, 2))
+    assert "**Threat Model**: Common Corruptions\n- **eps**: N/A\n" in text.read_text()
+    assert module.stem.endswith("_digits_corruptions") and log.read_text().count("gaussian_noise: ") == 1
+    results["corruptions"] = Corruptions("C", 39, digests, {c: v[:, :39] for c, v in found.verdicts.items()}).to_dict()
+    (run / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match="39 images were taken of each severity and 40 clean ones, it takes all 40"):
+        leaderboard.submit(run, PAPER, tmp_path / "other", corruptions=True)
+
+
 def test_what_robustbench_would_refuse_needs_draft(run, tmp_path, capsys):
     words = ["robustbench", str(run), "--authors", "Kun He", "--venue", "ICML 2023", "--link", "https://x.org"]
     assert cli.main(words) == 2
@@ -113,7 +159,10 @@ def test_a_draft_of_an_autoattack_of_one_stage(run, tmp_path):
 
 
 CLAIMS = {
-    "threat model": (lambda r: r["threat_model"].update(eps="0.3"), "on digits it ranks Linf 0.15, not Linf 0.3"),
+    "threat model": (
+        lambda r: r["threat_model"].update(eps="0.3"),
+        "on digits it ranks Linf 0.15 and L2 0.5 and corruptions, not Linf 0.3",
+    ),
     "split": (lambda r: r["dataset"].update(split="train"), "40 images of the train split"),
     "version": (lambda r: r["attacks"]["aa"].update(changed="4 classes"), r"not the standard version \(4 classes\)"),
     "clean": (

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from huggingface_hub import ModelCard
 import piat_hub
 from piat_hub import cli
 from piat_hub.hub import card
-from piat_hub.hub.save import save_weights
+from piat_hub.hub.save import save_pretrained, save_weights
 from piat_hub.records.files import CORRUPTIONS, RECORDS, UNIONS, file_digest, read_json
 from piat_hub.records.labels import percent
+from piat_hub.records.origin import Origin
 
 pytestmark = pytest.mark.slow
 
@@ -334,6 +336,39 @@ def test_a_failed_push_is_one_line_and_publishes_nothing(endpoint, shell, run, n
         assert not [r for r in endpoint.log if r.method == "PUT"]
 
 
+class Watched(list):
+    """A log of requests that tells when all of these objects' uploads have arrived."""
+
+    def __init__(self, oids):
+        super().__init__()
+        self.missing, self.complete = set(oids), threading.Event()
+
+    def append(self, request):
+        super().append(request)
+        self.missing -= {oid for oid in self.missing if request.method == "PUT" and oid in request.path}
+        if not self.missing:
+            self.complete.set()
+
+
+def test_a_killed_upload_goes_on_where_it_stopped(endpoint, shell, run, tmp_path, monkeypatch):
+    """One file's upload never ends and the process is killed: nothing is published, and only that file is sent again."""
+    large = ("model.safetensors", "model_best.safetensors", "verdicts.npz", "curves.png")
+    oids = {name: file_digest(run / name) for name in large}
+    endpoint.faults.append(Fault("PUT", oids["model_best.safetensors"], status=0, stall=math.inf))
+    monkeypatch.setattr(endpoint, "log", Watched(oids.values()))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | endpoint.environment(tmp_path / "home")
+    push = subprocess.Popen([PYTHON, "-m", "piat_hub", "push", run, "org/net"], env=environment)
+    endpoint.log.complete.wait()
+    push.kill()
+    push.wait()
+    assert set(endpoint.files("models/org/net")) == {".gitattributes"}
+    endpoint.log.clear()
+    assert shell(f"push {run} org/net").code == 0, shell.err
+    sent = [r.path for r in endpoint.log if r.method == "PUT"]
+    assert len(sent) == 1 and oids["model_best.safetensors"] in sent[0]
+    assert endpoint.files("models/org/net")["model_best.safetensors"] == (run / "model_best.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("fault", "waited"),
     [
@@ -354,6 +389,16 @@ def test_with_a_lost_answer_there_is_no_second_pull_request(endpoint, shell, run
     endpoint.faults.append(Fault("POST", "/commit/", cut=0))
     assert shell(f"push {run} org/net --create-pr").code == 2
     assert [r for r in endpoint.repositories["models/org/net"].refs if "pr" in r] == ["refs/pr/1"]
+
+
+def test_a_model_that_others_trained_is_published_as_theirs(endpoint, shell, tmp_path):
+    """And is updated later: what piat_hub pushed it knows again, although it trained nothing there."""
+    model = piat_hub.create_model("cifar_resnet8", in_chans=1)
+    save_pretrained(model, tmp_path / "m", input_size=(1, 8, 8), origin=Origin(name="net", authors="Jane Doe"))
+    assert shell(f"push {tmp_path / 'm'} org/net").code == 0, shell.err
+    files = endpoint.files("models/org/net")
+    assert b"that Jane Doe trained" in files["README.md"] and b"Jane Doe" in files["config.json"]
+    assert shell(f"push {tmp_path / 'm'} org/net").out.startswith("nothing new")
 
 
 def test_others_repositories_are_left_alone(endpoint, shell, run):

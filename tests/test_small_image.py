@@ -46,11 +46,13 @@ FAMILIES = {  # the smallest of each, cut down further where timm lets us
     "convnext_atto_ols": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
     "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
     "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24},
+    "xcit_nano_12_p16_224": {"depth": 2, "embed_dim": 48},
     "swinv2_tiny_window8_256": {"depths": (1, 1, 1, 1), "embed_dim": 24},
 }
 
 
-TOKENS = {"cait": 64, "eva": 65, "beit": 65, "vision_transformer": 65, "deit": 66}  # 8 x 8 and those of the class
+# 8 x 8 and those of the class
+TOKENS = {"cait": 64, "xcit": 65, "eva": 65, "beit": 65, "vision_transformer": 65, "deit": 66}
 GRIDS = {"swin_transformer": (2, 2), "swin_transformer_v2": (2, 2)}  # all convolutional ones end in 4 x 4
 
 
@@ -104,10 +106,8 @@ def test_the_long_form_is_the_short_one():
 
 
 def test_errors_name_the_rule():
-    with pytest.raises(
-        InputError, match="no small-image rule for the family of 'xcit_nano_12_p8_224'; choose from timm's beit"
-    ):
-        piat_hub.create_model("xcit_nano_12_p8_224", img_size=32)
+    with pytest.raises(InputError, match="no small-image rule for the family of 'coat_tiny'; choose from timm's beit"):
+        piat_hub.create_model("coat_tiny", img_size=32)
     with pytest.raises(InputError, match="swin_tiny_patch4_window7_224 cannot be built for 30x30 images"):
         timm.create_model("small_image", base="swin_tiny_patch4_window7_224", img_size=30, window_size="no")
     with pytest.raises(InputError, match=r"out_indices \(0, 7\) are not among its 5 features; count them from 0"):

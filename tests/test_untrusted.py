@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 import piat_hub
 from piat_hub.config import InputError, recipes, to_dict
+from piat_hub.hub.load import from_timm
 from piat_hub.hub.save import save_pretrained
 from piat_hub.records.files import read_json
 
@@ -222,3 +224,83 @@ def test_a_config_chooses_no_folder_of_the_users(stranger, tmp_path, do_evaluate
         with pytest.raises(InputError, match="may not choose; name the data with --dataset"):
             do_evaluate(directory, "clean", n=4)
     assert do_evaluate(directory, "clean", n=4, dataset="digits").results.n == 4
+
+
+@pytest.fixture
+def of_timm(tmp_path):
+    """Saves a small model as timm does, whose config.json then holds other values; gives what the commands call it."""
+
+    def make(rename=lambda key: key, **changes):
+        torch.manual_seed(0)
+        shape = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "num_classes": 5}
+        model = timm.create_model("convnext_atto", **shape)
+        timm.models.save_for_hf(model, tmp_path / "m", safe_serialization=True)
+        save_file({rename(k): t.contiguous() for k, t in model.state_dict().items()}, tmp_path / "m/model.safetensors")
+        config = read_json(tmp_path / "m/config.json")
+        config = {k: v | changes.get(k, {}) if isinstance(v, dict) else changes.get(k, v) for k, v in config.items()}
+        (tmp_path / "m/config.json").write_text(json.dumps(config))
+        return model.eval(), f"local-dir:{tmp_path / 'm'}"
+
+    return make
+
+
+def facebooks(key):
+    """A tensor's name in the first ConvNeXt's own files."""
+    key = key.replace("stem.", "downsample_layers.0.").replace("blocks.", "").replace("conv_dw", "dwconv")
+    key = re.sub(r"stages\.(\d)\.downsample", r"downsample_layers.\1", key).replace("mlp.fc", "pwconv")
+    return key.replace("head.norm", "norm").replace("head.fc", "head")
+
+
+@pytest.mark.parametrize("rename", [str, facebooks])
+def test_timms_own_models_come_behind_their_normalisation(rename, of_timm):
+    """Also those whose file has names of before timm, which timm itself knows."""
+    model, spec = of_timm(rename)
+    x = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        assert torch.allclose(from_timm(spec)(x), model((x - mean) / std), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_args": {"depths": [300] * 900}}, "more parameters than its weights hold tensors"),
+        ({"model_args": {"dims": [8, 8, 16, 10**5]}}, "has shape"),
+        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "may not hold 'checkpoint_path'"),
+        ({"architecture": "local-dir:/etc"}, "names no architecture"),
+        ({"num_classes": 10**9}, "has shape"),
+        ({"pretrained_cfg": {"mean": []}}, "does not say by what mean and std it normalises"),
+        ({"pretrained_cfg": {"mean": [0.5]}}, "must be 3 numbers each, std above 0"),
+        ({"pretrained_cfg": {"std": [0.5, 0.0, 0.5]}}, "must be 3 numbers each, std above 0"),
+        ({"pretrained_cfg": {"mean": "0.5"}}, "mean must be a list of numbers"),
+    ],
+)
+def test_timms_own_models_get_the_same_guards(change, message, of_timm):
+    _, spec = of_timm(**change)
+    with pytest.raises(InputError, match=message) as refusal:
+        from_timm(spec)
+    assert "\n" not in str(refusal.value)
+
+
+def test_no_pickle_of_timms_is_read(of_timm, tmp_path):
+    _, spec = of_timm()
+    weights = tmp_path / "m/model.safetensors"
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        torch.save(timm.create_model("convnext_atto").state_dict(), tmp_path / "m" / name)
+        if name == "pytorch_model.bin":
+            weights.unlink()
+        with pytest.raises(InputError, match=r"it has no model\.safetensors|is a pickle, not safetensors"):
+            from_timm(spec)
+
+
+def test_a_header_without_end_is_refused(of_timm, tmp_path):
+    _, spec = of_timm()
+    (tmp_path / "m/model.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{" * 100)
+    with pytest.raises(InputError, match="is not a whole safetensors file"):
+        from_timm(spec)
+
+
+def test_a_hub_id_is_no_folder_here(tmp_path):
+    (tmp_path / "org/net").mkdir(parents=True)
+    with pytest.raises(InputError, match="no config.json for 'org/net'.*the Hub says"):
+        from_timm("hf-hub:org/net")

@@ -12,9 +12,9 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from timm.layers import BatchNormAct2d, create_conv2d
+from timm.layers import BatchNormAct2d, SEModule, create_conv2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.resnetv2 import PreActBasic, ResNetV2
 from torch import Tensor, nn
 
@@ -67,7 +67,7 @@ class CifarPreActResNet(ResNetV2):
     """He et al. 2016's pre-activation residual network for 32x32 images: 3x3 stem of `stem_chs` channels, no max-pool.
 
     With wide channels and a stem of 16 it is Zagoruyko & Komodakis 2016's wide residual network. Others' checkpoints
-    differ in final_norm, raw_shortcut and shortcut_size.
+    differ in final_norm, raw_shortcut, shortcut_size and se_ratio.
 
     Args:
         *args: of timm's ResNetV2.
@@ -76,6 +76,8 @@ class CifarPreActResNet(ResNetV2):
         final_norm: BatchNorm and ReLU between the last block and the pooling.
         raw_shortcut: a block's projection takes what enters the block, not that after its first BatchNorm and ReLU.
         shortcut_size: of the kernels of these projections, pixels a side.
+        se_ratio: a block's last convolution is followed by squeeze and excitation, squeezed to so much of its channels; 0
+            for none.
         conv_layer: makes the blocks' convolutions.
         mean: subtracted from images in [0, 1] by a layer before the stem, one number a channel; nothing if empty.
         std: divided by after that, one number a channel, each above 0.
@@ -93,6 +95,7 @@ class CifarPreActResNet(ResNetV2):
         final_norm: bool = True,
         raw_shortcut: bool = False,
         shortcut_size: int = 1,
+        se_ratio: float = 0.0,
         conv_layer: Callable[..., nn.Conv2d] = create_conv2d,
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
@@ -110,6 +113,11 @@ class CifarPreActResNet(ResNetV2):
                     conv = block.downsample.conv
                     shape = (conv.in_channels, conv.out_channels, shortcut_size)
                     block.downsample.conv = _initialised(conv_layer(*shape, stride=conv.stride[0]))
+        for block in self.modules():
+            if se_ratio and isinstance(block, PreActBasic):
+                conv = block.conv2
+                excited = SEModule(conv.out_channels, rd_channels=round(se_ratio * conv.out_channels))
+                block.conv2 = nn.Sequential(OrderedDict(conv=conv, se=excited))
         self._traits = {"first_conv": "stem.conv.conv" if mean else "stem.conv"}
         small_image.divide_reductions(self)
 
@@ -151,17 +159,18 @@ RESNET = {"first_conv": "conv1", "classifier": "fc"}
 PREACT = {"first_conv": "stem.conv", "classifier": "head.fc"}
 NORMALISED = {"first_conv": "stem.conv.conv", "classifier": "head.fc"}
 ENDS = {
-    **dict.fromkeys(("cifar_resnet8", "cifar_resnet18", "cifar_resnet20"), RESNET),
+    **dict.fromkeys(("cifar_resnet8", "cifar_resnet18", "cifar_resnet20", "cifar_resnet50"), RESNET),
     **dict.fromkeys(("cifar_preact_resnet18", "cifar_wrn_28_10", "cifar_wrn_32_10"), PREACT),
     **dict.fromkeys(("cifar_preact_resnet18_silu", "cifar_wrn_28_10_silu", "cifar_wrn_70_16_silu"), NORMALISED),
+    "cifar_rawrn_70_16": NORMALISED,
 }
 WEIGHTS: dict[str, dict[str, Any]] = {f"{name}.untrained": {} for name in ENDS} | published.timm_configs()
 default_cfgs = generate_default_cfgs({n: _cfg(**ENDS[n.partition(".")[0]], **where) for n, where in WEIGHTS.items()})
 
 
 def _resnet(variant: str, pretrained: bool, layers: list[int], width: int, kwargs: dict[str, Any]) -> nn.Module:
-    shape = _shape(layers, width, {"stem_chs": width} | kwargs)
-    return build_model_with_cfg(CifarResNet, variant, pretrained, block=BasicBlock, **shape)
+    shape = _shape(layers, width, {"stem_chs": width, "block": BasicBlock} | kwargs)
+    return build_model_with_cfg(CifarResNet, variant, pretrained, **shape)
 
 
 def _preact(variant: str, pretrained: bool, layers: list[int], width: int, kwargs: dict[str, Any]) -> nn.Module:
@@ -208,6 +217,12 @@ def cifar_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 @register_model
+def cifar_resnet50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50, of bottlenecks, with a CIFAR stem: 23,520,842 parameters at 10 classes."""
+    return _resnet("cifar_resnet50", pretrained, [3, 4, 6, 3], 64, {"block": Bottleneck} | kwargs)
+
+
+@register_model
 def cifar_preact_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """PreActResNet-18 with a CIFAR stem: 11,172,170 parameters at 10 classes, 1,024 of them the final norm's."""
     return _preact("cifar_preact_resnet18", pretrained, [2, 2, 2, 2], 64, kwargs)
@@ -230,6 +245,13 @@ def cifar_wrn_28_10_silu(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def cifar_wrn_70_16_silu(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """WRN-70-16 with SiLU (Gowal et al. 2020): 11 blocks a stage, 266,796,506 parameters at 10 classes."""
     return _silu("cifar_wrn_70_16_silu", pretrained, [11, 11, 11], 256, {"stem_chs": 16} | kwargs)
+
+
+@register_model
+def cifar_rawrn_70_16(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RaWRN-70-16 (Peng et al. 2023, arXiv:2308.16258): SiLU, squeeze and excitation; 267,240,802 parameters at 10 classes."""
+    shape = {"stem_chs": 96, "se_ratio": 0.25}
+    return _silu("cifar_rawrn_70_16", pretrained, [30, 31, 10], 216, shape | kwargs)
 
 
 @register_model

@@ -10,7 +10,7 @@ from piat_hub.backbones import small_image
 from piat_hub.config import InputError, nearest
 
 OURS = ["cifar_*", "*_cvst"]  # what we register, but for small_image
-SIZED = ("small_image", "vit_small_cvst")  # those of ours that are built for one size of image
+SIZED = ("small_image", "vit_small_cvst", "vit_base_cvst")  # those of ours that are built for one size of image
 
 
 def create_model(
@@ -23,7 +23,7 @@ def create_model(
         num_classes: classes, the K of the logits.
         in_chans: channels of the images.
         img_size: the side of its square images in pixels, which adapts timm's own models to them (see small_image.py;
-            ours take any size, but vit_small_cvst). With pretrained=True it is by default that of the weights.
+            ours take any size, but vit_*_cvst). With pretrained=True it is by default that of the weights.
         **kwargs: of the model, passed to timm; pretrained=True among them.
 
     Returns:

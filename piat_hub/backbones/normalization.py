@@ -53,13 +53,25 @@ def behind(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]) -> nn.M
     Raises:
         InputError: unless they fit its channels.
     """
-    if not mean and not std:
-        return conv
-    if len(mean) != conv.in_channels or len(std) != conv.in_channels or not all(s > 0 for s in std):
+    return normalized(conv, *per_channel(mean, std, conv.in_channels)) if mean or std else conv
+
+
+def per_channel(mean: Sequence[float], std: Sequence[float], channels: int) -> tuple[Tensor, Tensor]:
+    """(mean, std), (C,) each.
+
+    Args:
+        mean: for images in [0, 1], one number a channel.
+        std: each above 0.
+        channels: of the images.
+
+    Raises:
+        InputError: unless they fit the channels.
+    """
+    if len(mean) != channels or len(std) != channels or not all(s > 0 for s in std):
         raise InputError(
-            f"mean {mean} and std {std} must be {conv.in_channels} numbers each, std above 0; give one per channel"
+            f"mean {mean} and std {std} must be {channels} numbers each, std above 0; give one per channel"
         )
-    return normalized(conv, torch.tensor(mean).float(), torch.tensor(std).float())
+    return torch.tensor(mean).float(), torch.tensor(std).float()
 
 
 def unpadded(model: nn.Module) -> bool:
@@ -81,11 +93,17 @@ def statistics(model: Any) -> tuple[Tensor, Tensor]:
     return mean.clone(), std.clone()
 
 
-def normalize_before(model: Any) -> None:
-    """A `Normalize` before each first convolution; exact also where that pads."""
+def normalize_before(model: Any, mean: Tensor, std: Tensor) -> None:
+    """A `Normalize` before each first convolution; exact also where that pads.
+
+    Args:
+        model: of timm's, which takes normalised images; changed in place.
+        mean: (C,), for images in [0, 1].
+        std: (C,), above 0.
+    """
     paths = first_convolutions(model)
     for path in paths:
-        model.set_submodule(path, normalized(model.get_submodule(path), *statistics(model)))
+        model.set_submodule(path, normalized(model.get_submodule(path), mean, std))
     first = tuple(f"{path}.conv" for path in paths)
     model.pretrained_cfg["first_conv"] = model._traits["first_conv"] = first[0] if len(first) == 1 else first
 

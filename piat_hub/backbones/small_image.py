@@ -11,12 +11,13 @@ from typing import Any
 import timm
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
+from timm.layers import to_2tuple
 from timm.models import generate_default_cfgs, is_model_in_modules, load_pretrained, register_model
 from timm.models._builder import pretrained_cfg_for_features, resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
-from piat_hub.backbones.normalization import fold_normalization, normalize_before, unpadded
+from piat_hub.backbones.normalization import fold_normalization, normalize_before, per_channel, statistics, unpadded
 from piat_hub.config import InputError
 
 LARGEST = 64  # images of more pixels a side are not small: the model stays as timm builds it
@@ -43,6 +44,11 @@ def patches(size: int) -> dict[str, Any]:
 def windows(size: int) -> dict[str, Any]:
     """Swin: at least 16 x 16 patches before its three mergings, in windows of 4 x 4."""
     return {"img_size": size, "patch_size": patch(size, 16), "window_size": 4}
+
+
+def sized(size: int) -> dict[str, Any]:
+    """XCiT: its patches are convolutions, see `xcit`."""
+    return {"img_size": size}
 
 
 def stem_patches(size: int) -> dict[str, Any]:
@@ -80,6 +86,12 @@ def overlapping(model: nn.Module) -> None:
         at("stem")(model)
 
 
+def xcit(model: Any) -> None:
+    """XCiT: the first two convolutions of its patches, as Debenedetti et al. 2022 do it for CIFAR."""
+    at("patch_embed.proj.0", "patch_embed.proj.2")(model)
+    model.patch_embed.patch_size //= 4
+
+
 def vgg(model: nn.Module) -> None:
     """VGG: the first two pools."""
     pools = [n for n, m in model.named_modules() if isinstance(m, nn.MaxPool2d)]
@@ -90,6 +102,7 @@ KEYWORDS: dict[str, Callable[[int], dict[str, Any]]] = {  # timm module -> its o
     **dict.fromkeys(("vision_transformer", "deit", "beit", "eva", "cait"), patches),
     **dict.fromkeys(("swin_transformer", "swin_transformer_v2"), windows),
     "convnext": stem_patches,
+    "xcit": sized,
 }
 SURGERY: dict[str, Callable[[nn.Module], None]] = {  # timm module -> what is changed in the built model
     **dict.fromkeys(("resnet", "res2net", "resnest", "sknet"), at("conv1", "maxpool")),
@@ -104,6 +117,7 @@ SURGERY: dict[str, Callable[[nn.Module], None]] = {  # timm module -> what is ch
     "metaformer": at("stem"),
     "dla": at("level1", "level2"),
     "vgg": vgg,
+    "xcit": xcit,
     "convnext": overlapping,
 }
 
@@ -148,7 +162,15 @@ def divide_reductions(model: Any) -> None:
         info["reduction"] = max(1, info["reduction"] // 4)
 
 
-def adapt(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def adapt(
+    base: str,
+    img_size: int,
+    *,
+    pretrained: bool = False,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    **kwargs: Any,
+) -> nn.Module:
     """The timm model `base` for images of img_size x img_size; above `LARGEST` pixels its strides stay as they are.
 
     It takes images in [0, 1]: normalisation is a layer before the first convolution, or, where that projects patches
@@ -158,6 +180,8 @@ def adapt(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) 
         base: timm's name of the model.
         img_size: of the images, pixels a side.
         pretrained: take over the ImageNet weights whose shapes fit; what was replaced starts at random.
+        mean: of the normalisation, one number a channel, where it is another than the base's; it is then always a layer.
+        std: the same, each above 0.
         **kwargs: of the model, passed to timm.
 
     Returns:
@@ -182,8 +206,10 @@ def adapt(base: str, img_size: int, *, pretrained: bool = False, **kwargs: Any) 
     if pretrained:
         unchanged = {k: v for k, v in kwargs.items() if k not in keywords}
         take_over(model, made(base, img_size, pretrained=True, **unchanged, **source))
-    if not folds(base, model):
-        normalize_before(model)
+    if mean or std:
+        normalize_before(model, *per_channel(mean, std, model.in_chans))
+    elif not folds(base, model):
+        normalize_before(model, *statistics(model))
     elif pretrained:
         fold_normalization(model)
     unit = {"mean": (0.0,) * model.in_chans, "std": (1.0,) * model.in_chans}
@@ -214,7 +240,7 @@ def made(base: str, size: int, /, **kwargs: Any) -> nn.Module:
                 f"{cause}: the pretrained weights of {base} cannot be had; fetch them where there is a network"
             ) from error
         raise InputError(f"{base} cannot be built for {size}x{size} images: {reason}") from error
-    side = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
+    side, _ = to_2tuple(getattr(getattr(model, "patch_embed", None), "patch_size", 1))
     if not kwargs.get("pretrained") and size % side:
         raise InputError(f"{size} pixels do not divide into patches of {side} for {base}; choose another --img-size")
     return model

@@ -66,23 +66,33 @@ def export(argv: Sequence[str], prog: str) -> None:
 
 def import_checkpoint(argv: Sequence[str], prog: str) -> None:
     """`piat import FILE --layout LAYOUT`: another project's checkpoint as a model directory."""
-    description = "Convert a checkpoint of RobustBench's zoo to config.json and safetensors; only tensors are read."
+    description = "Convert somebody's checkpoint to config.json and safetensors; only tensors are read."
     parser = Parser(prog=prog, description=description)
     parser.add_argument("file", metavar="FILE", help="the checkpoint")
-    parser.add_argument(
-        "--layout", required=True, help="whose model it is: robustbench-wrn, …; an unknown name lists them"
-    )
+    name = "which model of RobustBench's zoo it is, cifar10/Linf/Rice2020Overfitting: says all of the rest, and who trained it"
+    parser.add_argument("--name", metavar="DATASET/NORM/ID", help=name)
+    parser.add_argument("--zoo", metavar="TOML", help="more models for --name, in the form of piat_hub/hub/zoo.toml")
+    layout = "whose names its tensors have: robustbench-wrn, … (an unknown name lists them), or a timm model's"
+    parser.add_argument("--layout", help=layout)
     numbers: dict[str, Any] = {"nargs": "+", "type": fraction, "default": (), "metavar": "FLOAT"}
     parser.add_argument("--mean", help="of the normalisation that belongs to it, where the file lacks it", **numbers)
     parser.add_argument("--std", help="the same, one number per channel", **numbers)
+    size = "pixels a side of a timm model's images (default: the model's usual)"
+    parser.add_argument("--img-size", type=int, metavar="INT", help=size)
     parser.add_argument("--output", help="the directory to write (default: runs/FILE's name)")
     given = parser.parse_all(argv)
+    asked = {"mean": tuple(given.mean), "std": tuple(given.std), "img_size": given.img_size}
+    if bool(given.name) == bool(given.layout) or (given.name and any(asked.values())):
+        parser.error("give --name, which says all of the rest, or --layout with what belongs to it")
 
     from piat_hub.hub import layouts
 
     output = Path(given.output or Path("runs") / Path(given.file).stem)
     check_output(output)
-    print(layouts.import_checkpoint(given.file, given.layout, output, mean=tuple(given.mean), std=tuple(given.std)))
+    if given.name:
+        print(layouts.import_known(given.file, given.name, output, given.zoo))
+    else:
+        print(layouts.import_checkpoint(given.file, given.layout, output, **asked))
 
 
 def robustbench(argv: Sequence[str], prog: str) -> None:
@@ -90,6 +100,8 @@ def robustbench(argv: Sequence[str], prog: str) -> None:
     description = "Check a run as RobustBench would, and write what a submission needs."
     parser = Parser(prog=prog, description=description)
     parser.add_argument("run", metavar="RUN", help="a run directory with clean and aa measured on all test images")
+    corruptions = "submit to the board of common corruptions: what evaluate --corruptions measured, not aa"
+    parser.add_argument("--corruptions", action="store_true", help=corruptions)
     parser.add_argument("--authors", required=True, help="of the paper: 'Kun He, Xin Liu'")
     parser.add_argument("--venue", required=True, help="with its year: 'ICML 2023'")
     parser.add_argument("--link", required=True, help="the paper's address")
@@ -107,5 +119,6 @@ def robustbench(argv: Sequence[str], prog: str) -> None:
     output = Path(given.output or Path(given.run) / "robustbench")
     check_output(output)
     options = {"checkpoint": given.checkpoint, "draft": given.draft, "dataset": given.dataset, "repo_id": given.model}
+    options["corruptions"] = given.corruptions
     for path in leaderboard.submit(given.run, paper, output, **options):
         print(path)

@@ -171,8 +171,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     built: dict[str, Any] = {}
     for key, value in values.items():
         f, hint = lookup(f"{cls.__name__} field", key, fields), hints[key]
-        if dataclasses.is_dataclass(hint):
-            value = from_dict(typing.cast(type, hint), value)
+        if dataclasses.is_dataclass(kind := scalar_type(hint)) and not (value is None and kind is not hint):
+            value = from_dict(typing.cast(type, kind), value)
         elif f.metadata.get("unit") == "pixels" and value is not None:
             value = number(value)
         elif isinstance(value, list):

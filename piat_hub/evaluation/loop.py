@@ -131,13 +131,13 @@ def evaluate(
 
 
 def trained_against(model: nn.Module) -> ThreatModel | None:
-    """The threat model in a loaded model's training configuration (`model.piat`), None where it has none.
+    """The threat model in a loaded model's training configuration or origin, None where it has none.
 
     Args:
         model: as `from_pretrained` gives it, or any other.
     """
-    piat = getattr(model, "piat", None)
-    return from_dict(TrainConfig, piat).threat_model if piat else None
+    piat, origin = getattr(model, "piat", None), getattr(model, "origin", None)
+    return from_dict(TrainConfig, piat).threat_model if piat else getattr(origin, "threat_model", None)
 
 
 def measure(

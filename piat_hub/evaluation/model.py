@@ -78,7 +78,7 @@ def load_model(
         part = imported(through, "front part")
         fronts.insert(0, Front(part() if isinstance(part, type) else part, through))
     if fronts:
-        carried = ("piat", "weights_sha256", "label_names", "pretrained_cfg")
+        carried = ("piat", "origin", "weights_sha256", "label_names", "pretrained_cfg")
         known = {key: getattr(model, key) for key in carried if hasattr(model, key)}
         model = nn.Sequential(*fronts, model).eval()
         for key, value in known.items():

@@ -259,7 +259,7 @@ def prepare(spec: str, config: EvalConfig) -> list[Evaluation]:
         return accelerator.gather(tensor[None]).amin(0) if world > 1 else tensor.clone()
 
     processes = Processes(rank, world, least)
-    of_run = own and bool(getattr(model, "piat", None))
+    of_run = own and bool(getattr(model, "piat", None) or getattr(model, "origin", None))
     evaluations = []
     for threat in threats:
         results = dataclasses.replace(copy.deepcopy(empty), threat_model=threat)
@@ -284,9 +284,10 @@ def evaluation_data(spec: str, config: EvalConfig, model: nn.Module) -> data.Spl
     """
     piat = getattr(model, "piat", None)
     trained = from_dict(TrainConfig, piat) if piat else None
-    if not config.dataset and not trained:
+    dataset = config.dataset or getattr(getattr(model, "origin", None), "dataset", None)
+    if not dataset and not trained:
         raise InputError(f"{spec} does not say what data it is for; name it with --dataset")
-    dataset, columns = config.dataset, (config.image_column, config.label_column)
+    columns = (config.image_column, config.label_column)
     if not dataset and trained:
         dataset = data.named_by(spec, trained.dataset)
         columns = (columns[0] or trained.image_column, columns[1] or trained.label_column)

@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -14,7 +14,7 @@ from piat_hub.records import labels, lock
 from piat_hub.records.files import WEIGHTS, own, read_json, sealed, write_text
 from piat_hub.records.model_config import ModelConfig
 from piat_hub.records.results import Record
-from piat_hub.records.rundir import Measured, RunDirectory
+from piat_hub.records.rundir import Measured, ModelDirectory, RunDirectory, read_model
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -26,15 +26,15 @@ LICENCES = (  # of timm's weights, those that the Hub knows by these names; it w
 
 
 def write(directory: Path) -> Path:
-    """Write README.md of a run directory, from what is measured there so far; returns its path.
+    """Write README.md of a run or an imported model, from what is measured there so far; returns its path.
 
     Args:
-        directory: of the run.
+        directory: of the run or the model.
 
     Raises:
-        InputError: if it is no run directory, or damaged; InUse, while another process writes there.
+        InputError: if it is neither, or damaged; InUse, while another process writes there.
     """
-    run = RunDirectory.read(directory)
+    run = read_model(directory)
     with lock.only_writer(directory):
         write_text(directory / "README.md", render(run))
     return directory / "README.md"
@@ -64,35 +64,30 @@ def license_as(directory: Path, licence: str) -> None:
         write_text(path, json.dumps(sealed(content), indent=2) + "\n")
 
 
-def render(run: RunDirectory, repo_id: str | None = None) -> str:
-    """The card of a run as text; its examples load `repo_id` from the Hub, else the directory.
+def render(run: ModelDirectory, repo_id: str | None = None) -> str:
+    """The card of a run or an imported model as text; its examples load `repo_id` from the Hub, else the directory.
 
     Args:
         run: as it was read.
         repo_id: "ORG/NAME".
     """
-    directory, model, config = run.directory, run.model, run.config
+    directory, model = run.directory, run.model
     name = repo_id or (str(directory) if directory.name and not directory.is_absolute() else directory.resolve().name)
     weights = literal(f"{name}/{WEIGHTS['last']}")
     if repo_id:
         weights = f"hf_hub_download({literal(name)}, {literal(WEIGHTS['last'])})"
     ours = model.architecture == "small_image" or model.architecture.startswith("cifar_")
+    ours |= model.architecture.endswith("_cvst")
     card = ModelCard.from_template(
-        _metadata(repo_id or directory.resolve().name, licence(model), config, run.measured),
+        _metadata(repo_id or directory.resolve().name, run),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
-        title=escaped(labels.title(config)),
-        config=config,
-        method=escaped(labels.method_name(config)),
-        optimizer=escaped(labels.OPTIMIZER_NAMES.get(config.optimizer.opt, config.optimizer.opt)),
-        eps=pixels(config.threat_model.eps, config.norm),
-        step_size=pixels(config.step_size, config.norm),
+        **(_of_training(run) if isinstance(run, RunDirectory) else _of_others(run)),
         architecture=model.architecture,
         registered=ours,
         classes=model.num_classes,
         label_names=model.label_names,
         input_size=model.pretrained_cfg["input_size"],
         shape=tuple(model.pretrained_cfg["input_size"]),
-        fit=_fit(model, config),
         measured=[_shown(found) for found in run.measured],
         unions={
             c: labels.table(escaped(labels.union_rows(u)), labels.UNION_HEADERS, "github")
@@ -103,11 +98,42 @@ def render(run: RunDirectory, repo_id: str | None = None) -> str:
         timm_name=literal(f"hf-hub:{name}" if repo_id else f"local-dir:{name}"),
         plain=plain_timm.lines(model, weights) if ours else None,
         files={checkpoint: (WEIGHTS[checkpoint], digest) for checkpoint, digest in run.digests.items()},
-        training=escaped(run.training),
-        extra=escaped(_extra(config)),
-        command=labels.command(config),
     )
     return str(card)
+
+
+def _of_training(run: RunDirectory) -> dict[str, Any]:
+    """What the template says of a training that we ran."""
+    config = run.config
+    return {
+        "title": escaped(labels.title(config)),
+        "config": config,
+        "threat_model": config.threat_model,
+        "method": escaped(labels.method_name(config)),
+        "optimizer": escaped(labels.OPTIMIZER_NAMES.get(config.optimizer.opt, config.optimizer.opt)),
+        "eps": pixels(config.threat_model.eps, config.norm),
+        "step_size": pixels(config.step_size, config.norm),
+        "fit": _fit(run.model, config),
+        "training": escaped(run.training),
+        "extra": escaped(_extra(config)),
+        "command": labels.command(config),
+    }
+
+
+def _of_others(run: ModelDirectory) -> dict[str, Any]:
+    """What the template says of a model that somebody else trained."""
+    origin: Any = run.model.origin
+    threat = origin.threat_model
+    return {
+        "title": escaped(origin.name),
+        "config": None,
+        "origin": escaped(to_dict(origin)),
+        "link": quote(origin.link, safe=":/?&=%#"),
+        "source": quote(origin.source, safe=":/?&=%#"),
+        "threat_model": threat,
+        "eps": pixels(threat.eps, threat.norm) if threat else None,
+        "fit": "",
+    }
 
 
 def _shown(found: Measured) -> dict[str, Any]:
@@ -142,30 +168,34 @@ def literal(text: str) -> str:
 
 
 def summary(directory: str | Path) -> dict[str, Any]:
-    """What a list of models says of a run directory: what it is, and its last checkpoint's accuracies.
+    """What a list of models says of a directory: what it is, and its last checkpoint's accuracies.
 
     Args:
-        directory: of the run.
+        directory: of a run or an imported model.
 
     Returns:
-        "model", "architecture", "input_size", "num_classes", "dataset", "method", "threat_model" (None where nothing
-        was measured), an accuracy as a fraction by "ATTACK_acc", "n" (images, by attack), "notes" (what must be said
-        beside them) and "weights_sha256" (by checkpoint).
+        "model", "architecture", "input_size", "num_classes", "dataset", "method" (of an imported model who trained it),
+        "threat_model" (None where nothing was measured), an accuracy as a fraction by "ATTACK_acc", "n" (images, by
+        attack), "notes" (what must be said beside them) and "weights_sha256" (by checkpoint).
 
     Raises:
-        InputError: if it is no run directory, or damaged.
+        InputError: if it is neither, or damaged.
     """
-    run = RunDirectory.read(directory)
+    run = read_model(directory)
     last = [found.record for found in run.measured if found.checkpoint == "last"]
     alike = [record for record in last if _shared(record) == _shared(last[0])]
     attacks = {name: figures for record in reversed(alike) for name, figures in record.attacks.items()}
+    origin: Any = run.model.origin
+    dataset, method = (origin.dataset, f"of {origin.authors}") if origin else (None, None)
+    if isinstance(run, RunDirectory):
+        dataset, method = run.config.dataset, labels.method_name(run.config)
     return {
         "model": str(directory),
         "architecture": run.model.architecture,
         "input_size": run.model.pretrained_cfg["input_size"],
         "num_classes": run.model.num_classes,
-        "dataset": run.config.dataset,
-        "method": labels.method_name(run.config),
+        "dataset": dataset,
+        "method": method,
         "threat_model": to_dict(alike[0].threat_model) if alike else None,
         **{f"{attack}_acc": figures["accuracy"] for attack, figures in attacks.items()},
         "n": {attack: figures["n"] for attack, figures in attacks.items()},
@@ -205,7 +235,7 @@ def licence(model: ModelConfig) -> dict[str, Any]:
     return {"license": "other"} | ({"license_name": source} if named else {})
 
 
-def _metadata(name: str, licence: dict[str, Any], config: TrainConfig, measured: Sequence[Measured]) -> ModelCardData:
+def _metadata(name: str, run: ModelDirectory) -> ModelCardData:
     """The YAML head: one model-index entry per checkpoint and attack; those measured on other images say on how many."""
     entries = [
         EvalResult(
@@ -225,17 +255,20 @@ def _metadata(name: str, licence: dict[str, Any], config: TrainConfig, measured:
                 "n": figures["n"],
             },
         )
-        for found in measured
+        for found in run.measured
         for attack, figures in found.record.attacks.items()
     ]
-    training_tags = ["adversarial-training"] if config.method != "standard" else []
-    training_tags += ["piat"] if config.interpolation.kind == "piat" else []
+    training_tags, trained_on = [], [run.model.origin.dataset] if run.model.origin else []
+    if isinstance(run, RunDirectory):
+        trained_on = [run.config.dataset, run.config.extra_data]
+        training_tags += ["adversarial-training"] if run.config.method != "standard" else []
+        training_tags += ["piat"] if run.config.interpolation.kind == "piat" else []
     return ModelCardData(
         library_name="timm",
-        **licence,
+        **licence(run.model),
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "adversarial-robustness", *training_tags],
-        datasets=[DATASETS[name][0] for name in (config.dataset, config.extra_data) if name in DATASETS] or None,
+        datasets=[DATASETS[name][0] for name in trained_on if name in DATASETS] or None,
         model_name=name.rpartition("/")[2],
         eval_results=entries or None,
     )

@@ -16,13 +16,13 @@ from piat_hub.hub.load import check_id
 from piat_hub.records import labels
 from piat_hub.records.claims import Figures
 from piat_hub.records.results import Record, read_results, verdicts_digest
-from piat_hub.records.rundir import RunDirectory
+from piat_hub.records.rundir import ModelDirectory
 
 OURS = ".eval_results/piat-"  # begins the path of every such file that a push writes; others are not ours to delete
 
 
-def entries(run: RunDirectory, repo_id: str) -> dict[str, bytes]:
-    """The files of a run: path in the repository -> YAML with the one entry of an attack.
+def entries(run: ModelDirectory, repo_id: str) -> dict[str, bytes]:
+    """The files of a run or an imported model: path in the repository -> YAML with the one entry of an attack.
 
     Of the last weights, which a loader gets; of data that is on the Hub, where a benchmark can be. A task that was
     measured twice is given as it was on the run's own images.

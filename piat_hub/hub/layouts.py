@@ -1,28 +1,19 @@
 """Checkpoints that others trained, as our models: a layout says what their tensors are called here.
 
-RobustBench's zoo for CIFAR-10 and CIFAR-100, by layout. Most normalise nothing; those after "normalised" do so in code, so
-that their `mean` and `std` must be given (Modas2021PRIMEResNet18's are in its checkpoint). Of those that always do, ten
-classes get CIFAR-10's and a hundred CIFAR-100's unless others are given (Wang2023Better's of SVHN: 0.5 and 0.5).
+robustbench-wrn     WideResNet with ReLU.
+robustbench-wrn-r   RobustWideResNet, the same by other names.
+robustbench-preact  PreActResNet, projections of the raw input.
+robustbench-preact-v2  PreActResNet, projections of the pre-activated input.
+robustbench-resnet  ResNet of basic blocks.
+robustbench-resnet50  ResNet of bottlenecks.
+robustbench-wrn-silu  DMWideResNet, SiLU, always normalised: ten classes get CIFAR-10's mean and std and a hundred CIFAR-100's
+                    unless others are given (Wang2023Better's of SVHN: 0.5 and 0.5).
+robustbench-rawrn   NormalizedWideResNet, the same with squeeze and excitation.
+robustbench-preact-silu  DMPreActResNet, the same.
 
-robustbench-wrn     WideResNet with ReLU: Addepalli2021Towards_WRN34, Addepalli2022Efficient_WRN_34_10, Carmon2019Unlabeled,
-                    Chen2021LTD, Chen2024Data, Cui2020Learnable, Cui2023Decoupled_WRN-34-10, Huang2020Self, Jia2022LAS-AT,
-                    Sehwag2020Hydra, Sehwag2021Proxy, Sitawarin2020Improving, Sridhar2021Robust, Standard,
-                    Wang2020Improving, Wu2020Adversarial (CIFAR-10), Zhang2019Theoretically, Zhang2019You,
-                    Zhang2020Attacks, Zhang2020Geometry; normalised: Augustin2020Adversarial_34_10, Chen2020Efficient,
-                    Hendrycks2019Using (0.5 and 0.5), Hendrycks2020AugMix_WRN, Rice2020Overfitting (CIFAR-10, Linf),
-                    Rony2019Decoupling, Wu2020Adversarial (CIFAR-100)
-robustbench-preact  PreActResNet, projections of the raw input: Andriushchenko2020Understanding; normalised: Wong2020Fast
-robustbench-preact-v2  PreActResNet, projections of the pre-activated input: Addepalli2021Towards_PARN18; normalised:
-                    Kireev2021Effectiveness, Rice2020Overfitting (L2, and CIFAR-100)
-robustbench-resnet  ResNet of basic blocks: Addepalli2021Towards_RN18, Addepalli2022Efficient_RN18, Sehwag2021Proxy_R18;
-                    normalised: Modas2021PRIMEResNet18
-robustbench-wrn-silu  DMWideResNet, always normalised: Gowal2020Uncovering, Rebuffi2021Fixing, Gowal2021Improving,
-                    Rade2021Helper, Pang2022Robustness, Wang2023Better, Xu2023Exploring, Cui2023Decoupled_WRN-28-10,
-                    Bartoldson2024Adversarial
-robustbench-preact-silu  DMPreActResNet, always normalised: the same authors' R18
-
-What no tensor shows must be known: both kinds of PreActResNet hold the same ones, and so does Ding2020MMA, a WideResNet
-that normalises each image by itself and cannot be converted.
+Any timm model's name is a layout too, see `timm_layout`. zoo.toml says which model of RobustBench's zoo has which, and by
+what it normalises, which most files lack. What no tensor shows must be known: both kinds of PreActResNet hold the same
+ones, and so does Ding2020MMA, a WideResNet that normalises each image by itself and cannot be converted.
 """
 
 import re
@@ -36,9 +27,12 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub.backbones.cifar import CIFAR10, CIFAR100
-from piat_hub.config import InputError, lookup
-from piat_hub.hub.save import save_pretrained
+from piat_hub.config import InputError, nearest
+from piat_hub.hub import card, timm_layout, zoo
+from piat_hub.hub.save import ORIGIN, save_pretrained
+from piat_hub.hub.timm_layout import behind, whole
 from piat_hub.records import files, tensors
+from piat_hub.records.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ class Layout:
         if not stage:
             return f"{layers[layer]}.{tensor}"
         number = int(stage) - self.first_stage
-        block = f"layer{number + 1}" if self.architecture == "cifar_resnet18" else f"stages.{number}.blocks"
+        block = f"layer{number + 1}" if self.architecture.startswith("cifar_resnet") else f"stages.{number}.blocks"
         return f"{block}.{index}.{layers[layer]}.{tensor}"
 
 
@@ -90,30 +84,43 @@ _PREACT: dict[str, Any] = {
     "inside": {"bn1": "norm1", "conv1": "conv1", "bn2": "norm2", "conv2": "conv2", "shortcut.0": "downsample.conv"},
     "outside": {"conv1": "stem.conv", "bn": "norm", "linear": "head.fc"},
 }
-_SILU: dict[str, Any] = {"first_stage": 0, "statistics": {10: CIFAR10, 100: CIFAR100}}
+_WRN: dict[str, Any] = {
+    "architecture": "cifar_wrn_28_10",
+    "inside": {"bn1": "norm1", "conv1": "conv1", "bn2": "norm2", "conv2": "conv2", "convShortcut": "downsample.conv"},
+}
+_RESNET: dict[str, Any] = {
+    "block": r"layer(\d)\.(\d+)",
+    "inside": {name: name for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")}
+    | {"shortcut.0": "downsample.0", "shortcut.1": "downsample.1"},
+    "outside": {"conv1": "conv1", "bn1": "bn1", "linear": "fc"},
+}
+_NORMALISED: dict[str, Any] = {"first_stage": 0, "statistics": {10: CIFAR10, 100: CIFAR100}}
+_SILU: dict[str, Any] = {
+    "block": r"layer\.(\d)\.block\.(\d+)",
+    "inside": {"batchnorm_0": "norm1", "conv_0": "conv1", "batchnorm_1": "norm2", "conv_1": "conv2"}
+    | {"shortcut": "downsample.conv"},
+    "outside": {"init_conv": "stem.conv.conv", "batchnorm": "norm", "logits": "head.fc"},
+    **_NORMALISED,
+}
 LAYOUTS = {
     "robustbench-wrn": Layout(
-        architecture="cifar_wrn_28_10",
-        block=r"block(\d)\.layer\.(\d+)",
-        inside={"bn1": "norm1", "conv1": "conv1", "bn2": "norm2", "conv2": "conv2", "convShortcut": "downsample.conv"},
-        outside={"conv1": "stem.conv", "bn1": "norm", "fc": "head.fc"},
+        **_WRN, block=r"block(\d)\.layer\.(\d+)", outside={"conv1": "stem.conv", "bn1": "norm", "fc": "head.fc"}
+    ),
+    "robustbench-wrn-r": Layout(
+        **_WRN,
+        block=r"blocks\.(\d)\.layer\.(\d+)",
+        outside={"stem_conv": "stem.conv", "bn1": "norm", "fc": "head.fc"},
+        first_stage=0,
     ),
     "robustbench-preact": Layout(**_PREACT, options={"raw_shortcut": True}),
     "robustbench-preact-v2": Layout(**_PREACT),
-    "robustbench-resnet": Layout(
-        architecture="cifar_resnet18",
-        block=r"layer(\d)\.(\d+)",
-        inside={name: name for name in ("conv1", "bn1", "conv2", "bn2")}
-        | {"shortcut.0": "downsample.0", "shortcut.1": "downsample.1"},
-        outside={"conv1": "conv1", "bn1": "bn1", "linear": "fc"},
-    ),
-    "robustbench-wrn-silu": Layout(
-        architecture="cifar_wrn_28_10_silu",
-        block=r"layer\.(\d)\.block\.(\d+)",
-        inside={"batchnorm_0": "norm1", "conv_0": "conv1", "batchnorm_1": "norm2", "conv_1": "conv2"}
-        | {"shortcut": "downsample.conv"},
-        outside={"init_conv": "stem.conv.conv", "batchnorm": "norm", "logits": "head.fc"},
-        **_SILU,
+    "robustbench-resnet": Layout(architecture="cifar_resnet18", **_RESNET),
+    "robustbench-resnet50": Layout(architecture="cifar_resnet50", **_RESNET),
+    "robustbench-wrn-silu": Layout(architecture="cifar_wrn_28_10_silu", **_SILU),
+    "robustbench-rawrn": Layout(
+        architecture="cifar_rawrn_70_16",
+        **_SILU
+        | {"inside": _SILU["inside"] | {"conv_1": "conv2.conv", "se.fc1": "conv2.se.fc1", "se.fc2": "conv2.se.fc2"}},
     ),
     "robustbench-preact-silu": Layout(
         architecture="cifar_preact_resnet18_silu",
@@ -121,66 +128,98 @@ LAYOUTS = {
         inside={"batchnorm_0": "norm1", "conv_2d_1": "conv1", "batchnorm_1": "norm2", "conv_2d_2": "conv2"}
         | {"shortcut": "downsample.conv"},
         outside={"conv_2d": "stem.conv.conv", "batchnorm": "norm", "logits": "head.fc"},
-        **_SILU,
+        **_NORMALISED,
     ),
 }
 
 NESTS = ("state_dict", "model_state_dict", "model", "net", "last")  # where a checkpoint keeps its tensors
-PREFIX = re.compile(r"^(?:(?:module|model|net|normalize|_orig_mod|\d+)\.)+")  # of wrappers around the network
-UNUSED = ("sub_block1.", "model_preact_hl1.")  # trained beside the network or twice in it; forward takes neither
-STATISTICS = (("mu", "sigma"), ("mean", "std"))
+PREFIX = re.compile(
+    r"^(?:(?:module|model|net|normalize|normalizer|_orig_mod|\d+)\.)+"
+)  # of wrappers around the network
+UNUSED = ("sub_block1.", "model_preact_hl1.", "attacker.")  # beside the network or twice in it; forward takes neither
+STATISTICS = (("mu", "sigma"), ("mean", "std"), ("new_mean", "new_std"))
 BLOCK = re.compile(r"(?:stages\.|layer)(\d+)\.(?:blocks\.)?\d+\.conv1\.weight")
 
 
-def convert(path: str | Path, layout: str, *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> nn.Module:
+def convert(
+    path: str | Path,
+    layout: str,
+    *,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    img_size: int | None = None,
+) -> nn.Module:
     """The model whose tensors a checkpoint holds in another layout, in eval mode.
 
     Depth, widths, channels and classes are read off the tensors.
 
     Args:
         path: a file of torch.save (read without running anything in it) or a .safetensors file.
-        layout: one of LAYOUTS.
+        layout: one of LAYOUTS, or the timm model whose own names its tensors have.
         mean: subtracted from its images in [0, 1], one number a channel, if the checkpoint does not say.
         std: divided by after that, one number a channel.
+        img_size: pixels a side of a timm model's images; by default its usual size.
 
     Returns:
-        A timm model that maps images (B, C, 32, 32) in [0, 1] to logits (B, K); its pooling takes other sizes too.
+        A timm model that maps images (B, C, H, W) in [0, 1] to logits (B, K); those of LAYOUTS are for 32x32 images, and
+        their pooling takes other sizes too.
 
     Raises:
         InputError: if there is no such file, it holds more than tensors, or they do not fit the layout exactly, with
             the layout that they fit.
     """
-    chosen = lookup("layout", layout, LAYOUTS)
+    if layout not in LAYOUTS and not timm.is_model(layout.partition(".")[0]):
+        near = nearest(layout, LAYOUTS) or nearest(layout, timm.list_models())
+        raise InputError(
+            f"unknown layout {layout!r}{near}; known: {', '.join(LAYOUTS)}, and the names of timm's models"
+        )
+    if img_size and layout in LAYOUTS:
+        raise InputError(f"--img-size {img_size} is for layouts that are timm's; {layout} takes any size: leave it out")
     found = _read(Path(path))
     normalisation = _normalisation(path, found, mean, std)
     try:
-        arguments, weights = _fit(found, chosen)
+        if layout in LAYOUTS:
+            chosen = LAYOUTS[layout]
+            architecture, (arguments, weights) = chosen.architecture, _fit(found, chosen)
+            if normalisation and not chosen.statistics:  # with those it is behind them already
+                weights = behind(weights, _ends(chosen)[0])
+        else:
+            architecture, arguments, weights = timm_layout.fit(found, layout, img_size, bool(normalisation))
     except InputError as error:
         others = " or ".join(name for name, other in LAYOUTS.items() if name != layout and _fits(found, other))
         advice = f"use {others}" if others else "no other layout does"
         raise InputError(f"{path} does not fit layout {layout}: {error}; {advice}") from error
-    normalisation = normalisation or _usual(path, chosen, arguments["num_classes"])
-    model = timm.create_model(chosen.architecture, **arguments, **normalisation)
-    first, _ = _ends(chosen)
-    if (behind := f"{first}.conv.weight") in model.state_dict():
-        weights[behind] = weights.pop(f"{first}.weight")
+    if layout in LAYOUTS:
+        normalisation = normalisation or _usual(path, LAYOUTS[layout], arguments["num_classes"])
+    model = timm.create_model(architecture, **{**arguments, **normalisation})
     model.load_state_dict(weights)
     return model.eval()
 
 
 def import_checkpoint(
-    path: str | Path, layout: str, output: str | Path, *, mean: Sequence[float] = (), std: Sequence[float] = ()
+    path: str | Path,
+    layout: str,
+    output: str | Path,
+    *,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    img_size: int | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    origin: Origin | None = None,
 ) -> Path:
     """`convert`, then write it into a directory; returns the directory.
 
-    config.json, weights, and an empty metrics.jsonl, so that results go there.
+    config.json, weights, an empty metrics.jsonl, so that results go there, and where it is known who trained it a card.
 
     Args:
         path: as in `convert`, as are layout, mean and std.
-        layout: one of LAYOUTS.
+        layout: as in `convert`.
         output: the directory, made if there is none.
         mean: one number a channel, if the checkpoint does not say.
         std: one number a channel, if the checkpoint does not say.
+        img_size: as in `convert`.
+        preprocessing: how a picture gets its size, as in `save_config`.
+        origin: who trained it.
 
     Raises:
         InputError: if the conversion fails or the directory holds a model already; nothing is then written.
@@ -189,10 +228,35 @@ def import_checkpoint(
     taken = [name for name in ("config.json", *files.WEIGHTS.values()) if (directory / name).exists()]
     if taken or (directory.exists() and not directory.is_dir()):
         raise InputError(f"{directory} holds {' and '.join(taken) or 'a file'} already; name another output")
-    model: Any = convert(path, layout, mean=mean, std=std)
-    save_pretrained(model, directory, input_size=(model.in_chans, 32, 32))
+    model: Any = convert(path, layout, mean=mean, std=std, img_size=img_size)
+    side = img_size or model.pretrained_cfg["input_size"][-1]
+    model.pretrained_cfg |= dict.fromkeys(ORIGIN)  # timm's are of weights of its own
+    if origin:
+        model.pretrained_cfg |= {"license": origin.license, "origin_url": origin.source, "paper_name": origin.paper}
+    size = (model.in_chans, side, side)
+    save_pretrained(model, directory, input_size=size, preprocessing=preprocessing, origin=origin)
     (directory / "metrics.jsonl").touch()
+    if origin:
+        card.write(directory)
     return directory
+
+
+def import_known(path: str | Path, name: str, output: str | Path, own: str | Path | None = None) -> Path:
+    """`import_checkpoint` of a model that a table knows.
+
+    Args:
+        path: of its checkpoint.
+        name: of the model in the table, see `zoo.known`.
+        output: the directory, made if there is none.
+        own: a table of the user's own beside the package's.
+
+    Raises:
+        InputError: for an unknown name, or as `import_checkpoint` does.
+    """
+    row = zoo.known(name, own)
+    preprocessing = {key: value for key in ("crop_pct", "interpolation") if (value := getattr(row, key))}
+    asked: dict[str, Any] = {"mean": row.mean, "std": row.std, "img_size": row.img_size}
+    return import_checkpoint(path, row.layout, output, **asked, preprocessing=preprocessing, origin=row.origin())
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -265,20 +329,7 @@ def _fit(found: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Any], d
     arguments = _read_off(weights, layout)
     with torch.device("meta"):
         expected = timm.create_model(layout.architecture, **arguments).state_dict()
-    for name, tensor in weights.items():
-        if name not in expected:
-            raise InputError(f"{foreign[name]!r} has no place in it")
-        if tensor.ndim == 2:  # the head, in some of ours a 1x1 convolution
-            weights[name] = tensor.view(tensor.shape + (1,) * (expected[name].ndim - 2))
-        if weights[name].shape != expected[name].shape:
-            wanted = f"{list(tensor.shape)}, where the others want {list(expected[name].shape)}"
-            raise InputError(f"{foreign[name]!r} has shape {wanted}")
-    for name, tensor in expected.items():
-        if name not in weights:
-            if not name.endswith("num_batches_tracked"):
-                raise InputError(f"nothing is there for our {name!r}")
-            weights[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
-    return arguments, weights
+    return arguments, whole(weights, expected, foreign)
 
 
 def _fits(found: Mapping[str, Tensor], layout: Layout) -> bool:

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from piat_hub.backbones import create_model
-from piat_hub.backbones.normalization import Normalize
+from piat_hub.backbones.normalization import Normalize, per_channel
 from piat_hub.config import InputError, nearest, numbers_of
 from piat_hub.hub import card, untrusted
 from piat_hub.hub.save import ORIGIN
@@ -48,8 +48,8 @@ def from_pretrained(
         device: where the model goes.
 
     Returns:
-        The model, with `label_names` (one a class, or none), `piat` (the training configuration as a dict, or {}) and
-        `weights_sha256` (of the weights file).
+        The model, with `label_names` (one a class, or none), `piat` (the training configuration as a dict, or {}),
+        `origin` (who else trained it, or None) and `weights_sha256` (of the weights file).
 
     Raises:
         InputError: a ValueError, if there is no such model, its weights do not fit its config.json exactly or are not
@@ -76,7 +76,7 @@ def from_pretrained(
     said = {key: config.pretrained_cfg.get(key) for key in ORIGIN}  # not what timm says of its own weights
     model.pretrained_cfg |= {key: value if isinstance(value, str) else None for key, value in said.items()}
     model.label_names = config.label_names
-    model.piat = dict(config.piat or {})
+    model.piat, model.origin = dict(config.piat or {}), config.origin
     return model.to(device).eval()
 
 
@@ -105,12 +105,22 @@ def _files(model_id: str | Path, weights: str, where: dict[str, Any]) -> tuple[P
     if Path(model_id).is_dir():
         if where["revision"]:
             raise InputError(f"{model_id} is a directory, which has no revision {where['revision']!r}; leave it out")
-        config_file, weights_file = own(model_id, "config.json"), own(model_id, weights)
-        for file in (config_file, weights_file):
-            if not file.is_file():
-                raise InputError(f"{model_id} is no model: it has no {file.name}; train one, or give another MODEL")
-        return config_file, weights_file
-    name, _, pinned = str(model_id).partition("@")
+        return _in_directory(model_id, weights)
+    return _on_the_hub(str(model_id), weights, where)
+
+
+def _in_directory(directory: str | Path, weights: str) -> tuple[Path, Path]:
+    """config.json and a weights file of a directory; InputError if they are not there."""
+    config_file, weights_file = own(directory, "config.json"), own(directory, weights)
+    for file in (config_file, weights_file):
+        if not file.is_file():
+            raise InputError(f"{directory} is no model: it has no {file.name}; train one, or give another MODEL")
+    return config_file, weights_file
+
+
+def _on_the_hub(model_id: str, weights: str, where: dict[str, Any]) -> tuple[Path, Path]:
+    """config.json and a weights file of a Hub id, as in `_files`."""
+    name, _, pinned = model_id.partition("@")
     where["revision"] = where["revision"] or pinned or PUBLISHED.get(name, {}).get("revision")
     config_file = _download(name, "config.json", where)
     if re.fullmatch("[0-9a-f]{40}", commit := config_file.parent.name):
@@ -201,27 +211,33 @@ def keep_origin(model: Any, directory: Path) -> None:
 def from_timm(spec: str) -> nn.Module:
     """Any of timm's pretrained classifiers, in eval mode and taking images in [0, 1].
 
-    Its normalisation, recorded in its config.json, is put before it.
+    Its normalisation, recorded in its config.json, is put before it. It gets the guards of `from_pretrained`: no pickle is
+    read, and only an architecture that its weights fill is built.
 
     Args:
-        spec: "hf-hub:ORG/NAME", or "local-dir:DIRECTORY".
+        spec: "hf-hub:ORG/NAME", also "hf-hub:ORG/NAME@revision", or "local-dir:DIRECTORY".
 
     Returns:
-        A model that maps images (B, C, H, W) to logits (B, K), with `label_names` (one a class, or none) and timm's
-        `pretrained_cfg`.
+        A model that maps images (B, C, H, W) to logits (B, K), with `label_names` (one a class, or none), timm's
+        `pretrained_cfg` and `weights_sha256`.
 
     Raises:
-        InputError: if it cannot be had.
+        InputError: if it cannot be had, or does not say by what it normalises.
     """
-    try:
-        model = timm.create_model(spec, pretrained=True)
-    except Exception as error:  # timm passes on whatever the network, the Hub or the weights raise
-        raise InputError(f"no model {spec!r} for timm: {_first_line(error)}; check the name or the network") from error
-    mean, std = (torch.tensor(model.pretrained_cfg[key]) for key in ("mean", "std"))
-    normalised: Any = nn.Sequential(Normalize(mean, std), model).eval()
-    names = model.pretrained_cfg.get("label_names") or ()
+    source, _, name = spec.partition(":")
+    if source == "hf-hub":
+        config_file, weights_file = _on_the_hub(name, WEIGHTS["last"], {"revision": None})
+    else:
+        config_file, weights_file = _in_directory(name, WEIGHTS["last"])
+    config = ModelConfig.read(config_file)
+    model = untrusted.build(config, weights_file, spec, renaming=True)
+    mean, std = (config.pretrained_cfg.get(key) or () for key in ("mean", "std"))
+    if not mean or not std:
+        raise InputError(f"{spec} does not say by what mean and std it normalises; add them to its config.json")
+    normalised: Any = nn.Sequential(Normalize(*per_channel(mean, std, model.in_chans)), model).eval()
     normalised.pretrained_cfg = model.pretrained_cfg
-    normalised.label_names = tuple(names.values() if isinstance(names, dict) else names)
+    normalised.label_names = config.label_names
+    normalised.weights_sha256 = file_digest(weights_file)
     return normalised
 
 

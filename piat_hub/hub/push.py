@@ -17,7 +17,7 @@ from piat_hub.records.files import CORRUPTIONS, RECORDS, RESULTS, UNIONS, VERDIC
 from piat_hub.records.lock import only_writer
 from piat_hub.records.model_config import ModelConfig
 from piat_hub.records.results import read_results
-from piat_hub.records.rundir import RunDirectory
+from piat_hub.records.rundir import ModelDirectory, read_model
 
 SILENCE = 300.0  # seconds without a byte from the Hub, after which a push gives up
 
@@ -72,7 +72,7 @@ def push_to_hub(
     """
     options = PushOptions(private, revision, create_pr)
     check_id(repo_id)
-    found = RunDirectory.read(run)
+    found = read_model(run)
     with only_writer(found.directory):  # weights, results and card that belong together
         return _pushed(HfApi(token=token), publication(found, repo_id), repo_id, options)
 
@@ -107,7 +107,8 @@ def _push(api: HfApi, files: Mapping[str, Any], repo_id: str, options: PushOptio
         raise InputError(f"{repo_id} is public already; make it private in its settings first, or name another")
     if there - {".gitattributes", ".gitignore", "README.md", "LICENSE"}:
         theirs = api.hf_hub_download(repo_id, "config.json", revision=head.sha) if "config.json" in there else None
-        if theirs is None or ModelConfig.read(Path(theirs)).piat is None:
+        known = ModelConfig.read(Path(theirs)) if theirs else None
+        if not known or (known.piat is None and not known.origin):
             raise InputError(f"{repo_id} holds something that piat_hub did not push; choose another name")
     operations: list[Any] = [CommitOperationAdd(path, content) for path, content in files.items()]
     ours = {path for path in there if path.rpartition("/")[2] in RECORDS or path.startswith(eval_results.OURS)}
@@ -118,7 +119,7 @@ def _push(api: HfApi, files: Mapping[str, Any], repo_id: str, options: PushOptio
     return Pushed(str(done.pr_url or done.commit_url), str(done.oid), done.oid != head.sha)
 
 
-def publication(run: RunDirectory, repo_id: str) -> dict[str, bytes | str]:
+def publication(run: ModelDirectory, repo_id: str) -> dict[str, bytes | str]:
     """What a push sends: path in the repository -> content, or the file it lies in.
 
     config.json without paths of this machine, the card for `repo_id`, weights, curves, metrics, and results with

@@ -10,6 +10,7 @@ from torch import nn
 
 from piat_hub.config import TrainConfig, to_dict
 from piat_hub.records import files, lock, tensors
+from piat_hub.records.origin import Origin
 
 ORIGIN = ("license", "origin_url", "paper_name", "paper_ids")  # what pretrained_cfg says of where weights come from
 
@@ -21,6 +22,8 @@ def save_pretrained(
     config: TrainConfig | None = None,
     label_names: tuple[str, ...] = (),
     input_size: tuple[int, int, int] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    origin: Origin | None = None,
 ) -> Path:
     """Write config.json (timm's Hub format plus a root "piat" block) and model.safetensors into `directory`.
 
@@ -32,6 +35,8 @@ def save_pretrained(
         config: the run it comes from; without it there is no "piat" block.
         label_names: one per class.
         input_size: (C, H, W) of its images, in pixels.
+        preprocessing: as in `save_config`.
+        origin: who trained it, where piat_hub did not.
 
     Returns:
         The directory.
@@ -42,7 +47,8 @@ def save_pretrained(
     """
     directory = Path(directory)
     with lock.only_writer(directory):
-        save_config(model, directory, config=config, label_names=label_names, input_size=input_size)
+        facts: dict[str, Any] = {"config": config, "label_names": label_names, "input_size": input_size}
+        save_config(model, directory, **facts, preprocessing=preprocessing, origin=origin)
         save_weights(model, directory / files.WEIGHTS["last"])
     return directory
 
@@ -55,6 +61,7 @@ def save_config(
     label_names: tuple[str, ...] = (),
     input_size: tuple[int, int, int] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Write config.json: what rebuilds the architecture, by timm alone or by `from_pretrained`.
 
@@ -65,11 +72,13 @@ def save_config(
         label_names: one per class.
         input_size: (C, H, W) of its images, in pixels.
         preprocessing: how a picture gets that size, by timm's words: crop_mode, crop_pct, interpolation.
+        origin: who trained it, where piat_hub did not.
 
     Raises:
         Broken: if the system refuses to write.
     """
     extra: dict[str, Any] = {"piat": to_dict(config)} if config else {}
+    extra |= {"piat_origin": to_dict(origin)} if origin else {}
     if label_names:
         extra["label_names"] = list(label_names)
     channels = input_size[0] if input_size else getattr(model, "in_chans", 3)
@@ -83,8 +92,8 @@ def save_config(
         saved = files.read_json(scratch)
         if config:  # timm's facts of its own weights for this architecture: of these only if training began with those
             known = saved["pretrained_cfg"]
-            origin = {"license": "unknown"} | {k: known[k] for k in ORIGIN if k in known} if config.init_from else {}
-            saved["pretrained_cfg"] = {k: v for k, v in known.items() if k not in ORIGIN} | origin
+            kept = {"license": "unknown"} | {k: known[k] for k in ORIGIN if k in known} if config.init_from else {}
+            saved["pretrained_cfg"] = {k: v for k, v in known.items() if k not in ORIGIN} | kept
         scratch.write_text(json.dumps(files.sealed(saved), indent=2) + "\n", encoding="utf-8")
 
 

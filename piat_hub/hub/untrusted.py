@@ -18,6 +18,7 @@ from timm.models import is_model_in_modules
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from piat_hub.config import InputError, nearest
+from piat_hub.hub import timm_layout
 from piat_hub.records import tensors
 from piat_hub.records.model_config import ModelConfig
 
@@ -35,13 +36,14 @@ FEW = {"base", "num_classes", "in_chans", "drop_rate", "drop_path_rate", "global
 PREPROCESSING = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation", "tag")
 
 
-def build(config: ModelConfig, weights: Path, source: str) -> Any:
+def build(config: ModelConfig, weights: Path, source: str, *, renaming: bool = False) -> Any:
     """The model that a config.json describes, with the weights of a safetensors file.
 
     Args:
         config: anyone's.
         weights: path of a safetensors file.
         source: what messages call the config.
+        renaming: where the file's names are not the architecture's, timm may know them as those of another time.
 
     Returns:
         The model on the CPU, as timm builds it, with preprocessing in its pretrained_cfg.
@@ -72,6 +74,10 @@ def build(config: ModelConfig, weights: Path, source: str) -> Any:
         raise InputError(
             f"{source}: {len(names)} label_names for {sketch.num_classes} classes; there must be one for each"
         )
+    held = None
+    if renaming and not found.keys() <= sketch.state_dict().keys():
+        held = timm_layout.renamed(tensors.load(weights)[0], sketch, architecture)
+        found = {name: (tensor.is_floating_point(), tuple(tensor.shape)) for name, tensor in held.items()}
     fits(found, sketch.state_dict(), weights)
     memory = sum(t.numel() * t.element_size() for t in (*sketch.parameters(), *sketch.buffers()))
     if memory > 4 * weights.stat().st_size + SPARE:
@@ -79,7 +85,7 @@ def build(config: ModelConfig, weights: Path, source: str) -> Any:
             f"{source}: {architecture} would take {memory / 2**30:.1f} GiB, far more than its weights; it is refused"
         )
     model = create()
-    model.load_state_dict(tensors.load(weights)[0])
+    model.load_state_dict(held or tensors.load(weights)[0])
     preprocessing = dict(config.pretrained_cfg)
     if preprocessing.get("input_size") and preprocessing["input_size"][0] != getattr(sketch, "in_chans", None):
         del preprocessing["input_size"]  # of other images than the model's

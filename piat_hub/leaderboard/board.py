@@ -127,6 +127,8 @@ def read(source: str) -> Model:
                 "training": run.training,
                 "extra_data": _extra_data(run.config),
             }
+        elif origin := config.origin:
+            facts |= {"method": f"of {origin.authors}", "extra_data": "some" if origin.extra_data else "none"}
     if not (measured := measured_in(directory, weights)):
         raise InputError(f"{source} has no results on the weights that lie there; evaluate it, or leave it out")
     return Model(remote.repo_id if remote else place(directory), directory, measured, facts)

@@ -1,7 +1,8 @@
 """RobustBench (Croce et al. 2021, arXiv:2010.09670): what a submission needs, from a run and its results.
 
-RobustBench ranks models on all test images of CIFAR-10 and CIFAR-100 under AutoAttack, and takes only models with
-gradients, a deterministic forward pass and no optimisation inside it. The same is asked here before anything is written.
+RobustBench ranks models on all test images of CIFAR-10 and CIFAR-100 under AutoAttack, or under common corruptions, and
+takes only models with gradients, a deterministic forward pass and no optimisation inside it. The same is asked here before
+anything is written.
 """
 
 import json
@@ -15,12 +16,13 @@ from unittest import mock
 from timm.models import register_model
 from torch import nn
 
-from piat_hub.config import InputError, to_dict
+from piat_hub.config import InputError
 from piat_hub.data import Split, named_by, to_unit
 from piat_hub.evaluation import checks
 from piat_hub.evaluation.request import images_for
 from piat_hub.evaluation.verdict import accuracy, verdict_mode
 from piat_hub.hub.load import check_id, from_pretrained
+from piat_hub.leaderboard.claim import Claim, as_percent, log, unranked
 from piat_hub.records import files, lock, published
 from piat_hub.records.labels import percent
 from piat_hub.records.results import Record
@@ -28,13 +30,16 @@ from piat_hub.records.rundir import RunDirectory
 
 NAME = r"\w[\w.-]*(/\w[\w.-]*)?"  # of a data set, in paths and code
 ISSUE = Path(__file__).with_name("issue_template.md")  # RobustBench's form
-IMAGES = 10_000  # of a test split; fewer are a draft
-RANKED = {"cifar10": {"Linf": "8/255", "L2": "0.5"}, "cifar100": {"Linf": "8/255"}}
 TITLE = "PIAT: Parameter Interpolation based Adversarial Training for Image Classification"
 ARCHITECTURES = {  # ours -> (suffix of the id, name on the leaderboard, which counts the wide ones as their authors do)
     "cifar_resnet18": ("R18", "ResNet-18"),
     "cifar_resnet20": ("R20", "ResNet-20"),
+    "cifar_resnet50": ("R50", "ResNet-50"),
     "cifar_preact_resnet18": ("PRN18", "PreActResNet-18"),
+    "cifar_preact_resnet18_silu": ("PRN18", "PreActResNet-18"),
+    "cifar_wrn_28_10_silu": ("WRN-28-10", "WideResNet-28-10"),
+    "cifar_wrn_70_16_silu": ("WRN-70-16", "WideResNet-70-16"),
+    "cifar_rawrn_70_16": ("RaWRN-70-16", "RaWideResNet-70-16"),
     "cifar_wrn_28_10": ("WRN-28-10", "WideResNet-28-10"),
     "cifar_wrn_32_10": ("WRN-32-10", "WideResNet-34-10"),
 }
@@ -106,11 +111,12 @@ def submit(
     draft: bool = False,
     dataset: str | None = None,
     repo_id: str | None = None,
+    corruptions: bool = False,
 ) -> list[Path]:
     """Write a submission's files into `output` and return them: model_info/…/ID.json, issue.md, ID.py, evaluation.log.
 
     Args:
-        run: directory with results of clean and aa.
+        run: directory with results of clean, and of aa or the corruptions.
         paper: that the model is from.
         output: directory for the files.
         checkpoint: "last" or "best".
@@ -118,6 +124,7 @@ def submit(
         dataset: where its test images lie, to measure the clean accuracy again; by default where the model was trained
             for.
         repo_id: where the weights can be had, "ORG/NAME".
+        corruptions: claim the accuracy under common corruptions, not that under AutoAttack.
 
     Returns:
         The paths of the files.
@@ -129,17 +136,21 @@ def submit(
     if repo_id:
         check_id(repo_id)
     results = found.record(checkpoint)
-    if results is None or not {"clean", "aa"} <= results.attacks.keys():
+    measured = set(results.attacks) if results else set()
+    measured |= {"corruptions"} if results and results.corruptions.get("mean") else set()
+    if results is None or not {"clean", "corruptions" if corruptions else "aa"} <= measured:
         which = "" if checkpoint == "last" else f" --checkpoint {checkpoint}"
-        raise InputError(f"{run} has no clean and AutoAttack accuracy: piat evaluate {run} --attacks clean aa{which}")
+        what, flags = ("corruption", "clean --corruptions CIFAR-10-C") if corruptions else ("AutoAttack", "clean aa")
+        raise InputError(f"{run} has no clean and {what} accuracy: piat evaluate {run} --attacks {flags}{which}")
+    claim = Claim.of_corruptions(results) if corruptions else Claim.of_attack(results)
     model: Any = from_pretrained(run, checkpoint=checkpoint)
-    data, norm = results.dataset, results.threat_model.norm
+    data, norm = results.dataset, claim.norm
     if not re.fullmatch(NAME, data, re.ASCII) or ".." in data:
         raise InputError(f"{run} was measured on {data!r}, which can be no part of a file's name; evaluate it again")
     columns = (model.piat.get(key) for key in ("image_column", "label_column"))
     source = dataset or named_by(home, model.piat["dataset"])
     split = images_for(model, source, results.split, *columns).first(results.n)
-    reasons = [*_claims(results), *accepts(model, split, results)]
+    reasons = [*unranked(results, claim), *accepts(model, split, results)]
     if reasons and not draft:
         raise InputError(f"{run} is no submission: {'; '.join(reasons)}; --draft writes the files all the same")
     architecture = found.model.architecture
@@ -147,33 +158,19 @@ def submit(
     built, extra = ARCHITECTURES.get(architecture, ("", architecture))[1], found.config.extra_data is not None
     source = repo_id or str(home.resolve().name)
     texts = {
-        f"model_info/{data}/{norm}/{name}.json": json.dumps(entry(results, paper, built, extra), indent=2) + "\n",
-        "issue.md": _marked(issue(name, results, paper, built, extra, repo_id), "<!-- {} -->", reasons),
+        f"model_info/{data}/{norm}/{name}.json": json.dumps(entry(results, claim, paper, built, extra), indent=2)
+        + "\n",
+        "issue.md": _marked(issue(name, results, claim, paper, built, extra, repo_id), "<!-- {} -->", reasons),
         f"{timm_name(name, data, norm)}.py": _marked(
             registration(name, data, norm, source, checkpoint), "# {}", reasons
         ),
-        "evaluation.log": _marked("\n".join(log(results)) + "\n", "{}", reasons),
+        "evaluation.log": _marked("\n".join(log(results, claim)) + "\n", "{}", reasons),
     }
     with lock.only_writer(output):
         for path, text in texts.items():
             (output / path).parent.mkdir(parents=True, exist_ok=True)
             files.write_text(output / path, text)
     return [output / path for path in texts]
-
-
-def _claims(results: Record) -> Iterator[str]:
-    """Why RobustBench would not rank these results, whatever the model."""
-    threat, attack = to_dict(results.threat_model), results.attacks["aa"]
-    ranked = RANKED.get(results.dataset, {})
-    if not ranked:
-        yield f"it ranks {' and '.join(RANKED)}, not {results.dataset}"
-    elif ranked.get(threat["norm"]) != threat["eps"]:
-        known = " and ".join(f"{norm} {eps}" for norm, eps in ranked.items())
-        yield f"on {results.dataset} it ranks {known}, not {threat['norm']} {threat['eps']}"
-    if results.split != "test" or attack["n"] != IMAGES:
-        yield f"AutoAttack was run on {attack['n']} images of the {results.split} split, it takes all {IMAGES} of test"
-    if attack.get("version") != "standard" or "changed" in attack:
-        yield f"AutoAttack was not the standard version ({attack.get('changed', attack.get('version'))})"
 
 
 def accepts(model: nn.Module, split: Split, results: Record) -> Iterator[str]:
@@ -206,17 +203,16 @@ def accepts(model: nn.Module, split: Split, results: Record) -> Iterator[str]:
             yield "it optimises inside its forward pass"
 
 
-def entry(results: Record, paper: Paper, architecture: str, extra: bool) -> dict[str, Any]:
+def entry(results: Record, claim: Claim, paper: Paper, architecture: str, extra: bool) -> dict[str, Any]:
     """model_info's JSON: RobustBench's keys, accuracies as percent in text.
 
     Args:
-        results: with "clean" and "aa".
+        results: with "clean".
+        claim: what is claimed of them.
         paper: that the model is from.
         architecture: its name on the leaderboard.
         extra: it was trained with more images than the data set's.
     """
-    attacks = results.attacks
-    robust = str(round(100 * attacks["aa"]["accuracy"], 2))
     return {
         "link": paper.link,
         "name": paper.title,
@@ -226,27 +222,28 @@ def entry(results: Record, paper: Paper, architecture: str, extra: bool) -> dict
         "dataset": results.dataset,
         "venue": paper.venue,
         "architecture": architecture,
-        "eps": to_dict(results.threat_model)["eps"],
-        "clean_acc": str(round(100 * attacks["clean"]["accuracy"], 2)),
-        "reported": robust,
-        "autoattack_acc": robust,
+        "eps": claim.eps,
+        "clean_acc": as_percent(results.attacks["clean"]["accuracy"]),
+        "reported": as_percent(claim.accuracy),
+        **claim.figures,
         "unreliable": False,
     }
 
 
-def issue(name: str, results: Record, paper: Paper, architecture: str, extra: bool, repo_id: str | None) -> str:
+def issue(
+    name: str, results: Record, claim: Claim, paper: Paper, architecture: str, extra: bool, repo_id: str | None
+) -> str:
     """The text for RobustBench's "New Model(s)" issue form; its first line is the issue's title.
 
     Args:
         name: the model's id, see `identifier`.
-        results: with "clean" and "aa".
+        results: with "clean".
+        claim: what is claimed of them.
         paper: that the model is from.
         architecture: its name on the leaderboard.
         extra: it was trained with more images than the data set's.
         repo_id: where the weights can be had, "ORG/NAME".
     """
-    attacks = results.attacks
-    method = f"AutoAttack, {attacks['aa']['version']} version, on {attacks['aa']['n']} test images: see evaluation.log"
     weights = f"https://huggingface.co/{repo_id}" if repo_id else "(push the run, then give its address here)"
     return ISSUE.read_text(encoding="utf-8").format(
         name=name,
@@ -254,10 +251,11 @@ def issue(name: str, results: Record, paper: Paper, architecture: str, extra: bo
         architecture=architecture,
         extra=str(extra).lower(),
         dataset=results.dataset,
-        **to_dict(results.threat_model),
-        clean=percent(attacks["clean"]["accuracy"]),
-        robust=percent(attacks["aa"]["accuracy"]),
-        method=method,
+        norm="Common Corruptions" if claim.norm == "corruptions" else claim.norm,
+        eps=claim.eps or "N/A",
+        clean=percent(results.attacks["clean"]["accuracy"]),
+        robust=percent(claim.accuracy),
+        method=claim.method,
         weights=weights,
     )
 
@@ -286,22 +284,6 @@ from piat_hub import leaderboard
 
 leaderboard.register("{found}", "{source}", "{checkpoint}")  # a Hub id, or the model's directory
 '''
-
-
-def log(results: Record) -> Iterator[str]:
-    """The evaluation, a line for each thing it did."""
-    threat, attack = to_dict(results.threat_model), results.attacks["aa"]
-    known, stages = results.environment, attack.get("per_attack", {})
-    yield f"{results.n} images of {results.dataset} ({results.split}), {threat['norm']} eps {threat['eps']}, seed {results.seed}"
-    yield f"weights sha256 {results.weights}, images sha256 {results.images}"
-    yield ", ".join(f"{name} {version}" for name, version in known["versions"].items()) + f"; {known['device']}"
-    yield f"initial accuracy: {percent(results.attacks['clean']['accuracy'])}"
-    standing = attack["correct"] + sum(stage["broken"] for stage in stages.values())
-    for name, stage in stages.items():
-        standing -= stage["broken"]
-        misled = f"{stage['broken']} of {stage['attacked']} misled, {stage['seconds']} s"
-        yield f"robust accuracy after {name.upper()}: {percent(standing / attack['n'])} ({misled})"
-    yield f"robust accuracy: {percent(attack['accuracy'])}"
 
 
 def _marked(text: str, comment: str, reasons: list[str]) -> str:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from piat_hub.config import WIDEST, InputError, TrainConfig, printable, to_dict
+from piat_hub.config import WIDEST, InputError, TrainConfig, from_dict, printable, to_dict
 from piat_hub.records.files import is_number, read_json, texts
+from piat_hub.records.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class ModelConfig:
         model_args: what the architecture is built with.
         pretrained_cfg: preprocessing and origin, in timm's words.
         piat: the TrainConfig it was trained with, as JSON; None for a model that piat_hub did not train.
+        origin: who trained it instead, where that is known.
         content: the whole object, other keys too.
     """
 
@@ -30,6 +32,7 @@ class ModelConfig:
     model_args: Mapping[str, Any]
     pretrained_cfg: Mapping[str, Any]
     piat: Mapping[str, Any] | None
+    origin: Origin | None
     content: Mapping[str, Any]
 
     @classmethod
@@ -82,7 +85,11 @@ class ModelConfig:
         _hold_preprocessing(parts["pretrained_cfg"], source)
         if "piat" not in content:
             parts["piat"] = None
-        return cls(architecture, content.get("num_classes"), tuple(names), **parts, content=content)
+        try:
+            origin = from_dict(Origin, content["piat_origin"]) if "piat_origin" in content else None
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+        return cls(architecture, content.get("num_classes"), tuple(names), **parts, origin=origin, content=content)
 
     def trained_by(self, config: TrainConfig) -> Self:
         """The same with this training configuration in place of its own."""

@@ -46,44 +46,16 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class RunDirectory:
-    """A run directory; each of its files is read at most once, when it is first asked for.
+class ModelDirectory:
+    """A model's directory; each of its files is read at most once, when it is first asked for.
 
     Attributes:
         directory: as it was named.
         model: config.json as it may be shown to strangers.
-        config: the training configuration in it, without paths of this machine.
     """
 
     directory: Path
     model: ModelConfig
-    config: TrainConfig
-
-    @classmethod
-    def read(cls, directory: str | Path) -> Self:
-        """Read config.json.
-
-        Args:
-            directory: of the run.
-
-        Raises:
-            InputError: if there is none, or it is none of a run.
-        """
-        directory = Path(directory)
-        path = own(directory, "config.json")
-        if not path.is_file():
-            raise InputError(f"{directory} is no run directory: it has no config.json; train one")
-        model = ModelConfig.read(path)
-        lacking = {"piat": model.piat, "num_classes": model.num_classes}
-        lacking["input_size"] = model.pretrained_cfg.get("input_size")
-        for key, value in lacking.items():
-            if value is None:
-                raise InputError(f"{directory} is no run directory: nothing in config.json under {key!r}; train one")
-        try:
-            config = public(from_dict(TrainConfig, model.piat or {}))
-        except TypeError as error:
-            raise InputError(f"{path}: the training configuration in it is none ({error}); train one") from error
-        return cls(directory, model.trained_by(config), config)
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -120,6 +92,45 @@ class RunDirectory:
             for checkpoint, union in found.items()
             if union.first.weights == self.digests.get(checkpoint)
         }
+
+
+@dataclass(frozen=True)
+class RunDirectory(ModelDirectory):
+    """The directory of a model that was trained here.
+
+    Attributes:
+        directory: as it was named.
+        model: config.json as it may be shown to strangers.
+        config: the training configuration in it, without paths of this machine.
+    """
+
+    config: TrainConfig
+
+    @classmethod
+    def read(cls, directory: str | Path) -> Self:
+        """Read config.json.
+
+        Args:
+            directory: of the run.
+
+        Raises:
+            InputError: if there is none, or it is none of a run.
+        """
+        directory = Path(directory)
+        path = own(directory, "config.json")
+        if not path.is_file():
+            raise InputError(f"{directory} is no run directory: it has no config.json; train one")
+        model = ModelConfig.read(path)
+        lacking = {"piat": model.piat, "num_classes": model.num_classes}
+        lacking["input_size"] = model.pretrained_cfg.get("input_size")
+        for key, value in lacking.items():
+            if value is None:
+                raise InputError(f"{directory} is no run directory: nothing in config.json under {key!r}; train one")
+        try:
+            config = public(from_dict(TrainConfig, model.piat or {}))
+        except TypeError as error:
+            raise InputError(f"{path}: the training configuration in it is none ({error}); train one") from error
+        return cls(directory, model.trained_by(config), config)
 
     @cached_property
     def training(self) -> dict[str, Any] | None:
@@ -211,3 +222,21 @@ def measured_in(directory: Path, weights: Mapping[str, str] | None = None) -> li
         if weights is None or record.weights == weights[checkpoint]:
             found.append(Measured(record, checkpoint, folder))
     return found
+
+
+def read_model(directory: str | Path) -> ModelDirectory:
+    """A run directory, or that of a model which somebody else trained and says who.
+
+    Args:
+        directory: of the model.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    path = own(directory, "config.json")
+    model = ModelConfig.read(path) if path.is_file() else None
+    if not model or not model.origin or model.piat is not None:
+        return RunDirectory.read(directory)
+    if model.num_classes is None or not model.pretrained_cfg.get("input_size"):
+        raise InputError(f"{path} says no number of classes or no size of images; import the model again")
+    return ModelDirectory(Path(directory), model)
