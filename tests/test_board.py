@@ -144,6 +144,22 @@ def test_what_a_model_learnt_from_beside_its_data_is_said(models):
     assert "edm, 1,000,000 images" in Page(Path("board/index.html").read_text()).text
 
 
+def test_an_imported_model_is_on_the_board_as_its_authors(models):
+    content = read_json(models / "a" / "config.json")
+    del content["piat"]
+    content["piat_origin"] = {"name": "A2024Robust", "authors": f"A. Author {NASTY}", "extra_data": True}
+    (models / "a" / "config.json").write_text(json.dumps(content))
+    (row,) = board("models/a")["tables"][0]["models"]
+    assert (row["method"], row["extra_data"], row["architecture"]) == (f"of A. Author {NASTY}", "some", "cifar_resnet8")
+    assert row["parameters"] and row["training"] is None
+    text = Path("board/index.html").read_text()
+    assert "<script>alert" not in text and f"of A. Author {NASTY}" in Page(text).text
+    content["piat_origin"]["authors"] = "x" * 10_000
+    (models / "a" / "config.json").write_text(json.dumps(content))
+    board("models/a")
+    assert "x" * 201 not in Path("board/index.html").read_text()
+
+
 def test_models_are_ranked_and_paired_by_one_attack_on_the_same_images(models):
     (table,) = board("models")["tables"]
     aa = read_record(models / "a" / "results.json").attacks["aa"]
