@@ -217,12 +217,10 @@ def _edm(recipe: str, backbone: str) -> TrainConfig:
     )
 
 
-def _with_piat(base: TrainConfig) -> TrainConfig:
+def _with_piat(recipe: str, base: TrainConfig) -> TrainConfig:
     """The same with PIAT+NMSE in place of TRADES: nobody has published that."""
-    interpolation = InterpolationConfig()
-    return dataclasses.replace(
-        base, recipe=f"{base.recipe}-piat", method="nmse", method_args={}, interpolation=interpolation
-    )
+    piat = InterpolationConfig()
+    return dataclasses.replace(base, recipe=recipe, method="nmse", method_args={}, interpolation=piat)
 
 
 @recipe
@@ -270,7 +268,7 @@ def wrn_28_10_cifar10_edm_piat() -> TrainConfig:
     Source: our own, wrn-28-10-cifar10-edm with another method. Nothing is published.
     Cost: 3.7 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: one GPU.
     """
-    return _with_piat(wrn_28_10_cifar10_edm())
+    return _with_piat("wrn-28-10-cifar10-edm-piat", wrn_28_10_cifar10_edm())
 
 
 @recipe
@@ -281,7 +279,7 @@ def wrn_70_16_cifar10_edm_piat() -> TrainConfig:
     Source: our own, wrn-70-16-cifar10-edm with another method. Nothing is published.
     Cost: 27.5 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: eight GPUs, or one and patience.
     """
-    return _with_piat(wrn_70_16_cifar10_edm())
+    return _with_piat("wrn-70-16-cifar10-edm-piat", wrn_70_16_cifar10_edm())
 
 
 @recipe
@@ -292,7 +290,7 @@ def preact_resnet18_cifar10_edm_piat() -> TrainConfig:
     Source: our own, preact-resnet18-cifar10-edm with another method. Nothing is published.
     Cost: 0.4 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: one GPU.
     """
-    return _with_piat(preact_resnet18_cifar10_edm())
+    return _with_piat("preact-resnet18-cifar10-edm-piat", preact_resnet18_cifar10_edm())
 
 
 @recipe
