@@ -1,145 +1,11 @@
-"""Name -> TrainConfig. A recipe is one function; its docstring says command, source, expected accuracy, time and hardware.
-
-The paper's rows: He et al. 2023 (PIAT), Tables 1-2 for the accuracies and Appendix A for the hyper-parameters.
-"""
+"""Recipes that others published, each by its authors' code, and what becomes of them with PIAT+NMSE."""
 
 import dataclasses
-from collections.abc import Callable
 
-from piat_hub.config.errors import lookup
-from piat_hub.config.fields import flag, flags
 from piat_hub.config.optimizer import OptimizerConfig, ScheduleConfig
 from piat_hub.config.pictures import PictureConfig
+from piat_hub.config.recipes.base import recipe
 from piat_hub.config.train import AttackConfig, InterpolationConfig, MixingConfig, ThreatModel, TrainConfig
-
-RECIPES: dict[str, Callable[[], TrainConfig]] = {}
-
-
-def recipe(make: Callable[[], TrainConfig]) -> Callable[[], TrainConfig]:
-    """Decorator: register a recipe under its function's name, with dashes."""
-    RECIPES[make.__name__.replace("_", "-")] = make
-    return make
-
-
-def words(config: TrainConfig) -> list[str]:
-    """What follows `train` for this configuration: its recipe, and the flags of what differs from that."""
-    recipe = config.recipe if config.recipe in RECIPES else "resnet18-cifar10"  # whose fields have all their defaults
-    if config.step_size == config.threat_model.eps / 4:
-        config = dataclasses.replace(config, attack=dataclasses.replace(config.attack, step_size=None))
-    fields = [word for name, value in config.method_args.items() for word in flag(f"method.{name}", str(value))]
-    return [recipe, *flags(config, get(recipe)), *fields]
-
-
-def get(name: str) -> TrainConfig:
-    """The recipe's configuration.
-
-    Raises:
-        InputError: if there is none of this name, with the nearest one.
-    """
-    return lookup("recipe", name, RECIPES)()
-
-
-def names() -> tuple[str, ...]:
-    """All recipes."""
-    return tuple(RECIPES)
-
-
-def described() -> str:
-    """All recipes, a line each."""
-    width = max(map(len, RECIPES))
-    lines = [f"  {name:{width}} {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()]
-    return "\n".join(["Recipes:", *lines])
-
-
-@recipe
-def digits() -> TrainConfig:
-    """Handwritten 8x8 digits (scikit-learn's, embedded): PIAT+NMSE from start to end in a minute or two.
-
-    Command: accelerate launch train.py
-    Source: our own; eps 0.15 leaves a standard model little, so robustness is a real question.
-    Expected: docs/methods.md, measured. Time: a minute or two. Hardware: two CPU cores.
-    """
-    return TrainConfig(
-        recipe="digits",
-        backbone="cifar_resnet8",
-        dataset="digits",
-        holdout=150,
-        crop_pad=1,
-        flip=False,
-        epochs=80,
-        batch_size=64,
-        lr=0.1,
-        weight_decay=5e-4,
-        threat_model=ThreatModel(eps=0.15),
-    )
-
-
-@recipe
-def resnet18_cifar10() -> TrainConfig:
-    """ResNet-18 on CIFAR-10 with PIAT+NMSE.
-
-    Command: accelerate launch train.py resnet18-cifar10
-    Source: He et al. 2023, Table 1, row PIAT+NMSE. Published: clean 80.76 %, PGD-20 53.54 %, AutoAttack 48.80 %.
-    Time: not measured here. Hardware: one GPU.
-    """
-    return TrainConfig(recipe="resnet18-cifar10")
-
-
-@recipe
-def resnet18_cifar100() -> TrainConfig:
-    """ResNet-18 on CIFAR-100 with PIAT+NMSE.
-
-    Command: accelerate launch train.py resnet18-cifar100
-    Source: He et al. 2023, Table 1, row PIAT+NMSE. Published: clean 54.34 %, PGD-20 31.11 %, AutoAttack 25.79 %.
-    Time: not measured here. Hardware: one GPU.
-    """
-    return TrainConfig(recipe="resnet18-cifar100", dataset="cifar100")
-
-
-@recipe
-def resnet18_svhn() -> TrainConfig:
-    """ResNet-18 on SVHN (cropped digits, no flip) with PIAT+NMSE.
-
-    Command: accelerate launch train.py resnet18-svhn
-    Source: He et al. 2023, Table 1, row PIAT+NMSE. Published: clean 91.70 %, PGD-20 61.21 %, AutoAttack 51.29 %.
-    Time: not measured here. Hardware: one GPU.
-    """
-    return TrainConfig(recipe="resnet18-svhn", dataset="svhn", flip=False)
-
-
-def _wrn_32_10(recipe: str, dataset: str) -> TrainConfig:
-    """Appendix A for WRN-32-10; the knots at epochs 90, 135 and 180 are the default's shares."""
-    return TrainConfig(
-        recipe=recipe,
-        backbone="cifar_wrn_32_10",
-        dataset=dataset,
-        epochs=180,
-        clean_share=1 / 18,
-        lr=0.1,
-        weight_decay=7e-4,
-    )
-
-
-@recipe
-def wrn_32_10_cifar10() -> TrainConfig:
-    """WRN-32-10 (Madry's count: 46,160,474 parameters) on CIFAR-10 with PIAT+NMSE.
-
-    Command: accelerate launch train.py wrn-32-10-cifar10
-    Source: He et al. 2023, Table 2, row PIAT+NMSE. Published: clean 85.04 %, PGD-20 58.04 %, AutoAttack 53.83 %.
-    Time: not measured here. Hardware: eight GPUs, or one and patience.
-    """
-    return _wrn_32_10("wrn-32-10-cifar10", "cifar10")
-
-
-@recipe
-def wrn_32_10_cifar100() -> TrainConfig:
-    """WRN-32-10 on CIFAR-100 with PIAT+NMSE.
-
-    Command: accelerate launch train.py wrn-32-10-cifar100
-    Source: He et al. 2023, Table 2, row PIAT+NMSE. Published: clean 61.04 %, PGD-20 35.15 %, AutoAttack 30.07 %.
-    Time: not measured here. Hardware: eight GPUs, or one and patience.
-    """
-    return _wrn_32_10("wrn-32-10-cifar100", "cifar100")
 
 
 @recipe
@@ -217,12 +83,10 @@ def _edm(recipe: str, backbone: str) -> TrainConfig:
     )
 
 
-def _with_piat(base: TrainConfig) -> TrainConfig:
+def _with_piat(recipe: str, base: TrainConfig) -> TrainConfig:
     """The same with PIAT+NMSE in place of TRADES: nobody has published that."""
-    interpolation = InterpolationConfig()
-    return dataclasses.replace(
-        base, recipe=f"{base.recipe}-piat", method="nmse", method_args={}, interpolation=interpolation
-    )
+    piat = InterpolationConfig()
+    return dataclasses.replace(base, recipe=recipe, method="nmse", method_args={}, interpolation=piat)
 
 
 @recipe
@@ -270,7 +134,7 @@ def wrn_28_10_cifar10_edm_piat() -> TrainConfig:
     Source: our own, wrn-28-10-cifar10-edm with another method. Nothing is published.
     Cost: 3.7 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: one GPU.
     """
-    return _with_piat(wrn_28_10_cifar10_edm())
+    return _with_piat("wrn-28-10-cifar10-edm-piat", wrn_28_10_cifar10_edm())
 
 
 @recipe
@@ -281,7 +145,7 @@ def wrn_70_16_cifar10_edm_piat() -> TrainConfig:
     Source: our own, wrn-70-16-cifar10-edm with another method. Nothing is published.
     Cost: 27.5 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: eight GPUs, or one and patience.
     """
-    return _with_piat(wrn_70_16_cifar10_edm())
+    return _with_piat("wrn-70-16-cifar10-edm-piat", wrn_70_16_cifar10_edm())
 
 
 @recipe
@@ -292,64 +156,7 @@ def preact_resnet18_cifar10_edm_piat() -> TrainConfig:
     Source: our own, preact-resnet18-cifar10-edm with another method. Nothing is published.
     Cost: 0.4 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: one GPU.
     """
-    return _with_piat(preact_resnet18_cifar10_edm())
-
-
-@recipe
-def resnet20_cifar10() -> TrainConfig:
-    """ResNet-20 (16-32-64) on CIFAR-10 with PIAT+NMSE: a row that two CPU cores can train.
-
-    Command: accelerate launch train.py resnet20-cifar10 --train-size 5000 --epochs 10
-    Source: our own. Expected: docs/cifar10-jpeg.md, measured on a JPEG-coded copy. Hardware: two CPU cores.
-    """
-    return TrainConfig(recipe="resnet20-cifar10", backbone="cifar_resnet20", epochs=30, lr=0.1, weight_decay=5e-4)
-
-
-@recipe
-def photos() -> TrainConfig:
-    """Your own photographs, of any sizes: a small backbone with ImageNet weights, tuned first as usual, then with PIAT+NMSE.
-
-    Command: accelerate launch train.py photos --dataset DIR
-    Source: our own. Expected: not measured as it stands; docs/photographs.md has what two attack steps in place of ten gave,
-    and why not to take them. Hardware: a CPU and patience; with a GPU give --img-size 224 and --batch-size 128.
-    """
-    return TrainConfig(
-        recipe="photos",
-        backbone="tf_efficientnet_lite0",
-        init_from="imagenet",
-        dataset="",
-        img_size=96,
-        pictures=PictureConfig(augment="rrc", scale=(0.3, 1.0), crop_pct=0.875),
-        mixing=MixingConfig(smoothing=0.1),
-        threat_model=ThreatModel(eps=2 / 255),
-        epochs=18,
-        clean_share=4 / 18,
-        batch_size=64,
-        lr=1e-3,
-        weight_decay=0.05,
-        optimizer=OptimizerConfig(opt="adamw", undecayed="1d"),
-        schedule=ScheduleConfig(sched="cosine", warmup_share=1 / 18, eps_warmup_share=3 / 18),
-    )
-
-
-@recipe
-def vit_tiny_cifar10() -> TrainConfig:
-    """ViT-Tiny with patches of 4 x 4 pixels on CIFAR-10 with PIAT+NMSE: AdamW, cosine, clipped gradients.
-
-    Command: accelerate launch train.py vit-tiny-cifar10
-    Source: our own. Liu et al. 2025 (IEEE TIFS 20) train ViTs with PIAT+NMSE too; their settings are not known here.
-    Patches, epochs and clipping are those of Mo et al. 2022 (NeurIPS), who take SGD (lr .1, weight decay 1e-4), mixup and
-    ImageNet's weights: --init-from imagenet. Time: not measured here. Hardware: one GPU.
-    """
-    return TrainConfig(
-        recipe="vit-tiny-cifar10",
-        backbone="vit_tiny_patch16_224",
-        epochs=40,
-        lr=1e-3,
-        weight_decay=0.05,
-        optimizer=OptimizerConfig(opt="adamw", undecayed="1d", clip_grad=1.0),
-        schedule=ScheduleConfig(sched="cosine", warmup_share=5 / 40),
-    )
+    return _with_piat("preact-resnet18-cifar10-edm-piat", preact_resnet18_cifar10_edm())
 
 
 def _cvst_imagenet(recipe: str, backbone: str) -> TrainConfig:

@@ -1,0 +1,46 @@
+"""What a recipe is, and the register of their names."""
+
+import dataclasses
+from collections.abc import Callable
+
+from piat_hub.config.errors import lookup
+from piat_hub.config.fields import flag, flags
+from piat_hub.config.train import TrainConfig
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {}
+
+
+def recipe(make: Callable[[], TrainConfig]) -> Callable[[], TrainConfig]:
+    """Decorator: register a recipe under its function's name, with dashes."""
+    RECIPES[make.__name__.replace("_", "-")] = make
+    return make
+
+
+def words(config: TrainConfig) -> list[str]:
+    """What follows `train` for this configuration: its recipe, and the flags of what differs from that."""
+    recipe = config.recipe if config.recipe in RECIPES else "resnet18-cifar10"  # whose fields have all their defaults
+    if config.step_size == config.threat_model.eps / 4:
+        config = dataclasses.replace(config, attack=dataclasses.replace(config.attack, step_size=None))
+    fields = [word for name, value in config.method_args.items() for word in flag(f"method.{name}", str(value))]
+    return [recipe, *flags(config, get(recipe)), *fields]
+
+
+def get(name: str) -> TrainConfig:
+    """The recipe's configuration.
+
+    Raises:
+        InputError: if there is none of this name, with the nearest one.
+    """
+    return lookup("recipe", name, RECIPES)()
+
+
+def names() -> tuple[str, ...]:
+    """All recipes."""
+    return tuple(RECIPES)
+
+
+def described() -> str:
+    """All recipes, a line each."""
+    width = max(map(len, RECIPES))
+    lines = [f"  {name:{width}} {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()]
+    return "\n".join(["Recipes:", *lines])
