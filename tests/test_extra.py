@@ -311,6 +311,13 @@ def test_classes_go_by_name(tmp_path):
         loaded(folder, data.load("digits", "train"))
 
 
+def test_what_a_model_labelled_is_extra_data():
+    model = Path(cli.__file__).parents[1] / "demo" / "models" / "robust"
+    assert cli.main(["label", str(model), "digits", "--split", "test", "--output", "out"]) == 0
+    extra = loaded("out")
+    assert torch.equal(extra.images, data.load("digits", "test").images) and extra.label_names == tuple("0123456789")
+
+
 def trained(file, *flags, output="r"):
     """`piat train` on digits beside this extra data for a short epoch; gives its exit code."""
     words = [
