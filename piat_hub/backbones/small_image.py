@@ -18,7 +18,7 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from piat_hub.backbones.normalization import fold_normalization, normalize_before, per_channel, statistics, unpadded
-from piat_hub.config import InputError
+from piat_hub.config import InputError, first_line
 
 LARGEST = 64  # images of more pixels a side are not small: the model stays as timm builds it
 
@@ -232,7 +232,7 @@ def made(base: str, size: int, /, **kwargs: Any) -> nn.Module:
     try:
         model: Any = timm.create_model(base, **kwargs)
     except Exception as error:  # timm passes on whatever its models, the network or the Hub raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if kwargs.get("pretrained"):
             offline = constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError)
             cause = "HF_HUB_OFFLINE is set, and they are not in the cache" if offline else reason

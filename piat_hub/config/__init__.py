@@ -17,6 +17,7 @@ from piat_hub.config.errors import (
     InputError as InputError,
     InUse as InUse,
     Refuted as Refuted,
+    first_line as first_line,
     lookup as lookup,
     nearest as nearest,
     printable as printable,

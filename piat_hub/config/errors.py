@@ -48,6 +48,11 @@ class Refuted(RuntimeError):
     """A claim does not stand against what was measured."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
     """`known[name]`, or an InputError that offers the nearest name.
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from piat_hub.config import COMMON, EXTRA, SEVERITIES, InputError, local_name, shortened
+from piat_hub.config import COMMON, EXTRA, SEVERITIES, InputError, first_line, local_name, shortened
 
 FORM = f"{SEVERITIES} severities of the same images in order, whole numbers"
 
@@ -92,5 +92,5 @@ def _array(path: Path) -> Any:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise InputError(f"{path} is no whole array of numbers ({reason}); fetch it again") from error

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from piat_hub.config import Broken, InputError
-from piat_hub.data.pictures import _line
+from piat_hub.config import Broken, InputError, first_line
 from piat_hub.data.split import Split
 
 NEEDED = {"image": "uint8 of shape (N, H, W, C)", "label": "whole numbers of shape (N,)"}
@@ -91,7 +90,7 @@ def _convert(path: Path, place: Path) -> None:
         scratch.rename(place)
     except UNREADABLE as error:
         raise InputError(
-            f"{path} is no whole .npz of images and labels ({_line(error)}); fetch or make it anew"
+            f"{path} is no whole .npz of images and labels ({first_line(error)}); fetch or make it anew"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from timm.data import create_transform
 from torch import Tensor
 
-from piat_hub.config import InputError
+from piat_hub.config import InputError, first_line
 
 # read by Pillow alone, unlike EPS, which it hands to Ghostscript
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -107,7 +107,7 @@ def _reason(error: Exception) -> str:
         return f"its format is none of {', '.join(FORMATS)}"
     if isinstance(error, Image.DecompressionBombError):
         return "it has more pixels than Pillow opens, 178,956,970"
-    return getattr(error, "strerror", None) or _line(error)
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,6 @@ class Fit:
         if picture.size == self.size[::-1] and self.crop_pct == 1:
             return levels(picture)
         return torch.as_tensor(self.transform(picture))
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def read_image(

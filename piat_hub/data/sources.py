@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from piat_hub.config import DATASETS, InputError, local_name, nearest, plainly, shortened
+from piat_hub.config import DATASETS, InputError, first_line, local_name, nearest, plainly, shortened
 from piat_hub.data.encoded import Encoded
 from piat_hub.data.folders import PictureFolder, declared
-from piat_hub.data.pictures import Fit, _line
+from piat_hub.data.pictures import Fit
 from piat_hub.data.split import SPLIT_SEED, Split
 
 LIMIT = 4.0  # GiB that a decoded split may take
@@ -154,7 +154,7 @@ def listed(split: Split, file: str) -> Split:
     try:
         wanted = [stem(line) for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} is no list of file names ({_line(error)}); write one a line") from error
+        raise InputError(f"{file} is no list of file names ({first_line(error)}); write one a line") from error
     rows: dict[str, list[int]] = {}
     for row, cell in enumerate(split.images.cells if isinstance(split.images, Encoded) else ()):
         rows.setdefault(stem((isinstance(cell, dict) and cell["path"]) or ""), []).append(row)
@@ -246,7 +246,9 @@ def _table(dataset: str, split: str, labelled: bool = True, **how: Any) -> tuple
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = _line((isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__) or error)
+        reason = first_line(
+            (isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__) or error
+        )
         if local:
             packed = next(root.rglob("*.zip"), None)
             unpack = f"; unpack {packed}, and put each picture into SPLIT/CLASS" if packed else ""

@@ -14,7 +14,7 @@ from piat_hub.attacks import attack_mode, malt, pgd
 from piat_hub.attacks.autoattack import components
 from piat_hub.attacks.core import gap
 from piat_hub.attacks.malt import LEAST
-from piat_hub.config import InputError, ThreatModel, pixels
+from piat_hub.config import InputError, ThreatModel, first_line, pixels
 from piat_hub.data import Split, derived_seed, to_unit
 from piat_hub.evaluation.own_code import Front, past
 from piat_hub.evaluation.premises import BESIDE, TWICE, apart, gradient
@@ -197,9 +197,7 @@ def batch(model: nn.Module, x: Tensor, logits: Tensor) -> dict[str, Any]:
         with attack_mode(model), torch.no_grad():
             alone = torch.cat([model(one) for one in x.split(1)]) if len(x) else logits
     except (RuntimeError, ValueError, IndexError) as error:
-        return _result(
-            "batch", False, f"the model takes no batch of one: {(str(error) or 'it raises').splitlines()[0]}"
-        )
+        return _result("batch", False, f"the model takes no batch of one: {first_line(error)}")
     beside, flips = apart(logits, alone, BESIDE), int((logits.argmax(1) != alone.argmax(1)).sum())
     said = f"alone, {flips} of {len(x)} images are of another class than in their batch"
     said += f", and logits differ by up to {beside:.3g} of their spread" if beside else ""

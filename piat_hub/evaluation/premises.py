@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub.attacks import attack_mode, core, cross_entropy
-from piat_hub.config import InputError
+from piat_hub.config import InputError, first_line
 from piat_hub.data import Encoded, to_unit
 from piat_hub.evaluation.verdict import as_memory_allows, right
 
@@ -146,7 +146,7 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise InputError(f"{core.NO_GRADIENT} (torch: {str(error).splitlines()[0]})") from error
+        raise InputError(f"{core.NO_GRADIENT} (torch: {first_line(error)})") from error
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from piat_hub.attacks import Twin, attack_mode
 from piat_hub.attacks.core import distances, usable
-from piat_hub.config import InputError
+from piat_hub.config import InputError, first_line
 from piat_hub.data import Split, derived_seed, to_unit
 from piat_hub.evaluation.suites import Stage
 from piat_hub.machine import device_of
@@ -148,7 +148,7 @@ def logits_of(model: nn.Module, x: Tensor, what: str, again: str) -> Any:
         with attack_mode(model), torch.no_grad():
             return model(x.to(device_of(model)))
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"the model cannot take {what}: {reason}; {again}") from error
 
 

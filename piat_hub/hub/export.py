@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from piat_hub.config import InputError
+from piat_hub.config import InputError, first_line
 from piat_hub.records import files, lock
 
 
@@ -45,7 +45,7 @@ def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str 
             try:
                 write = WRITERS[kind](model.cpu().eval(), images)
             except Exception as error:  # torch passes on whatever the model, or its own exporters, raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = first_line(error)
                 raise InputError(
                     f"the model cannot be exported as {kind}: {reason}; try another of --formats"
                 ) from error

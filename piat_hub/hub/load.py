@@ -15,7 +15,7 @@ from torch import nn
 
 from piat_hub.backbones import create_model
 from piat_hub.backbones.normalization import Normalize, per_channel
-from piat_hub.config import InputError, nearest, numbers_of
+from piat_hub.config import InputError, first_line, nearest, numbers_of
 from piat_hub.hub import card, untrusted
 from piat_hub.hub.save import ORIGIN
 from piat_hub.records.files import WEIGHTS, file_digest, own
@@ -241,10 +241,6 @@ def from_timm(spec: str) -> nn.Module:
     return normalised
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def list_pretrained(directory: str | Path = "model_cards") -> list[dict[str, Any]]:
     """The models that `from_pretrained` gives: those published on the Hub, then those in `directory`.
 
@@ -280,7 +276,7 @@ def _download(repo_id: str, filename: str, where: Mapping[str, Any]) -> Path:
         elif status in (401, 403):
             advice = "check the name; if it is private, run `hf auth login` or set HF_TOKEN"
         raise InputError(
-            f"no {filename} for {repo_id!r}: no such directory, and the Hub says: {_first_line(error)}; {advice}"
+            f"no {filename} for {repo_id!r}: no such directory, and the Hub says: {first_line(error)}; {advice}"
         ) from error
 
 

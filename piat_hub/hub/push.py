@@ -10,9 +10,9 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
-from piat_hub.config import InputError, PushOptions
+from piat_hub.config import InputError, PushOptions, first_line
 from piat_hub.hub import card, eval_results, untrusted
-from piat_hub.hub.load import _first_line, check_id
+from piat_hub.hub.load import check_id
 from piat_hub.records.files import CORRUPTIONS, RECORDS, RESULTS, UNIONS, VERDICTS, WEIGHTS, own, read_lines, sealed
 from piat_hub.records.lock import only_writer
 from piat_hub.records.model_config import ModelConfig
@@ -200,7 +200,7 @@ def _advice(error: BaseException, repo_id: str) -> str:
     if status or isinstance(error, ValueError):
         said = getattr(error, "server_message", None) or " ".join(str(error).split())
         return f"the Hub refuses{f' ({status})' if status else ''}: {said}"
-    return f"{_first_line(error)}; check the network and {again}"
+    return f"{first_line(error)}; check the network and {again}"
 
 
 def _seconds(response: Any) -> float:

@@ -9,8 +9,8 @@ from typing import Any, Self, TypeVar
 from huggingface_hub import HfApi, RepoFile
 from huggingface_hub.errors import HTTPError, SafetensorsParsingError
 
-from piat_hub.config import InputError
-from piat_hub.hub.load import _download, _first_line
+from piat_hub.config import InputError, first_line
+from piat_hub.hub.load import _download
 from piat_hub.records.files import LARGEST, RECORDS, WEIGHTS
 from piat_hub.records.published import PUBLISHED
 
@@ -84,5 +84,5 @@ def _asked(model_id: str, ask: Callable[[], T]) -> T:
         return ask()
     except (HTTPError, SafetensorsParsingError, OSError, ValueError) as error:
         raise InputError(
-            f"{model_id} cannot be looked through: {_first_line(error)}; check the name or the network"
+            f"{model_id} cannot be looked through: {first_line(error)}; check the name or the network"
         ) from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub.backbones import ours
-from piat_hub.config import InputError
+from piat_hub.config import InputError, first_line
 
 
 def fit(
@@ -134,7 +134,7 @@ def _sketch(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
         with torch.device("meta"):
             return timm.create_model(architecture, **arguments)
     except Exception as error:  # timm passes on whatever its models raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{architecture} cannot be built with {dict(arguments)}: {reason}") from error
 
 

@@ -17,7 +17,7 @@ import torch
 from timm.models import is_model_in_modules
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from piat_hub.config import InputError, nearest
+from piat_hub.config import InputError, first_line, nearest
 from piat_hub.hub import timm_layout
 from piat_hub.records import tensors
 from piat_hub.records.model_config import ModelConfig
@@ -61,7 +61,7 @@ def build(config: ModelConfig, weights: Path, source: str, *, renaming: bool = F
         try:
             return timm.create_model(architecture, pretrained=False, **arguments)
         except Exception as error:  # timm passes on whatever its models raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             shown = f"{arguments}" if len(f"{arguments}") < 200 else "its model_args"
             raise InputError(f"{source}: {architecture} cannot be built with {shown}: {reason}") from error
 

@@ -7,7 +7,7 @@ import torch
 from timm.optim import OptimInfo, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
-from piat_hub.config import InputError, TrainConfig, lookup
+from piat_hub.config import InputError, TrainConfig, first_line, lookup
 
 UNSAVED = (  # their state holds types that neither safetensors nor JSON does
     "adafactorbv",
@@ -60,7 +60,7 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     try:
         return timm.optim.create_optimizer_v2(parameter_groups(config, model), opt=opt.opt, **own)
     except Exception as error:  # a package that is missing, whatever its constructor refuses
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"opt {opt.opt!r} cannot be had: {reason}; choose another --opt, adamw is usual") from error
 
 

@@ -18,11 +18,11 @@ def recipe(make: Callable[[], TrainConfig]) -> Callable[[], TrainConfig]:
 
 def words(config: TrainConfig) -> list[str]:
     """What follows `train` for this configuration: its recipe, and the flags of what differs from that."""
-    recipe = config.recipe if config.recipe in RECIPES else "resnet18-cifar10"  # whose fields have all their defaults
+    name = config.recipe if config.recipe in RECIPES else "resnet18-cifar10"  # whose fields have all their defaults
     if config.step_size == config.threat_model.eps / 4:
         config = dataclasses.replace(config, attack=dataclasses.replace(config.attack, step_size=None))
-    fields = [word for name, value in config.method_args.items() for word in flag(f"method.{name}", str(value))]
-    return [recipe, *flags(config, get(recipe)), *fields]
+    fields = [word for key, value in config.method_args.items() for word in flag(f"method.{key}", str(value))]
+    return [name, *flags(config, get(name)), *fields]
 
 
 def get(name: str) -> TrainConfig:
