@@ -38,9 +38,8 @@ def test_every_row_is_whole():
         assert row.layout in layouts.LAYOUTS or timm.is_model(row.layout), row
         assert row.paper and row.link and row.authors and row.license != "unknown" and len(row.mean) == len(row.std)
         dataset, norm, _ = name.split("/")
-        assert (
-            row.dataset.startswith(dataset) and (row.threat_model.norm if row.threat_model else "corruptions") == norm
-        )
+        assert row.dataset == {"imagenet": "ILSVRC/imagenet-1k"}.get(dataset, dataset) and row.source
+        assert (row.threat_model.norm if row.threat_model else "corruptions") == norm
 
 
 @pytest.fixture
