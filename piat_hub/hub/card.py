@@ -41,22 +41,22 @@ def write(directory: Path) -> Path:
 
 
 def license_as(directory: Path, licence: str) -> None:
-    """Write into a run's config.json under which licence its weights are published; cards and pushes then say it.
+    """Write into config.json under which licence the weights are published; cards and pushes then say it.
 
     Args:
-        directory: of the run.
+        directory: of the run, or of an imported model whose licence is not known.
         licence: in the Hub's words, "mit".
 
     Raises:
-        InputError: for no name of a licence, or where training began with weights under another.
+        InputError: for no name of a licence, or where the weights, or those that training began with, are under another.
     """
     if not re.fullmatch(r"[\w.-]+", licence, re.ASCII):
         raise InputError(f"licence {licence!r} must be a name in the Hub's words, such as mit or apache-2.0; give one")
     with lock.only_writer(directory):
-        known = RunDirectory.read(directory).model.pretrained_cfg.get("license")
+        known = read_model(directory).model.pretrained_cfg.get("license")
         if known not in (None, "unknown", licence):
             raise InputError(
-                f"{directory} began with weights under {known}, which stays its licence; leave out --license"
+                f"{directory} has weights, or began with some, under {known}, which stays its licence; leave out --license"
             )
         path = own(directory, "config.json")
         content = read_json(path)

@@ -29,6 +29,7 @@ BUILT: dict[str, tuple[str, dict[str, Any]]] = {  # architecture -> how plain ti
     "cifar_resnet8": (SMALL_RESNET, {"layers": [1, 1, 1]}),
     "cifar_resnet20": (SMALL_RESNET, {"layers": [3, 3, 3]}),
     "cifar_resnet18": (RESNET, {"base": "resnet18"}),
+    "cifar_resnet50": (RESNET, {"base": "resnet50"}),
     "cifar_preact_resnet18": (PREACT, {"layers": [2] * 4, "widths": (64, 128, 256, 512), "stem": 64}),
     "cifar_wrn_28_10": (PREACT, {"layers": [4] * 3, "widths": (160, 320, 640), "stem": 16}),
     "cifar_wrn_32_10": (PREACT, {"layers": [5] * 3, "widths": (160, 320, 640), "stem": 16}),
@@ -43,8 +44,8 @@ def lines(model: ModelConfig, weights: str) -> str | None:
         weights: Python source, a path or a download.
 
     Returns:
-        None where timm and torch alone cannot, for small_image, or one of ours with arguments beyond classes and
-        channels.
+        None where timm and torch alone cannot in a few lines: for small_image, ours with SiLU or a ConvStem, and ours with
+        arguments beyond classes and channels.
     """
     given = model.model_args
     own = {"num_classes", "in_chans", "global_pool"}
