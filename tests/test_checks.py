@@ -189,4 +189,7 @@ def test_a_decoy_hides_from_pgd_and_not_from_an_attack_that_aims():
     found = {result["check"]: result for result in check(Decoy(), grey, THREAT)}
     assert found["steps"]["passed"] and found["steps"]["counts"] == [20, 20, 20]
     assert not found["targets"]["passed"] and found["targets"]["counts"] == [0, 20, 20]
-    assert "MALT leaves 0.00 %, PGD-100 100.00 %; it breaks 20 that PGD-100 does not" in found["targets"]["found"]
+    assert (
+        "PGD-100, then MALT, leaves 0.00 %, PGD-100 100.00 %; it breaks 20 that PGD-100 does not"
+        in found["targets"]["found"]
+    )

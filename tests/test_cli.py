@@ -67,8 +67,8 @@ BAD = [
     ("evaluate m --output README", "README is a file; name another --output"),
     ("train --output README/sub", "README is a file; name another --output"),
     (
-        "train --backbone xcit_nano_12_p8_224",
-        "no small-image rule for the family of 'xcit_nano_12_p8_224'; choose from",
+        "train --backbone coat_tiny",
+        "no small-image rule for the family of 'coat_tiny'; choose from",
     ),
     ("train --dataset bytes", "row 1 is no image"),
     ("train --dataset sizes", "mixes image sizes: 8x8 and 9x9"),

@@ -194,7 +194,7 @@ def without_new_fields(config):
 
 
 def test_a_state_of_before_these_fields_goes_on(small_digits, do_train, tmp_path):
-    config = small_digits(train_size=64, holdout=8, epochs=2, clean_epochs=0)
+    config = small_digits(train_size=64, holdout=8, epochs=2, clean_epochs=0, attack=AttackConfig(step_size=0.0375))
     with contextlib.closing(run.train(config, RunOptions(output=str(tmp_path / "r")))) as events:
         next(event for event in events if isinstance(event, run.EpochDone))
     path = tmp_path / "r/state/state.safetensors"

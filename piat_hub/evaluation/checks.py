@@ -100,8 +100,11 @@ def check(
             words = f"PGD-50 leaves {_percent(left, n)} at eps {everything:.4g}, where any image is allowed"
             yield _result("large eps", left <= slack, f"{words}; it should leave nothing", counts=[left])
             if classes >= LEAST:  # aimed at single classes an attack does better on honest models too, by a tenth or so
-                aimed = standing(malt, eps=eps, norm=norm, targets=3, steps=30, seed=seed)
-                yield stronger("targets", "MALT", aimed, own, strong, int(strong.sum()) // 4)
+                aimed = strong.clone()
+                if len(x[strong]):
+                    x_adv = malt(exact, x[strong], y[strong], eps, norm=norm, targets=3, steps=30, seed=seed)
+                    aimed[strong] = correct(exact, x_adv, y[strong])
+                yield stronger("targets", "PGD-100, then MALT,", aimed, own, strong, int(strong.sum()) // 4)
         if fronts := [part for part in exact.modules() if isinstance(part, Front)]:
             with past(fronts):
                 behind = gradients(exact, x, y)
