@@ -134,7 +134,7 @@ class Evaluation:
             point = add_point(results, eps, {"clean": results.attacks["clean"]} | at.attacks | read)
             self._save(results)
             yield point
-            if not self.on_time(ends):
+            if not self.on_time(ends) and not all(map(self.swept, config.sweep_eps)):
                 return
         self.write_card()
 
