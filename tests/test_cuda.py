@@ -114,15 +114,16 @@ def test_a_compiled_attack_is_the_attack():
 
 
 def test_the_host_never_waits_within_a_step(small):
-    if DEVICE == "cpu":
-        pytest.skip("a CPU is never waited for")
-    events = run.train(dataclasses.replace(small, epochs=1), RunOptions(output="r"))
+    """A CPU is never waited for, so there it only rehearses."""
+    events = run.train(dataclasses.replace(small, clean_epochs=0), RunOptions(output="r"))
     list(islice((e for e in events if isinstance(e, engine.Step)), 2))  # what is built at the first steps may wait
-    torch.cuda.set_sync_debug_mode("error")
+    if DEVICE != "cpu":
+        torch.cuda.set_sync_debug_mode("error")
     try:
         assert isinstance(next(events), engine.Step)
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        if DEVICE != "cpu":
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_one_process_under_nccl_is_the_run_without(small):

@@ -105,7 +105,7 @@ def load_encoded(
     label_column = _column(table, name, "label", label_column)
     labels, label_names, inferred, notes = _labels(table, name, label_column)
     images = _encoded(table, name, image_column)
-    if rest := sorted(set(files) - {cell["path"] for cell in images.cells if cell}):
+    if files and (rest := sorted(set(files) - {cell["path"] for cell in images.cells if cell})):
         notes += (
             f"{name}: {len(rest)} files are left out of {split}: {shortened([Path(file).name for file in rest])}",
         )

@@ -325,6 +325,7 @@ def make_check(setup: Setup) -> Callable[[nn.Module, int], dict[str, float | Non
     """
     config, accelerator, held = setup.parts.config, setup.parts.accelerator, setup.held
     threat, rank, world = config.threat_model, accelerator.process_index, accelerator.num_processes
+    at_a_time = 250 if accelerator.device.type == "cpu" else 1000  # as in evaluation
     attack = partial(pgd, eps=threat.eps, step_size=threat.eps / 4, steps=10, norm=threat.norm, leave=True)
     subset = setup.parts.split[: len(held) or 1000]
     asked: dict[str, tuple[data.Split, Stage | None]] = {"train_pgd10_acc": (subset, attack)}
@@ -337,7 +338,7 @@ def make_check(setup: Setup) -> Callable[[nn.Module, int], dict[str, float | Non
             return None
         with verdict_mode(model) as exact:
             seed = data.derived_seed(config.seed, epoch)
-            right = accuracy(exact, split, stage, batch_size=250, seed=seed, rank=rank, world=world)
+            right = accuracy(exact, split, stage, batch_size=at_a_time, seed=seed, rank=rank, world=world)
         return float(accelerator.reduce(torch.tensor(float(right), device=accelerator.device))) / len(split)
 
     def check(model: nn.Module, epoch: int) -> dict[str, float | None]:
