@@ -87,7 +87,9 @@ class Encoded:
         Raises:
             InputError: if one is no image (see `open_picture`), or has another size than the first.
         """
-        parts = [part.tolist() for part in self.rows.split(1000)]  # a table gives many cells much faster than one by one
+        parts = [
+            part.tolist() for part in self.rows.split(1000)
+        ]  # a table gives many cells much faster than one by one
         found = (pair for part in parts for pair in zip(part, self.cells[part], strict=True))
         images = [self.tensor(row, self.open(row, cell)) for row, cell in found]
         channels = max(map(len, images))
