@@ -128,11 +128,14 @@ def our_update(method, model, x, y, steps, accelerator, options):
 def same_noise(x, *functions):
     """Every draw of the attacks' start is the same, by these functions of torch and by numpy's uniform."""
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
-    rand_like = torch.rand_like
+
+    def like(torchs):
+        return lambda other, **options: noise.to(other) if other.shape == x.shape else torchs(other, **options)
+
     fake = {
         "randn": lambda *_, **__: noise,  # theirs; for ours it stays torch's, with which a compiler tries kernels
-        "randn_like": lambda like: noise.to(like),
-        "rand_like": lambda like, **options: rand_like(like, **options) if like.shape != x.shape else noise.to(like),
+        "randn_like": like(torch.randn_like),  # a compiler tries kernels on other shapes
+        "rand_like": like(torch.rand_like),
     }
     uniform = lambda low, high, shape: low + (high - low) * noise.double().numpy()  # noqa: E731
     with contextlib.ExitStack() as stack:
