@@ -113,7 +113,7 @@ def main():
     parser.add_argument("--dataset")
     parser.add_argument("--first", type=int, default=0, help="number of the first image")
     parser.add_argument("--n", type=int, required=True)
-    parser.add_argument("--aa", type=Path, help="an evaluation whose first images these are")
+    parser.add_argument("--aa", type=Path, help="an evaluation that has these images")
     parser.add_argument("--eps", type=number, help="default: the model's own")
     parser.add_argument("--img-size", type=int)
     parser.add_argument("--own-answers", action="store_true")
@@ -133,7 +133,7 @@ def main():
     with verdict_mode(model) as exact, torch.no_grad():
         split = images_of(args, exact)
         clean = correct(exact, to_unit(split.images[:]), split.labels)
-        aa = torch.from_numpy(read_results(args.aa)[1]["aa"])[: len(split)] if args.aa else None
+        aa = torch.from_numpy(read_results(args.aa)[1]["aa"])[args.first :][: len(split)] if args.aa else None
         facts |= {"dataset": split.name, "n": len(split), "clean": int(clean.sum())}
         stands = {}
         for attack in args.attacks:

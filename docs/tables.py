@@ -263,7 +263,7 @@ def steadiness():
 def paired():
     """PIAT+NMSE against PGD-AT, image by image."""
     a, b = (CARDS / f"resnet20-cifar10-jpeg{suffix}" for suffix in ("-pgd_at", ""))
-    few = [(p, "last") for p in compare(a / "aa200", b / "aa200") if p.attack == "aa"]
+    few = [(p, "last") for p in compare(a / "aa1000", b / "aa1000") if p.attack == "aa"]
     lines = [
         [
             f"{attack_name(p.attack)}, {which}, n {p.n}",
@@ -302,6 +302,33 @@ def swept(name):
     facts = read_json(DOCS / "results" / f"studies/{name}.json")
     attacks = [key for key in facts["rows"][0] if key in ("clean", "pgd20", "aa")]
     return table_text(name, facts["rows"], attacks, facts["failed"])
+
+
+def overfitting():
+    """Long training on 2,500 images: held-out and training PGD-10 in three stretches of ten epochs, each seed's mean."""
+    arms = {"pgd_at-none": "PGD-AT", "pgd_at-ema": "PGD-AT with EMA", "pgd_at-piat": "PIAT"}
+    arms |= {"nmse-none": "NMSE", "nmse-piat": "PIAT+NMSE", "trades-none": "TRADES", "trades-piat": "PIAT+TRADES"}
+    lines = []
+    for arm, who in arms.items():
+        runs = [read_lines(file) for file in sorted((DOCS / "results/long").glob(f"{arm}-?-metrics.jsonl"))]
+        line = [who, " / ".join(str(len(run)) for run in runs)]
+        for key in ("holdout_pgd10_acc", "train_pgd10_acc", "holdout_clean_acc"):
+            for first in (21, 73, 91):
+                tens = [run[first - 1 : first + 9] for run in runs if len(run) >= first + 9]
+                means = [f"{100 * statistics.fmean(epoch[key] for epoch in ten):.1f}" for ten in tens]
+                line += [" / ".join(means)] if (key, first) != ("holdout_clean_acc", 21) else []
+        lines.append(line)
+    headers = [
+        "",
+        "epochs",
+        "held-out PGD-10, epochs 21-30",
+        "73-82",
+        "91-100",
+        "training PGD-10, 21-30",
+        "73-82",
+        "91-100",
+    ]
+    return markdown(lines, [*headers, "held-out clean, 73-82", "91-100"])
 
 
 def study_lambda():
@@ -564,9 +591,22 @@ def suite_rows(facts):
             *beside,
             row["seconds"],
         ]
-    if (results := CARDS / facts["model"] / "aa200" / "results.json").exists() and facts["aa"] is not None:
-        seconds = read_record(results).attacks["aa"]["seconds"]
-        yield [images, "AutoAttack, of its card", "fp32", facts["clean"], facts["aa"], 0, 0, seconds]
+    if (DOCS / f"results/aa200/{facts['model']}").exists() and facts["n"] == 200:
+        seconds = read(f"aa200/{facts['model']}/results").attacks["aa"]["seconds"]
+        yield [images, "AutoAttack, by the clock", "fp32", facts["clean"], facts["aa"], 0, 0, seconds]
+
+
+def thousand():
+    """The models in model_cards under fast, MALT and AutoAttack: what stands, AutoAttack's breaks missed, seconds."""
+    lines = []
+    for folder in sorted(path.parent for path in CARDS.glob("*/aa1000")):
+        record, stand = read_record(folder / "aa1000" / "results.json"), read_results(folder / "aa1000")[1]
+        for attack in ("pgd20", "fast", "malt", "aa"):
+            missed, more = (stand[attack] & ~stand["aa"]).sum(), (stand["aa"] & ~stand[attack]).sum()
+            seconds = f"{record.attacks[attack]['seconds']:.1f}"
+            lines.append([folder.name, attack_name(attack), cell(record, attack), str(missed), str(more), seconds])
+    table = markdown(lines, ["model", "attack", "stand", "AutoAttack's breaks missed", "others", "s"])
+    return f"{record.n} images of {record.dataset}, {record.environment['device']}:\n\n{table}"
 
 
 SUITES = ["images", "attack", "search", "clean", "stand", "AutoAttack's breaks missed", "others", "CPU s"]
@@ -598,7 +638,7 @@ def suite_stages():
 def nearest_examples():
     """FMN's curve beside PGD-20 at the same budgets, and AutoAttack at the one of the card."""
     found = read("evaluation/fmn-cifar10-jpeg")
-    by_aa = read_results(CARDS / "resnet20-cifar10-jpeg-pgd_at" / "aa200")[1]["aa"][: found.n]
+    by_aa = read_results(DOCS / "results/aa200/resnet20-cifar10-jpeg-pgd_at")[1]["aa"][: found.n]
     at = {p["eps"]: p["attacks"] for p in found.sweep if "pgd20" in p["attacks"]} | {"8/255": found.attacks}
     lines = []
     for eps in sorted(at, key=config.number):
@@ -619,9 +659,10 @@ def spread(values):
     return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})"
 
 
-def step():
+def step(device=""):
     """Every line of benchmarks/step.py; what needs a peer is a dash without one."""
-    every = [json.loads(line) for line in (BENCHMARKS / "step.jsonl").read_text(encoding="utf-8").splitlines()]
+    file = BENCHMARKS / f"step{device and '-' + device}.jsonl"
+    every = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     lines = []
     for facts in every:
         rate, peak = facts["images_per_second"], facts["peak"]["convolution"]

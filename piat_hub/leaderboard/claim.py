@@ -98,7 +98,10 @@ def log(results: Record, claim: Claim) -> Iterator[str]:
     against = "common corruptions" if claim.eps is None else f"{claim.norm} eps {claim.eps}, seed {results.seed}"
     yield f"{results.n} images of {results.dataset} ({results.split}), {against}"
     yield f"weights sha256 {results.weights}, images sha256 {results.images}"
-    yield ", ".join(f"{name} {version}" for name, version in known["versions"].items()) + f"; {known['device']}"
+    yield (
+        ", ".join(f"{name} {version}" for name, version in known["versions"].items() if version)
+        + f"; {known['device']}"
+    )
     yield f"initial accuracy: {percent(results.attacks['clean']['accuracy'])}"
     yield from _severities(results) if claim.norm == "corruptions" else _stages(results.attacks["aa"])
     yield f"robust accuracy: {percent(claim.accuracy)}"
