@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # All that a borrowed CUDA device is worth, most valuable first: `bash benchmarks/cuda.sh OUT [PART…]`, PART being tests, step,
-# attacks or model (all of them). Each piece of a part is done once: a call stops after LIMIT seconds (540) or at a failure, and the
+# attacks, long or model (all of them). Each piece of a part is done once: a call stops after LIMIT seconds (540) or at a failure, and the
 # same command goes on behind it, until it says "all done".
 #
-# DATASET: CIFAR-10 as images, for attacks and model (else they are left out, and that is said). PEERS: a folder of the authors'
+# DATASET: CIFAR-10 as images, for attacks, long and model (else they are left out, and that is said). PEERS: a folder of the authors'
 # checkouts TRADES, MART and GAIRAT, for the ratios of step. DEVICE=cpu, BACKBONES, ROUNDS, N: to rehearse it in minutes without a
 # device. PYTHON: the interpreter (python).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$1 && shift
-parts=${*:-tests step attacks model}
+parts=${*:-tests step attacks long model}
 python=${PYTHON:-python} device=${DEVICE:-cuda} limit=${LIMIT:-540}
 export PYTHONPATH=$PWD DEVICE=$device
 mkdir -p "$out/done"
@@ -27,7 +27,7 @@ once() { # NAME COMMAND…: run it unless it has ended well before, as long as t
 
 has_data() { [ -n "${DATASET:-}" ] || { echo "cuda.sh: $1 is left out: name CIFAR-10's images in DATASET" && return 1; }; }
 
-tests() { once tests "$python" -m pytest -m cuda -p no:cacheprovider -rs --durations=0 tests/test_cuda.py; }
+tests() { once tests "$python" -m pytest -n 4 -m cuda -p no:cacheprovider -ra --durations=0 tests/test_cuda.py; }
 
 step() { # eager, compiled, and as CUDA graphs, beside the authors' code
   local backbone precision compile
@@ -53,6 +53,11 @@ attacks() { # seconds stand in each results.json beside its attack; searched in 
         --attacks clean "$attack" --search-precision "$precision" --output "$out/attacks-$attack-$precision" --resume
     done
   done
+}
+
+long() { # side by side: one small network alone leaves a GPU idle
+  has_data long || return 0
+  LIMIT=$((limit - SECONDS - 20)) PYTHON=$python once long bash benchmarks/long.sh "$out/long"
 }
 
 model() { # piece.sh saves what it has when its own time is spent
