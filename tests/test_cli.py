@@ -20,6 +20,7 @@ from piat_hub.cli import evaluate
 from piat_hub.cli.flags import Parser, add_fields
 from piat_hub.cli.signals import go_on
 from piat_hub.config import Diverged, EvalConfig, RunOptions, ThreatModel, TrainConfig, recipes
+from piat_hub.evaluation import suites
 from piat_hub.records import results
 
 BAD = [
@@ -253,6 +254,8 @@ def test_list_and_bare_command(capsys):
     assert cli.main(["list"]) == 0
     out = capsys.readouterr().out
     assert "resnet18-cifar10" in out and "nmse" in out and "cifar_wrn_32_10" in out
+    (asked,) = (f.metadata["doc"] for f in dataclasses.fields(EvalConfig) if f.name == "attacks")
+    assert all(name in asked and name in out for name in suites.names())  # the help's words are typed by hand
     assert cli.main([]) == 2
 
 

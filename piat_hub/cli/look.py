@@ -10,13 +10,14 @@ from piat_hub.records.labels import attack_name, percent, said, table
 
 
 def list_known(argv: Sequence[str], prog: str) -> None:
-    """`piat list`: models with their robust accuracy, recipes, methods and backbones."""
-    description = "List trained models (published, and those in model_cards/), recipes, methods and backbones."
+    """`piat list`: models with their robust accuracy, recipes, methods, backbones and attacks."""
+    description = "List trained models (published, and those in model_cards/), recipes, methods, backbones and attacks."
     Parser(prog=prog, description=description).parse_all(argv)
 
     import timm
 
     from piat_hub import backbones, methods
+    from piat_hub.evaluation import suites
     from piat_hub.hub.load import list_pretrained
 
     models = list_pretrained()
@@ -34,9 +35,9 @@ def list_known(argv: Sequence[str], prog: str) -> None:
         for sentence in (*m.get("notes", ()), *([m["problem"]] if "problem" in m else ())):
             print(f"{m['model']}: {sentence}")
     print(f"\n{recipes.described()}")
-    print(
-        f"\nmethods: {', '.join(methods.names())}\nbackbones: {', '.join(timm.list_models(backbones.OURS))}, and timm's own"
-    )
+    print(f"\nmethods: {', '.join(methods.names())}")
+    print(f"backbones: {', '.join(timm.list_models(backbones.OURS))}, and timm's own")
+    print(f"attacks: {', '.join(suites.names())}, and your own as module:callable")
 
 
 def compare(argv: Sequence[str], prog: str) -> None:

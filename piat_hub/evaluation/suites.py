@@ -46,6 +46,11 @@ class Suite:
     nearest: ThreatModel | None = None
 
 
+def names() -> list[str]:
+    """What an evaluation may ask for, N standing for a step count."""
+    return ["clean", *(f"{name}N" for name in ATTACKS), "malt", "fast", "aa", *STANDARD]
+
+
 def suite(
     name: str,
     threat_model: ThreatModel,
