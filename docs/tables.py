@@ -181,15 +181,48 @@ def cifar10_jpeg():
     return markdown(lines, ["method", "clean", "PGD-20", "CW-20", "clean, n 200", "AutoAttack, n 200"])
 
 
+PHOTOGRAPHS = {  # folder of docs/results/photographs: what was trained
+    "standard": "ordinary",
+    "two-steps": "PGD-AT at 2/255, two steps of 1.5/255",
+    "pgd_at-e2": "PGD-AT at 2/255, five steps of 1/255",
+    "nmse-piat-e2": "PIAT+NMSE at 2/255, five steps of 1/255",
+    "pgd_at-e4": "PGD-AT at 4/255, five steps of 2/255",
+    "nmse-piat-e4": "PIAT+NMSE at 4/255, five steps of 2/255",
+}
+
+
 def photographs():
-    """The runs on photographs of clothing; the last column is of fewer images."""
+    """The runs on photographs of clothing, at both budgets; what was not measured on all photographs says on how many."""
     lines = []
-    for name, file in (("PGD-AT, two steps", "pgd_at"),):
-        two, four, few = (read_or_none(f"photographs/{file}{end}") for end in ("", "-4", "-fast"))
-        cells = [cell(two, "clean"), cell(two, "pgd20"), cell(four, "pgd20")]
-        lines.append([name, *cells, cell(few, "clean"), cell(few, "fast")])
-    headers = ["run", "clean", "PGD-20 at 2/255", "PGD-20 at 4/255", "clean, n 100", "fast at 2/255, n 100"]
+    for folder, name in PHOTOGRAPHS.items():
+        cells = []
+        for attack in ("clean", "pgd20", "fast", "aa"):
+            for end in ("", "-4") if attack != "clean" else ("",):
+                found = [read_or_none(f"photographs/{folder}{end}{kind}/results") for kind in ("", "-fast", "-aa")]
+                record = next((r for r in found if r and attack in r.attacks), None)
+                few = f", n {record.n}" if record and record.n != 372 else ""
+                cells.append(f"{cell(record, attack)}{few}" if record else "")
+        lines.append([name, *cells])
+    headers = ["", "clean", *(f"{a} at {eps}/255" for a in ("PGD-20", "fast", "AutoAttack") for eps in (2, 4))]
     return markdown(lines, headers)
+
+
+def photographs_paired():
+    """PIAT+NMSE minus PGD-AT, photograph by photograph."""
+    lines = []
+    for eps in (2, 4):
+        a, b = (DOCS / "results/photographs" / f"{method}-e{eps}" for method in ("pgd_at", "nmse-piat"))
+        for end in ("", "-4", "-aa", "-4-aa"):
+            pair = [path.with_name(path.name + end) for path in (a, b)]
+            for p in compare(*pair) if all(path.exists() for path in pair) else ():
+                if p.attack != "clean" or not end:
+                    against = "" if p.attack == "clean" else " at 4/255" if "-4" in end else " at 2/255"
+                    low, high = (f"{100 * bound:+.2f}" for bound in p.ci95)
+                    stands = f"{p.only_a} / {p.only_b}"
+                    words = [f"{eps}/255", f"{attack_name(p.attack)}{against}, n {p.n}", f"{100 * p.difference:+.2f}"]
+                    lines.append([*words, f"{low} to {high}", stands, f"{p.p_value:.2g}"])
+    headers = ["trained at", "", "PIAT+NMSE minus PGD-AT, points", "95 % interval"]
+    return markdown(lines, [*headers, "only PGD-AT / only PIAT+NMSE stands", "McNemar's p"])
 
 
 def read_or_none(name):

@@ -10,6 +10,7 @@ from piat_hub.config import (
     EvalConfig,
     InputError,
     InterpolationConfig,
+    ScheduleConfig,
     ThreatModel,
     TrainConfig,
     from_dict,
@@ -118,11 +119,24 @@ def test_score_has_clean_epochs_only_where_they_are_asked_for():
 
 
 @pytest.mark.parametrize(
-    "law", [dict(a=2.0, c=1.0), dict(b=11.0), dict(kind="ema"), dict(constant=1.0), dict(start_epoch=0)]
+    "law", [dict(a=2.0, c=1.0), dict(b=11.0), dict(d=1.0), dict(kind="ema"), dict(constant=1.0), dict(start_epoch=0)]
 )
 def test_interpolation_law_stays_below_one(law):
     with pytest.raises(InputError):
         InterpolationConfig(**law)
+
+
+@pytest.mark.parametrize(
+    ("changes", "partner"),
+    [
+        (lambda: dict(interpolation=InterpolationConfig(constant=0.5)), "--interpolation constant"),
+        (lambda: dict(interpolation=InterpolationConfig(start_epoch=50), epochs=40), "--interpolation none"),
+        (lambda: dict(schedule=ScheduleConfig(min_lr=1e-3)), "--sched cosine or onecycle"),
+    ],
+)
+def test_what_would_do_nothing_is_refused_with_what_it_goes_with(changes, partner):
+    with pytest.raises(InputError, match=partner):
+        TrainConfig(**changes())
 
 
 @pytest.mark.parametrize(

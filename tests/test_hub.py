@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import piat_hub
 from piat_hub.config import InputError, recipes
+from piat_hub.hub.load import start_from
 from piat_hub.hub.save import save_pretrained, save_weights
 from piat_hub.records.files import read_json
 
@@ -170,3 +172,14 @@ def test_list_pretrained_shows_model_cards_with_what_was_measured(small_digits, 
     broken = piat_hub.list_pretrained()[0]
     assert broken["model"] == "model_cards/broken" and "is no config of a model" in broken["problem"]
     assert piat_hub.from_pretrained(two["model"]).weights_sha256 == two["weights_sha256"]["last"]
+
+
+def test_weights_that_want_another_normalisation_are_no_start(tmp_path):
+    """Its statistics are built in and not among the weights, so they would change in silence."""
+    build = partial(piat_hub.create_model, "cifar_preact_resnet18_silu", layers=[1] * 4, channels=[8] * 4, stem_chs=8)
+    own = build()
+    save_pretrained(build(mean=(0.0,) * 3, std=(1.0,) * 3), tmp_path / "m")
+    with pytest.raises(InputError, match="normalises images by .* choose the --backbone that it was built as"):
+        start_from(own, str(tmp_path / "m"))
+    save_pretrained(build(), tmp_path / "same")
+    start_from(own, str(tmp_path / "same"))

@@ -172,7 +172,7 @@ def test_who_needs_the_class_refuses_blended_images_in_one_line(small_digits, na
         make_method(config)
         return
     with pytest.raises(
-        InputError, match=f"{name} needs the class of each image, and mixup and cutmix give it two; leave"
+        InputError, match=f"{name} needs the class of each image, and mixup and cutmix give it two; give --mixup 0"
     ):
         make_method(config)
 

@@ -199,3 +199,17 @@ def test_a_picture_of_one_pixel_and_other_channels(tmp_path):
     for absent in ("absent.png", "."):
         with pytest.raises(InputError, match="is not an image file .(No such file|it is no regular file)"):
             data.read_image(tmp_path / absent, (3, 2, 2))
+
+
+@pytest.mark.parametrize("coloured", [0, 1])
+def test_one_picture_in_colour_among_many_grey_ones_makes_three_channels(tmp_path, coloured):
+    """Wherever it lies, also where pictures stay encoded."""
+    for k in range(150):
+        folder = tmp_path / "d/train" / "ab"[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        colour = (k, 0, 0) if coloured and k == 77 else k
+        Image.new("RGB" if coloured and k == 77 else "L", (8, 8), colour).save(folder / f"{k:03}.png")
+    decoded = data.load(str(tmp_path / "d"), "train").images
+    encoded = data.load(str(tmp_path / "d"), "train", limit=0).images
+    assert encoded.shape == decoded.shape == (150, 1 + 2 * coloured, 8, 8)
+    assert torch.equal(encoded[torch.arange(150)], decoded)

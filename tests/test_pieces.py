@@ -63,3 +63,20 @@ def test_an_error_of_training_ends_the_piece():
     command = ["bash", "model_cards/piece.sh", "out", "mine", "digitz"]
     refused = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
     assert refused.returncode == 2 and "did you mean 'digits'" in refused.stderr and not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "said"),
+    [
+        ({"PYTHON": "true"}, 1, "DATASET: name the images of CIFAR-10"),
+        ({"PYTHON": "true", "DATASET": "d", "LIMIT": "0"}, 3, "more to do; the same command goes on"),
+        ({"PYTHON": "false", "DATASET": "d"}, 1, "one of them failed"),
+        ({"PYTHON": "true", "DATASET": "d"}, 0, "all done"),
+    ],
+)
+def test_long_trainings_say_all_done_only_where_they_are(settings, code, said):
+    """benchmarks/long.sh; PYTHON stands for every training and evaluation."""
+    command = ["bash", str(ROOT / "benchmarks/long.sh"), str(Path.cwd() / "out"), "0"]
+    environment = {k: v for k, v in os.environ.items() if k != "DATASET"} | settings
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == code and said in done.stdout + done.stderr

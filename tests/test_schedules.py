@@ -135,7 +135,7 @@ def test_an_unknown_schedule_names_the_nearest():
 
 
 def test_a_method_with_a_budget_of_its_own_refuses_that_it_rises(small_digits, do_train, tmp_path):
-    with pytest.raises(InputError, match="free_at keeps a budget of its own, which cannot rise; leave out --eps"):
+    with pytest.raises(InputError, match="free_at keeps a budget of its own, which cannot rise; give --eps"):
         do_train(small_digits(method="free_at", schedule=ScheduleConfig(eps_warmup_epochs=1)), tmp_path / "r")
     assert not (tmp_path / "r").exists()
 

@@ -5,6 +5,7 @@ import json
 from itertools import chain
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from toys import numbered_shards
@@ -134,3 +135,15 @@ def test_a_folder_of_pictures_and_text_labels_are_refused(tmp_path):
     table.to_parquet(str(tmp_path / "t/train-00000-of-00001.parquet"))
     with pytest.raises(InputError, match="column 'label' names no classes, and a stream cannot look for them"):
         data.open_stream(str(tmp_path / "t"), None, None, 4, 0)
+
+
+def test_few_held_out_images_are_enough_and_a_missing_label_is_named(tmp_path):
+    folder = numbered_shards(tmp_path / "d", (20, 16))
+    assert len(data.open_stream(folder, None, None, 15, 1).head) == 3
+    table = datasets.load_dataset(folder, split="train")
+    table = table.map(lambda row, k: {"label": None if k == 1 else row["label"]}, with_indices=True)
+    table.to_parquet(str(tmp_path / "n.parquet"))
+    (tmp_path / "null").mkdir()
+    (tmp_path / "n.parquet").rename(tmp_path / "null/train.parquet")
+    with pytest.raises(InputError, match="image 1 of its first shard has no label"):
+        data.open_stream(str(tmp_path / "null"), None, None, 15, 4)

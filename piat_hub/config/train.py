@@ -127,6 +127,8 @@ class InterpolationConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_law(self.a, self.b, self.c, self.d)
+        if self.kind != "constant" and self.constant != 0.9:
+            raise InputError("--interpolation.constant goes with --interpolation constant; give it too")
 
 
 def check_law(a: float, b: float, c: float, d: float) -> None:
@@ -139,12 +141,14 @@ def check_law(a: float, b: float, c: float, d: float) -> None:
         d: offset of the denominator, at least b.
 
     Raises:
-        InputError: where a or b is negative, c < a, d < b, or c and d are both 0.
+        InputError: where a or b is negative, c < a, d < b, c and d are both 0, or lam would always be 1.
     """
     if not (0 <= a <= c and 0 <= b <= d and c + d > 0):
         raise InputError(
             f"g(n) = (a n + b)/(c n + d) needs c >= a >= 0 and d >= b >= 0, got {a=:g} {b=:g} {c=:g} {d=:g}"
         )
+    if (a, b) == (c, d):
+        raise InputError(f"g(n) with {a=:g} {b=:g} {c=:g} {d=:g} is 1: every epoch would be undone; raise c or d")
 
 
 @dataclass(frozen=True)
@@ -276,6 +280,13 @@ class TrainConfig(Checked):
         if rise >= 1 or self.warmup / self.epochs + eps_rise >= 1:
             raise InputError(
                 f"{self.epochs} epochs leave none after warm-up; lower --warmup-epochs, --clean-epochs or --eps-warmup-epochs"
+            )
+        if self.schedule.min_lr and self.schedule.sched not in ("cosine", "onecycle"):
+            raise InputError("--min-lr goes with --sched cosine or onecycle; give one of them, or leave it out")
+        if self.interpolation.kind != "none" and self.interpolation.start_epoch > self.epochs:
+            raise InputError(
+                f"{self.epochs} epochs end before --interpolation.start-epoch {self.interpolation.start_epoch}; lower it, "
+                "or give --interpolation none"
             )
         if self.ema is None and (self.ema_start or self.ema_bn != "average"):
             raise InputError("--ema-start and --ema-bn go with --ema; give its decay too, .999 is usual")

@@ -41,11 +41,23 @@ class Encoded:
 
     def looked_at(self) -> Encoded:
         """The same images with their shape, found on some of them: C = 1 where all of those are grey, else 3 (RGB)."""
-        rows = self.rows[:: len(self.rows) // 64 + 1].tolist()
-        seen = [self.open(row, self.cells[row]) for row in rows]
+        picked = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(0))[:64].sort().values
+        seen = [self.open(row, self.cells[row]) for row in self.rows[picked].tolist()]
         sizes = tuple(dict.fromkeys((picture.height, picture.width) for picture in seen))
         channels = max(3 if picture.mode == "RGB" else 1 for picture in seen)
         return replace(self, each=(channels, *sizes[0]), sizes=sizes)
+
+    def in_colour(self) -> Encoded:
+        """The same images, with C = 3 if any of them is in colour: where those looked at are grey, workers open all."""
+        if self.each[0] != 1:
+            return self
+        parts = [part.tolist() for part in self.rows.split(64)]
+        coloured = any(any(found) for found in in_workers(self._coloured, parts))
+        return replace(self, each=(3, *self.each[1:])) if coloured else self
+
+    def _coloured(self, rows: Sequence[int]) -> list[bool]:
+        """Of each row whether its picture is in colour."""
+        return [self.open(row, cell).mode == "RGB" for row, cell in zip(rows, self.cells[list(rows)], strict=True)]
 
     @property
     def mixed(self) -> bool:
@@ -87,9 +99,7 @@ class Encoded:
         Raises:
             InputError: if one is no image (see `open_picture`), or has another size than the first.
         """
-        parts = [
-            part.tolist() for part in self.rows.split(1000)
-        ]  # a table gives many cells much faster than one by one
+        parts = [part.tolist() for part in self.rows.split(64)]  # a table gives many cells much faster than one by one
         found = (pair for part in parts for pair in zip(part, self.cells[part], strict=True))
         images = [self.tensor(row, self.open(row, cell)) for row, cell in found]
         channels = max(map(len, images))

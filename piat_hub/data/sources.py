@@ -74,7 +74,7 @@ def of_one_size(split: Split, img_size: int | None = None, limit: float = LIMIT,
             f"digits are 8x8 pixels: img-size must be at most {WIDEST_DIGITS}, got {fit.size[0]}; lower it"
         )
     images = split.images.fitted(fit)
-    return replace(split, images=images if images.gib > limit else images.decoded())
+    return replace(split, images=images.in_colour() if images.gib > limit else images.decoded())
 
 
 def load_encoded(
@@ -132,7 +132,7 @@ def load_pictures(dataset: str, split: str, image_column: str | None = None) -> 
         return _digits(split).images  # type: ignore[return-value]  # encoded by that
     table, name, _ = _table(dataset, split, labelled=False)
     usual = DATASETS[dataset][2] if dataset in DATASETS else None
-    return _encoded(table, name, _column(table, name, "image", image_column or usual)).looked_at()
+    return _encoded(table, name, _column(table, name, "image", image_column or usual)).looked_at().in_colour()
 
 
 def listed(split: Split, file: str) -> Split:

@@ -101,7 +101,7 @@ def open_stream(dataset: str, image_column: str | None, label_column: str | None
         )
     table = table.cast_column(columns[0], datasets.Image(decode=False)).select_columns(list(columns))
     first, *others = (table.shard(table.num_shards, k) for k in range(table.num_shards))
-    begun = list(islice(first, 2 * holdout or BUFFER))
+    begun = list(islice(first, max(2 * holdout, holdout + 2) if holdout else BUFFER))
     if len(begun) < holdout + 2:
         raise InputError(
             f"the first shard of {name} has {len(begun)} images: too few for holdout={holdout}; lower --holdout"
@@ -109,6 +109,9 @@ def open_stream(dataset: str, image_column: str | None, label_column: str | None
     cells = np.empty(len(begun), object)
     cells[:] = [example[columns[0]] for example in begun]
     images = Encoded(cells, torch.arange(len(cells)), (), name).looked_at()
-    labels = torch.tensor([example[columns[1]] for example in begun])
+    given = [example[columns[1]] for example in begun]
+    if None in given:
+        raise InputError(f"{name}: image {given.index(None)} of its first shard has no label; drop it")
+    labels = torch.tensor(given)
     head = Split(images, labels, tuple(label_names), name)
     return Stream(datasets.concatenate_datasets([first.skip(holdout), *others]), columns, head, size)

@@ -190,8 +190,22 @@ def start_from(model: Any, source: str, label_names: Sequence[str] = ()) -> None
             f"the weights of {source} ({built}) do not fit this backbone at {wrong[0]!r}; "
             "choose its --backbone and images of its channels and size"
         )
+    if (theirs := statistics_of(trained)) != (ours := statistics_of(model)):
+        raise InputError(
+            f"{source} normalises images by (mean, std) {theirs}, this backbone by {ours}, which its weights do not hold; "
+            "choose the --backbone that it was built as"
+        )
     model.load_state_dict(fits, strict=False)
     model.pretrained_cfg |= {key: trained.pretrained_cfg.get(key) for key in ORIGIN}
+
+
+def statistics_of(model: nn.Module) -> list[tuple[list[float], ...]]:
+    """(mean, std) of each layer that normalises, one number a channel, to five places."""
+    return [
+        tuple([round(value, 5) for value in each.flatten().tolist()] for each in (module.mean, module.std))
+        for module in model.modules()
+        if isinstance(module, Normalize)
+    ]
 
 
 def keep_origin(model: Any, directory: Path) -> None:

@@ -246,14 +246,14 @@ def make_method(config: TrainConfig) -> methods.Method:
     if config.mixing.blends and getattr(method, "needs_class", False):
         raise InputError(
             f"{config.method} needs the class of each image, and mixup and cutmix give it two; "
-            "leave out --mixup and --cutmix, or choose another --method"
+            "give --mixup 0 --cutmix 0, or choose another --method"
         )
     if config.attack.crafting != "pgd" and getattr(method, "needs_pgd", False):
         raise InputError(
-            f"{config.method} crafts in its own way, of which only pgd is capable; leave out --crafting {config.attack.crafting}"
+            f"{config.method} crafts in its own way, of which {config.attack.crafting} is not capable; give --crafting pgd"
         )
     if hasattr(method, "begin") and config.schedule.eps_rise(config.epochs):
-        raise InputError(f"{config.method} keeps a budget of its own, which cannot rise; leave out --eps-warmup-epochs")
+        raise InputError(f"{config.method} keeps a budget of its own, which cannot rise; give --eps-warmup-epochs 0")
     return method.begin(config) if hasattr(method, "begin") else method
 
 
