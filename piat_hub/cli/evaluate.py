@@ -64,6 +64,9 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     # every request is checked before the first one runs
     ends = time.monotonic() + duration(config.time_budget) if config.time_budget else math.inf
     prepared = [(model, one) for model in models for one in request.prepare(model, config)]
+    places = [one.directory.resolve() for _, one in prepared]
+    if twice := [str(one.directory) for k, (_, one) in enumerate(prepared) if places[k] in places[:k]]:
+        raise InputError(f"two of these would write to {twice[0]}; evaluate them one at a time, with an --output each")
     main = prepared[0][1].processes.rank == 0
     with contextlib.ExitStack() as held, Path(os.devnull).open("w") as nowhere:
         for _, one in prepared:

@@ -68,6 +68,12 @@ class Corrupted:
         return cls(local_name(directory), images, torch.from_numpy(each[0].copy()), n or each.shape[1])
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of each image."""
+        height, width, channels = next(iter(self.images.values())).shape[1:]
+        return channels, height, width
+
+    @property
     def missing(self) -> str:
         """Those of the 15 that the folder lacks; "" for none."""
         return shortened([name for name in COMMON if name not in self.images])

@@ -138,32 +138,41 @@ def load_pictures(dataset: str, split: str, image_column: str | None = None) -> 
 def listed(split: Split, file: str) -> Split:
     """The images that a text file names, a file name a line, in its order: RobustBench's 5,000 of ImageNet, say.
 
-    Folders and suffixes count for nothing, nor does the class that ImageNet's copies on the Hub have at a name's end.
+    Suffixes count for nothing, nor does the class that ImageNet's copies on the Hub have at a name's end; folders only
+    where several pictures have a name.
 
     Args:
         split: as `load_encoded` gives it, with pictures that have file names.
         file: its path.
 
     Raises:
-        InputError: if it cannot be read, or names a picture that there is not, or that there is twice.
+        InputError: if it cannot be read, or names a picture that there is not, one of several, or one twice.
     """
 
     def stem(name: str) -> str:
-        return re.sub(r"_n\d{8}$", "", Path(name.strip()).stem)
+        return re.sub(r"_n\d{8}$", "", Path(name).stem)
 
     try:
-        wanted = [stem(line) for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        wanted = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is no list of file names ({first_line(error)}); write one a line") from error
     rows: dict[str, list[int]] = {}
-    for row, cell in enumerate(split.images.cells if isinstance(split.images, Encoded) else ()):
-        rows.setdefault(stem((isinstance(cell, dict) and cell["path"]) or ""), []).append(row)
+    cells = split.images.cells if isinstance(split.images, Encoded) else ()
+    paths = [str((isinstance(cell, dict) and cell["path"]) or "") for cell in cells]
+    for row, path in enumerate(paths):
+        rows.setdefault(stem(path), []).append(row)
+    found = []
     for name in wanted:
-        if len(rows.get(name, [])) != 1:
-            raise InputError(
-                f"{file} names {name}, of which {split.name} has {len(rows.get(name, []))}; list what it has once"
-            )
-    return split[torch.tensor([rows[name][0] for name in wanted], dtype=torch.int64)]
+        known = rows.get(stem(name), [])
+        if folders := Path(name).parent.parts if len(known) > 1 else ():
+            known = [row for row in known if Path(paths[row]).parent.parts[-len(folders) :] == folders]
+        if len(known) != 1:
+            raise InputError(f"{file} names {name}, of which {split.name} has {len(known)}; list what it has once")
+        found += known
+    if twice := [name for name, row in zip(wanted, found, strict=True) if found.count(row) > 1]:
+        raise InputError(f"{file} names {twice[0]} twice; name it once")
+    note = f"the images are those that {Path(file).name} lists, in its order"
+    return replace(split[torch.tensor(found, dtype=torch.int64)], notes=(*split.notes, note))
 
 
 def named_by(model: str | Path, dataset: str) -> str:

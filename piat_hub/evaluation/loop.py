@@ -157,7 +157,8 @@ def measure(
 
     Verdicts are fp32 with TF32 off and the model's own; the attacks run on its twin. Before the first of them `premises`
     tries what they take for granted, and `results.notes` says what does not hold: with a model that is no function of
-    one image every attack runs all its steps on every image, and its last examples are judged once.
+    one image every attack runs on every image, PGD, MIM and CW with all their steps, and each image's last example is
+    judged once.
 
     A batch's randomness is derived from (seed, attack, stage, batch), so an evaluation that goes on from a saved state,
     or runs in any number of processes, ends with the same verdicts, as long as the device's memory takes whole batches
@@ -192,7 +193,8 @@ def measure(
     with verdict_mode(model) as exact:
         request = (results.threat_model, class_count(exact, split), step_size, results.seed, restarts)
         asked: dict[str, Any] = {"size": split.shape[1:], "precision": search_precision}
-        todo = {a: suite(a, *request, **asked) for a in ("clean", *attacks)}
+        whole = any("whole" in figures for figures in results.attacks.values())  # as found out when it was measured
+        todo = {a: suite(a, *request, **asked, whole=whole) for a in ("clean", *attacks)}
         stand, most = torch.empty(0), batch_size
         if pending := [a for a in todo if a not in results.verdicts]:
             follows = any(todo[a].follows for a in pending)
@@ -220,6 +222,8 @@ def measure(
                 _whole_batches(most, attack, batch_size, len(split))
                 stand = processes.least(stand.to(torch.uint8))  # from here on all go by the same
                 results.record(name, stand.cpu().numpy().astype(bool), attack.facts)
+                results.environment = environment(device)
+                save(results)
                 yield Progress(name, len(split), len(split), results.attacks[name]["correct"], len(split), most)
             else:
                 results.running = _take_up(name, attack, batch_size, results)
@@ -302,7 +306,8 @@ def _attack(
                 drawn = derived_seed(seed, *now.attack.encode(), number, mine)
                 if attack.nearest and far is not None:
                     sought = partial(reach, model, attacked, run, attack.nearest.norm)
-                    far[index], most = as_memory_allows(sought, *batch, most, drawn)
+                    found, most = as_memory_allows(sought, *batch, most, drawn)
+                    far[index] = torch.minimum(far[index], found)  # where it is wrong when clean, that is 0
                     verdict = far[index] > attack.nearest.eps
                 else:
                     verdict, most = survives(model, attacked, run, *batch, most, drawn)

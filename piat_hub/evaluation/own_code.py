@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,6 +35,16 @@ def imported(spec: str, what: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise InputError(f"no {what} {spec!r}: {error}; give module:callable, importable from here") from error
     return found
+
+
+def source_digest(spec: str) -> str:
+    """The first of the sha256 of the file that defines what stands at module:callable; "" for code of no file.
+
+    Args:
+        spec: as `imported` takes it.
+    """
+    file = getattr(importlib.import_module(spec.partition(":")[0]), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file and Path(file).exists() else ""
 
 
 class Front(nn.Module):

@@ -50,7 +50,10 @@ class Premises:
 
     def notes(self, batch_size: int) -> list[str]:
         """What must stand beside every figure."""
-        whole = "so every attack ran all its steps on every image, and the verdict is the answer to its last example"
+        whole = (
+            "so PGD, MIM and CW ran all their steps on every image, and the verdict is the answer to the last example; "
+            "what other attacks leave is an upper bound, since they stop at what may be luck"
+        )
         found = []
         if self.random:
             found.append(f"two passes of the model over the same images differ: each figure is one draw, {whole}")

@@ -17,12 +17,13 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from piat_hub import data
-from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict
+from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number
 from piat_hub.evaluation import checks, corruptions, loop
 from piat_hub.evaluation.loop import ALONE, Processes, Progress, trained_against
 from piat_hub.evaluation.model import fit_of, label_names, load_model, weights_digest
+from piat_hub.evaluation.own_code import source_digest
 from piat_hub.evaluation.suites import suite
-from piat_hub.evaluation.verdict import class_count
+from piat_hub.evaluation.verdict import class_count, verdict_mode
 from piat_hub.hub import card
 from piat_hub.machine import PATIENCE, device_of, set_threads
 from piat_hub.records.budgets import add_point, point_at, read_off
@@ -107,8 +108,13 @@ class Evaluation:
 
     def swept(self, eps: float) -> bool:
         """Whether every attack is measured at this budget of `sweep_eps`, as it is asked for."""
-        done = point_at(self.results, eps)
-        return all(a in done and precision_of(done[a]) == self.config.search_precision for a in self._run_at_each())
+        done, step = point_at(self.results, eps), self.config.step_size or eps / 4
+        return all(
+            a in done
+            and precision_of(done[a]) == self.config.search_precision
+            and math.isclose(number(done[a].get("step_size", step)), step, rel_tol=1e-3)
+            for a in self._run_at_each()
+        )
 
     def _run_at_each(self) -> list[str]:
         return [a for a in self.config.attacks if a != "clean" and a not in self.results.reach]
@@ -124,7 +130,7 @@ class Evaluation:
         """
         config, results = self.config, self.results
         options: dict[str, Any] = {"restarts": config.restarts, "search_precision": config.search_precision}
-        options |= {"batch_size": self.batch_size, "processes": self.processes}
+        options |= {"batch_size": self.batch_size, "processes": self.processes, "step_size": config.step_size}
         for eps in config.sweep_eps:
             at = Results.of(self.split, ThreatModel(results.threat_model.norm, eps), seed=results.seed)
             if not self.swept(eps):
@@ -229,9 +235,11 @@ def prepare(spec: str, config: EvalConfig) -> list[Evaluation]:
         raise InputError(
             f"{config.surrogate} has other classes than {spec}, or in another order; name another --surrogate"
         )
-    classes = class_count(model, split)
+    with verdict_mode(model) as exact:
+        classes = class_count(exact, split)
     threats = config.several() or [config.threat_model(trained_against(model))]
-    for threat, attack in itertools.product(threats, config.attacks):
+    swept = [ThreatModel(threats[0].norm, eps) for eps in config.sweep_eps]
+    for threat, attack in itertools.product([*threats, *swept], config.attacks):
         asked = (threat, classes, config.step_size, config.seed, config.restarts)
         suite(attack, *asked, precision=config.search_precision)
     if config.checks and "L1" in [threat.norm for threat in threats]:
@@ -241,15 +249,20 @@ def prepare(spec: str, config: EvalConfig) -> list[Evaluation]:
     own = Path(spec).is_dir() and output.resolve() == Path(spec).resolve()
     if (output / "config.json").exists() and not own:
         raise InputError(f"{output} holds another model; name another --output")
-    if config.corruptions:
-        data.Corrupted.open(config.corruptions, config.n)  # or InputError
+    if config.corruptions and (shape := data.Corrupted.open(config.corruptions, config.n).shape) != split.shape:
+        raise InputError(
+            f"the images in {config.corruptions} are {shape}, those that the model gets here {split.shape} (channels, height, "
+            "width): they are measured as they lie; leave out --img-size, or --corruptions"
+        )
     weights = weights_digest(model)
     if len(set(gather_object([weights]))) > 1:
         raise InputError(f"{spec} is not the same in every process of this launch; evaluate it once it stays as it is")
     if config.mean:  # another question of the same weights
         weights += f" behind mean {config.mean} std {config.std}"
     if config.through:
-        weights += f" through {config.through}"
+        weights += f" through {config.through} {source_digest(config.through)}"
+    if ":" in spec and not directory and not Path(spec).is_dir() and not hasattr(model, "pretrained_cfg"):
+        weights += f" in code {source_digest(spec)}"
     facts = {"split": config.split, "seed": config.seed, "checkpoint": config.checkpoint, "weights": weights}
     empty = Results.of(split, threats[0], **facts)
     placed = model.to(accelerator.device).to(memory_format=torch.channels_last)

@@ -17,7 +17,7 @@ from piat_hub.attacks.autoattack import STANDARD, changes, components
 from piat_hub.attacks.core import NO_L1, ROUNDING, choose, distances
 from piat_hub.attacks.malt import LEAST, OF_L1, TARGETS
 from piat_hub.config import InputError, ThreatModel, nearest, pixels
-from piat_hub.evaluation.own_code import imported
+from piat_hub.evaluation.own_code import imported, source_digest
 
 Stage = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
 SLACK = 1e-4  # by which an image's distance may exceed eps, as rounding makes it; relative
@@ -136,6 +136,7 @@ def _registered(name: str, threat_model: ThreatModel, step_size: float | None, r
     except TypeError as error:
         raise InputError(f"{name} cannot be called as (model, x, y, {', '.join(given)}): {error}; mend it") from error
     stage, foreign = partial(attack, **given), ":" in name
+    facts |= {"code": source_digest(name)} if foreign else {}
     nearest = None if foreign or takes("eps") else threat_model
     if not nearest:
         stage = partial(_held, name, stage, threat_model)

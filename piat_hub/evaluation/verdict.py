@@ -244,7 +244,7 @@ def accuracy(
 
 @contextmanager
 def verdict_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in fp32 with TF32 off: itself if it is fp32, else a copy; flags and generators are put back after.
+    """The model in fp32 with TF32 and autocast off: itself if it is fp32, else a copy; all is put back after.
 
     On a GPU convolutions are also deterministic, so that the same question has the same verdicts.
 
@@ -255,20 +255,28 @@ def verdict_mode(model: nn.Module) -> Iterator[nn.Module]:
         The model to ask.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    was: list[tuple[Any, str, Any]]
+    precision: str | None = None
     try:
-        was = [(part, "allow_tf32", part.allow_tf32) for part in (matmul, cudnn)]
+        was = [(cudnn, "allow_tf32", cudnn.allow_tf32)]
         off: Any = False
+        precision = torch.get_float32_matmul_precision()  # of every backend, a CPU's bf16 too
     except RuntimeError:  # torch refuses these names once anyone has used the newer ones
         was = [(part, "fp32_precision", part.fp32_precision) for part in (matmul, cudnn.conv, cudnn.rnn)]  # type: ignore[attr-defined]
         off = "ieee"
     was_deterministic, cudnn.deterministic = cudnn.deterministic, True
     try:
+        if precision:
+            torch.set_float32_matmul_precision("highest")
         for part, name, _ in was:
             setattr(part, name, off)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        devices = range(torch.cuda.device_count())
+        with torch.random.fork_rng(devices=devices), torch.autocast(device_of(model).type, enabled=False):
             plain = all(p.dtype == torch.float32 for p in model.parameters())
             yield model if plain else copy.deepcopy(model).float()
     finally:
         cudnn.deterministic = was_deterministic
+        if precision:
+            torch.set_float32_matmul_precision(precision)
         for part, name, value in was:
             setattr(part, name, value)
