@@ -265,8 +265,25 @@ def test_only_the_images_of_a_list_in_its_order(folder, tmp_path):
     stems = [Path(cell["path"]).stem for cell in data.load_encoded(folder, "test").images.cells]
     assert torch.equal(some.images, whole.images[[stems.index("004"), stems.index("001")]])
     assert some.labels.tolist() == [whole.labels[stems.index(name)] for name in ("004", "001")]
+    assert some.notes == ("the images are those that names.txt lists, in its order",)
+    names.write_text("004\n001\n004.jpg\n")
+    with pytest.raises(InputError, match="names 004 twice"):
+        images_for(model, folder, "test", img_size=16, files=str(names))
     names.write_text("004\n999\n")
     with pytest.raises(InputError, match="names 999, of which d has 0"):
         images_for(model, folder, "test", img_size=16, files=str(names))
     with pytest.raises(InputError, match="no list of file names"):
         images_for(model, folder, "test", img_size=16, files=str(tmp_path))
+
+
+def test_a_name_that_several_pictures_have_goes_with_its_folder(tmp_path):
+    for k, (name, label) in enumerate((("0.png", "cat"), ("0.png", "dog"), ("1.png", "dog"))):
+        (tmp_path / "d/test" / label).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 10 * k).save(tmp_path / "d/test" / label / name)
+    names = tmp_path / "names.txt"
+    names.write_text("dog/0.png\n1\ncat/0.png\n")
+    some = images_for(torch.nn.Identity(), str(tmp_path / "d"), "test", files=str(names))
+    assert some.images[:, 0, 0, 0].tolist() == [10, 20, 0]
+    names.write_text("0.png\n")
+    with pytest.raises(InputError, match="names 0.png, of which d has 2"):
+        images_for(torch.nn.Identity(), str(tmp_path / "d"), "test", files=str(names))
