@@ -207,6 +207,15 @@ def photographs():
     return markdown(lines, headers)
 
 
+def photographs_steps():
+    """What withstands more and more of an attack, on the 200 photographs of 200.txt."""
+    found = [read_or_none(f"photographs/pgd_at-e2-{end}/results") for end in ("steps", "aa")]
+    attacks = {a: r for r in found if r for a in r.attacks}
+    names = [a for a in ("clean", "pgd10", "pgd20", "pgd100", "fast", "aa") if a in attacks]
+    lines = [[cell(attacks[name], name) for name in names]]
+    return markdown(lines, [attack_name(name) for name in names])
+
+
 def photographs_paired():
     """PIAT+NMSE minus PGD-AT, photograph by photograph."""
     lines = []
