@@ -17,6 +17,16 @@ from piat_hub.hub.load import from_pretrained, from_timm
 from piat_hub.records import tensors
 
 
+TIMMS = ("hf-hub", "local-dir")  # what timm writes before a colon
+
+
+def is_code(spec: str) -> bool:
+    """MODEL is module:callable."""
+    return (
+        bool(re.fullmatch(r"[\w.]+:[\w.]+", spec)) and spec.partition(":")[0] not in TIMMS and not Path(spec).is_dir()
+    )
+
+
 def weights_digest(model: nn.Module) -> str:
     """The sha256 of the weights file the model was loaded from; for a model from code, of its tensors."""
     return str(getattr(model, "weights_sha256", None) or tensors.digest(model.state_dict()))
@@ -60,11 +70,11 @@ def load_model(
     """
     path, run = Path(spec), None
     source, _, of_timm = spec.partition(":")
-    if not path.is_dir() and source in ("hf-hub", "local-dir"):
+    if not path.is_dir() and source in TIMMS:
         _one_checkpoint(spec, checkpoint)
         name = of_timm.replace("/", "-") if source == "hf-hub" else Path(of_timm).resolve().name
         model = from_timm(spec)
-    elif not path.is_dir() and re.fullmatch(r"[\w.]+:[\w.]+", spec):
+    elif is_code(spec):
         _one_checkpoint(spec, checkpoint)
         model, name = _from_code(spec), re.sub(r"[^\w.]", "-", spec)
     elif path.is_file():

@@ -20,7 +20,7 @@ from piat_hub import data
 from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number
 from piat_hub.evaluation import checks, corruptions, loop
 from piat_hub.evaluation.loop import ALONE, Processes, Progress, trained_against
-from piat_hub.evaluation.model import fit_of, label_names, load_model, weights_digest
+from piat_hub.evaluation.model import fit_of, is_code, label_names, load_model, weights_digest
 from piat_hub.evaluation.own_code import source_digest
 from piat_hub.evaluation.suites import suite
 from piat_hub.evaluation.verdict import class_count, verdict_mode
@@ -261,7 +261,7 @@ def prepare(spec: str, config: EvalConfig) -> list[Evaluation]:
         weights += f" behind mean {config.mean} std {config.std}"
     if config.through:
         weights += f" through {config.through} {source_digest(config.through)}"
-    if ":" in spec and not directory and not Path(spec).is_dir() and not hasattr(model, "pretrained_cfg"):
+    if is_code(spec):
         weights += f" in code {source_digest(spec)}"
     facts = {"split": config.split, "seed": config.seed, "checkpoint": config.checkpoint, "weights": weights}
     empty = Results.of(split, threats[0], **facts)
