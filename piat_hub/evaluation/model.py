@@ -16,7 +16,6 @@ from piat_hub.evaluation.verdict import logits_of, verdict_mode
 from piat_hub.hub.load import from_pretrained, from_timm
 from piat_hub.records import tensors
 
-
 TIMMS = ("hf-hub", "local-dir")  # what timm writes before a colon
 
 
