@@ -159,7 +159,7 @@ def test_who_looks_into_the_steps_refuses_apgd_in_one_line(small_digits, name):
         make_method(config)
         return
     with pytest.raises(
-        InputError, match=f"{name} crafts in its own way, of which only pgd is capable; leave out --craf"
+        InputError, match=f"{name} crafts in its own way, of which apgd is not capable; give --crafting pgd"
     ):
         make_method(config)
 

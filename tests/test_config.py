@@ -20,6 +20,7 @@ from piat_hub.config import (
     recipes,
     to_dict,
 )
+from piat_hub.training.setup import refuse_idle
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_interpolation_law_stays_below_one(law):
 )
 def test_what_would_do_nothing_is_refused_with_what_it_goes_with(changes, partner):
     with pytest.raises(InputError, match=partner):
-        TrainConfig(**changes())
+        refuse_idle(TrainConfig(**changes()))
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(small_digits, fini
     config, rng = small_digits(train_size=128), random.Random(0)
 
     def work(folder):
-        do_train(config, folder, resume=folder.exists(), save_every_steps=1)
+        do_train(config, folder, resume=(folder / "config.json").exists(), save_every_steps=1)
 
     for name in ("cold", "warm"):  # the second is as fast as a forked process
         clock = time.process_time()

@@ -127,8 +127,6 @@ class InterpolationConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_law(self.a, self.b, self.c, self.d)
-        if self.kind != "constant" and self.constant != 0.9:
-            raise InputError("--interpolation.constant goes with --interpolation constant; give it too")
 
 
 def check_law(a: float, b: float, c: float, d: float) -> None:
@@ -280,13 +278,6 @@ class TrainConfig(Checked):
         if rise >= 1 or self.warmup / self.epochs + eps_rise >= 1:
             raise InputError(
                 f"{self.epochs} epochs leave none after warm-up; lower --warmup-epochs, --clean-epochs or --eps-warmup-epochs"
-            )
-        if self.schedule.min_lr and self.schedule.sched not in ("cosine", "onecycle"):
-            raise InputError("--min-lr goes with --sched cosine or onecycle; give one of them, or leave it out")
-        if self.interpolation.kind != "none" and self.interpolation.start_epoch > self.epochs:
-            raise InputError(
-                f"{self.epochs} epochs end before --interpolation.start-epoch {self.interpolation.start_epoch}; lower it, "
-                "or give --interpolation none"
             )
         if self.ema is None and (self.ema_start or self.ema_bn != "average"):
             raise InputError("--ema-start and --ema-bn go with --ema; give its decay too, .999 is usual")
