@@ -91,6 +91,11 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
+def images_at_a_time(device: torch.device) -> int:
+    """How many images an evaluation takes at a time unless it is told: 250 on a CPU, 1000 elsewhere."""
+    return 250 if device.type == "cpu" else 1000
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """versions, git and device of results.json."""
     names = ("piat-hub", "torch", "timm", "pyautoattack", "numpy")

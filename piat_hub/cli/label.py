@@ -47,7 +47,7 @@ def label(argv: Sequence[str], prog: str) -> None:
 
     from piat_hub.evaluation import label as labels
     from piat_hub.evaluation.model import label_names, load_model, weights_digest
-    from piat_hub.machine import set_threads
+    from piat_hub.machine import images_at_a_time, set_threads
 
     set_threads(None)
     device = Accelerator().device
@@ -55,7 +55,7 @@ def label(argv: Sequence[str], prog: str) -> None:
     names, weights = label_names(model), weights_digest(model)
     with labels.claimed(output):
         images, own, why = labels.pictures_for(model, given.dataset, given.split, given.image_column, given.img_size)
-        model, batch_size = model.to(device), given.batch_size or (250 if device.type == "cpu" else 1000)
+        model, batch_size = model.to(device), given.batch_size or images_at_a_time(device)
         found = []
         with tqdm(total=len(images.rows), unit="image", disable=None, desc=given.model) as bar:
             for batch in labels.answers(model, images, batch_size):

@@ -169,8 +169,9 @@ def listed(split: Split, file: str) -> Split:
         if len(known) != 1:
             raise InputError(f"{file} names {name}, of which {split.name} has {len(known)}; list what it has once")
         found += known
-    if twice := [name for name, row in zip(wanted, found, strict=True) if found.count(row) > 1]:
-        raise InputError(f"{file} names {twice[0]} twice; name it once")
+    if len(set(found)) < len(found):
+        twice = next(name for k, name in enumerate(wanted) if found[k] in found[k + 1 :])
+        raise InputError(f"{file} names {twice} twice; name it once")
     note = f"the images are those that {Path(file).name} lists, in its order"
     return replace(split[torch.tensor(found, dtype=torch.int64)], notes=(*split.notes, note))
 

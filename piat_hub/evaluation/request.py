@@ -25,7 +25,7 @@ from piat_hub.evaluation.own_code import source_digest
 from piat_hub.evaluation.suites import suite
 from piat_hub.evaluation.verdict import class_count, verdict_mode
 from piat_hub.hub import card
-from piat_hub.machine import PATIENCE, device_of, set_threads
+from piat_hub.machine import PATIENCE, device_of, images_at_a_time, set_threads
 from piat_hub.records.budgets import add_point, point_at, read_off
 from piat_hub.records.claims import precision_of
 from piat_hub.records.files import check_output
@@ -184,7 +184,7 @@ class Evaluation:
     @property
     def batch_size(self) -> int:
         """How many images are attacked at a time: as asked, else 250 on a CPU, 1000 on a GPU."""
-        return self.config.batch_size or (250 if device_of(self.model).type == "cpu" else 1000)
+        return self.config.batch_size or images_at_a_time(device_of(self.model))
 
     def on_time(self, ends: float) -> bool:
         """No process is past `ends`; every process must call it.

@@ -24,7 +24,7 @@ from piat_hub.config import DATASETS, InputError, InterpolationConfig, RunOption
 from piat_hub.evaluation.suites import Stage
 from piat_hub.evaluation.verdict import accuracy, class_count, verdict_mode
 from piat_hub.hub.load import from_timms_weights, keep_origin, start_from
-from piat_hub.machine import PATIENCE, set_threads
+from piat_hub.machine import PATIENCE, images_at_a_time, set_threads
 from piat_hub.training import averages, engine, guards, optimizers, state
 from piat_hub.training.images import load_extra, load_images
 from piat_hub.training.interpolation import ParameterInterpolation
@@ -340,7 +340,6 @@ def make_check(setup: Setup) -> Callable[[nn.Module, int], dict[str, float | Non
     """
     config, accelerator, held = setup.parts.config, setup.parts.accelerator, setup.held
     threat, rank, world = config.threat_model, accelerator.process_index, accelerator.num_processes
-    at_a_time = 250 if accelerator.device.type == "cpu" else 1000  # as in evaluation
     attack = partial(pgd, eps=threat.eps, step_size=threat.eps / 4, steps=10, norm=threat.norm, leave=True)
     subset = setup.parts.split[: len(held) or 1000]
     asked: dict[str, tuple[data.Split, Stage | None]] = {"train_pgd10_acc": (subset, attack)}
@@ -353,6 +352,7 @@ def make_check(setup: Setup) -> Callable[[nn.Module, int], dict[str, float | Non
             return None
         with verdict_mode(model) as exact:
             seed = data.derived_seed(config.seed, epoch)
+            at_a_time = images_at_a_time(accelerator.device)
             right = accuracy(exact, split, stage, batch_size=at_a_time, seed=seed, rank=rank, world=world)
         return float(accelerator.reduce(torch.tensor(float(right), device=accelerator.device))) / len(split)
 
