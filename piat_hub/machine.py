@@ -96,6 +96,13 @@ def images_at_a_time(device: torch.device) -> int:
     return 250 if device.type == "cpu" else 1000
 
 
+def bf16_warning(device: torch.device) -> str:
+    """What to say where bf16 is asked for and a CPU has no arithmetic for it (no AVX-512), so that torch imitates it; or ""."""
+    if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return ""
+    return f"warning: {device_name(device)} has no bf16, and torch's imitation is many times slower than fp32; leave bf16 out"
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """versions, git and device of results.json."""
     names = ("piat-hub", "torch", "timm", "pyautoattack", "numpy")

@@ -477,6 +477,20 @@ def test_a_random_model_and_an_attack_of_ones_own(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("capability", "said"), [("AVX2", 1), ("AVX512", 0)])
+def test_bf16_where_a_cpu_only_imitates_it_is_warned_of(monkeypatch, tmp_path, capsys, capability, said):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    slow = "has no bf16, and torch's imitation is many times slower than fp32"
+    line = "train digits --train-size 64 --holdout 32 --epochs 1 --clean-epochs 0 --batch-size 32 --steps 1 --output r"
+    assert cli.main([*line.split(), "--mixed-precision", "bf16"]) == 0
+    assert capsys.readouterr().out.count(slow) == said
+    line = "evaluate r --attacks pgd1 --n 8 --output"
+    assert cli.main([*line.split(), "e", "--search-precision", "bf16"]) == 0
+    assert capsys.readouterr().out.count(slow) == said
+    assert cli.main([*line.split(), "f"]) == 0 and slow not in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_part_without_gradient_before_the_model(tmp_path, capsys):
     (tmp_path / "own_code.py").write_text(OWN)
     flags = "--dataset digits --n 50 --eps 0.1 --attacks clean own_code:attack --output b"

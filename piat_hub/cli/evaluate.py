@@ -59,6 +59,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     if config.output and len(models) > 1:
         raise InputError("--output takes the results of one MODEL; leave it out, or evaluate one at a time")
 
+    from piat_hub import machine
     from piat_hub.evaluation import request
 
     # every request is checked before the first one runs
@@ -68,6 +69,9 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     if twice := [str(one.directory) for k, (_, one) in enumerate(prepared) if places[k] in places[:k]]:
         raise InputError(f"two of these would write to {twice[0]}; evaluate them one at a time, with an --output each")
     main = prepared[0][1].processes.rank == 0
+    slow = machine.bf16_warning(machine.device_of(prepared[0][1].model)) if config.search_precision == "bf16" else ""
+    if main and slow:
+        print(slow)
     with contextlib.ExitStack() as held, Path(os.devnull).open("w") as nowhere:
         for _, one in prepared:
             held.enter_context(one.writing())

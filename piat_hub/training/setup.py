@@ -24,7 +24,7 @@ from piat_hub.config import DATASETS, InputError, InterpolationConfig, RunOption
 from piat_hub.evaluation.suites import Stage
 from piat_hub.evaluation.verdict import accuracy, class_count, verdict_mode
 from piat_hub.hub.load import from_timms_weights, keep_origin, start_from
-from piat_hub.machine import PATIENCE, images_at_a_time, set_threads
+from piat_hub.machine import PATIENCE, bf16_warning, images_at_a_time, set_threads
 from piat_hub.training import averages, engine, guards, optimizers, state
 from piat_hub.training.images import load_extra, load_images
 from piat_hub.training.interpolation import ParameterInterpolation
@@ -185,7 +185,7 @@ def settled(config: TrainConfig) -> TrainConfig:
 
 
 def describe(setup: Setup, options: RunOptions) -> list[str]:
-    """Where the training images are and what is compiled, in one line; one of the extra data; and the data's own notes.
+    """Where the training images are and what is compiled, in one line; one of the extra data; notes of the data; warnings.
 
     Args:
         setup: the run's parts.
@@ -210,6 +210,8 @@ def describe(setup: Setup, options: RunOptions) -> list[str]:
         share, batch = setup.parts.config.extra_share, setup.parts.config.batch_size
         where = "decoded by workers" if isinstance(extra.images, data.Encoded) else f"on {extra.labels.device}"
         lines += [f"extra data: {len(extra):,} images {where}, {share} of every batch of {batch}", *extra.notes]
+    if setup.parts.config.mixed_precision == "bf16":
+        lines += filter(None, [bf16_warning(setup.parts.accelerator.device)])
     return lines
 
 
