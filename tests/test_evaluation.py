@@ -132,7 +132,7 @@ def test_same_seed_same_verdicts_other_seed_other_starts():
 
 @pytest.mark.parametrize(("name", "guess"), [("pgd-20", "pgd20"), ("autoattack", ""), ("pgd0", "pgd"), ("PGD20", "")])
 def test_unknown_attacks(name, guess):
-    with pytest.raises(InputError, match=f"unknown attack {name!r}.*{guess}.*known: clean, aa"):
+    with pytest.raises(InputError, match=f"unknown attack {name!r}.*{guess}.*known: clean, apgdN"):
         suite(name, ThreatModel(), 10)
 
 

@@ -161,10 +161,9 @@ def _by_name(name: str) -> tuple[Callable[..., Tensor], int | None]:
         return attack, int(steps) if steps else None
     match = re.fullmatch(r"([a-z_]+?)([1-9][0-9]{0,4})?", name)
     if not match or match[1] not in ATTACKS:
-        known = ["clean", "aa", "malt", "fast", *STANDARD, *ATTACKS, *(f"{attack}20" for attack in ATTACKS)]
+        known = [*(re.sub("N$", "20", one) for one in names()), *ATTACKS]
         raise InputError(
-            f"unknown attack {name!r}{nearest(name, known)}; known: clean, aa, malt, fast, {', '.join(STANDARD)}, with any step "
-            f"count {', '.join(ATTACKS)}, and module:callable"
+            f"unknown attack {name!r}{nearest(name, known)}; known: {', '.join(names())} with a number for N, and module:callable"
         )
     return ATTACKS[match[1]], int(match[2]) if match[2] else None
 
