@@ -90,6 +90,12 @@ def mean(runs, attack):
     return percent(statistics.fmean(r.attacks[attack]["accuracy"] for r in runs)) if runs else ""
 
 
+def pair_cells(p):
+    """Of a Paired: B minus A in points, its 95 % interval, how many stand with one alone, McNemar's p."""
+    interval = " to ".join(f"{100 * end:+.2f}" for end in p.ci95)
+    return [f"{100 * p.difference:+.2f}", interval, f"{p.only_a} / {p.only_b}", f"{p.p_value:.2g}"]
+
+
 def markdown(rows, headers):
     """A table as GitHub shows it."""
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
@@ -226,10 +232,7 @@ def photographs_paired():
             for p in compare(*pair) if all(path.exists() for path in pair) else ():
                 if p.attack != "clean" or not end:
                     against = "" if p.attack == "clean" else " at 4/255" if "-4" in end else " at 2/255"
-                    low, high = (f"{100 * bound:+.2f}" for bound in p.ci95)
-                    stands = f"{p.only_a} / {p.only_b}"
-                    words = [f"{eps}/255", f"{attack_name(p.attack)}{against}, n {p.n}", f"{100 * p.difference:+.2f}"]
-                    lines.append([*words, f"{low} to {high}", stands, f"{p.p_value:.2g}"])
+                    lines.append([f"{eps}/255", f"{attack_name(p.attack)}{against}, n {p.n}", *pair_cells(p)])
     headers = ["trained at", "", "PIAT+NMSE minus PGD-AT, points", "95 % interval"]
     return markdown(lines, [*headers, "only PGD-AT / only PIAT+NMSE stands", "McNemar's p"])
 
@@ -237,6 +240,58 @@ def photographs_paired():
 def read_or_none(name):
     """One evaluation's Record, or None where it was not made."""
     return read(name) if (DOCS / "results" / f"{name}.json").exists() else None
+
+
+EXTRA = {  # folder of docs/results/extra: what was trained
+    "trades": "TRADES, 4,000 images",
+    "extra-trades": "TRADES, and 45,000 pseudo-labelled",
+    "nmse-piat": "PIAT+NMSE, 4,000 images",
+    "extra-nmse-piat": "PIAT+NMSE, and 45,000 pseudo-labelled",
+}
+
+
+def extra_data():
+    """Four trainings with and without pseudo-labelled images, last and best checkpoint, on test images."""
+    lines = []
+    for folder, who in EXTRA.items():
+        metrics = read_lines(DOCS / f"results/extra/{folder}/metrics.jsonl")
+        best = max(metrics, key=lambda m: (m["holdout_pgd10_acc"], -m["epoch"]))["epoch"]
+        for name, end, epoch in (("last", "", metrics[-1]["epoch"]), ("best", "_best", best)):
+            found = read(f"extra/{folder}/results{end}")
+            cells = [cell(found, attack) for attack in ("clean", "pgd20", "cw20")]
+            aa = read_or_none(f"extra/{folder}/aa300/results") if name == "last" else None
+            lines.append([who, f"{name}, {epoch}", *cells, cell(aa, "aa")])
+    headers = ["", "checkpoint, epoch", *(f"{attack}, n {found.n}" for attack in ("clean", "PGD-20", "CW-20"))]
+    return markdown(lines, [*headers, "AutoAttack, n 300"])
+
+
+def extra_paired():
+    """What the extra images change, and PIAT+NMSE beside TRADES, image by image, last checkpoint."""
+    against = [("trades", "extra-trades"), ("nmse-piat", "extra-nmse-piat")]
+    against += [("trades", "nmse-piat"), ("extra-trades", "extra-nmse-piat")]
+    lines = []
+    for names in against:
+        a, b = (DOCS / "results/extra" / name for name in names)
+        few = (a / "aa300", b / "aa300")
+        pairs = compare(a, b) + [p for p in (compare(*few) if all(d.exists() for d in few) else ()) if p.attack == "aa"]
+        who = f"{EXTRA[names[1]]}, minus {EXTRA[names[0]]}"
+        lines += [[who, f"{attack_name(p.attack)}, n {p.n}", *pair_cells(p)] for p in pairs]
+    return markdown(lines, ["B minus A", "", "points", "95 % interval", "only A / only B stands", "McNemar's p"])
+
+
+def extra_overfitting():
+    """Held-out and training PGD-10 in two stretches of ten epochs, and the robust-overfitting gap."""
+    lines = []
+    for folder, who in EXTRA.items():
+        metrics = read_lines(DOCS / f"results/extra/{folder}/metrics.jsonl")
+        cells = [
+            f"{100 * statistics.fmean(m[key] for m in metrics[first - 1 : first + 9]):.1f}"
+            for key in ("holdout_pgd10_acc", "train_pgd10_acc", "holdout_clean_acc")
+            for first in (21, 51)
+        ]
+        lines.append([who, *cells, f"{100 * CURVES['robust-overfitting gap'](metrics):.1f}"])
+    stretches = ["held-out PGD-10, epochs 21-30", "51-60", "training PGD-10, 21-30", "51-60", "held-out clean, 21-30"]
+    return markdown(lines, ["", *stretches, "51-60", "robust-overfitting gap"])
 
 
 def cifar10_jpeg_methods():
@@ -306,16 +361,8 @@ def paired():
     """PIAT+NMSE against PGD-AT, image by image."""
     a, b = (CARDS / f"resnet20-cifar10-jpeg{suffix}" for suffix in ("-pgd_at", ""))
     few = [(p, "last") for p in compare(a / "aa1000", b / "aa1000") if p.attack == "aa"]
-    lines = [
-        [
-            f"{attack_name(p.attack)}, {which}, n {p.n}",
-            f"{100 * p.difference:+.2f}",
-            " to ".join(f"{100 * end:+.2f}" for end in p.ci95),
-            f"{p.only_a} / {p.only_b}",
-            f"{p.p_value:.2g}",
-        ]
-        for p, which in [*((p, which) for which in ("last", "best") for p in compare(a, b, which)), *few]
-    ]
+    pairs = [*((p, which) for which in ("last", "best") for p in compare(a, b, which)), *few]
+    lines = [[f"{attack_name(p.attack)}, {which}, n {p.n}", *pair_cells(p)] for p, which in pairs]
     headers = [
         "",
         "PIAT+NMSE minus PGD-AT, points",
