@@ -127,6 +127,18 @@ def preact_resnet18_cifar10_edm() -> TrainConfig:
 
 
 @recipe
+def resnet18_cifar10_awp_piat() -> TrainConfig:
+    """ResNet-18 on CIFAR-10 with PIAT+NMSE and AWP, without other images.
+
+    Command: accelerate launch train.py resnet18-cifar10-awp-piat
+    Source: our own, resnet18-cifar10-awp with another method. Nothing is published. AWP's size is the one for TRADES; with a
+    cross-entropy, as here, .01 is usual.
+    Cost: 0.2 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: one GPU.
+    """
+    return _with_piat("resnet18-cifar10-awp-piat", resnet18_cifar10_awp())
+
+
+@recipe
 def wrn_28_10_cifar10_edm_piat() -> TrainConfig:
     """WRN-28-10 with SiLU on CIFAR-10 and generated images with PIAT+NMSE.
 
