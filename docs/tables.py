@@ -19,6 +19,7 @@ from piat_hub import config, methods as losses
 from piat_hub.config import show
 from piat_hub.figures import pictures
 from piat_hub.hub import card
+from piat_hub.records.advice import advice
 from piat_hub.records.compare import compare
 from piat_hub.records.files import read_json, read_lines
 from piat_hub.records.groups import CURVES, mean_interval
@@ -567,6 +568,12 @@ def method_photographs(name):
 def shelf():
     """The models in model_cards, as the site shows them: without links into the repository."""
     return re.sub(r"\[([^\]]+)\]\([^)]+\) *", r"`\1` ", leaderboard())
+
+
+def which():
+    """Which model of model_cards to take for what, as `piat list` says it."""
+    found = sorted(path.parent for path in CARDS.glob("*/config.json"))
+    return "\n".join(f"- {said.replace(f'{CARDS}/', '')}." for said in advice(found))
 
 
 def settings(name):

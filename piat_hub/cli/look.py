@@ -19,6 +19,7 @@ def list_known(argv: Sequence[str], prog: str) -> None:
     from piat_hub import backbones, methods
     from piat_hub.evaluation import suites
     from piat_hub.hub.load import list_pretrained
+    from piat_hub.records.advice import advice
 
     models = list_pretrained()
     accuracies = ("clean_acc", "pgd20_acc", "aa_acc")
@@ -34,6 +35,9 @@ def list_known(argv: Sequence[str], prog: str) -> None:
     for m in models:
         for sentence in (*m.get("notes", ()), *([m["problem"]] if "problem" in m else ())):
             print(f"{m['model']}: {sentence}")
+    local = [m["model"] for m in models if "problem" not in m and Path(m["model"]).is_dir()]
+    if sentences := advice(local):
+        print("\nWhich to take:\n  " + "\n  ".join(sentences))
     print(f"\n{recipes.described()}")
     print(f"\nmethods: {', '.join(methods.names())}")
     print(f"backbones: {', '.join(timm.list_models(backbones.OURS))}, and timm's own")
