@@ -407,6 +407,11 @@ def overfitting():
                 tens = [run[first - 1 : first + 9] for run in runs if len(run) >= first + 9]
                 means = [f"{100 * statistics.fmean(epoch[key] for epoch in ten):.1f}" for ten in tens]
                 line += [" / ".join(means)] if (key, first) != ("holdout_clean_acc", 21) else []
+        fives = [
+            [statistics.fmean(e["holdout_pgd10_acc"] for e in run[k : k + 5]) for k in range(len(run) - 4)]
+            for run in runs
+        ]
+        line.append(" / ".join(f"{100 * max(five):.1f} ({five.index(max(five)) + 1})" for five in fives))
         lines.append(line)
     headers = [
         "",
@@ -418,7 +423,7 @@ def overfitting():
         "73-82",
         "91-100",
     ]
-    return markdown(lines, [*headers, "held-out clean, 73-82", "91-100"])
+    return markdown(lines, [*headers, "held-out clean, 73-82", "91-100", "held-out PGD-10, best five epochs (from)"])
 
 
 def study_lambda():
