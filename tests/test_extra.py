@@ -271,6 +271,68 @@ def loaded(extra, real=None, limit=4.0, **changes):
     return data.load_extra(config, real or data.load("digits", "train"), limit)
 
 
+@pytest.mark.parametrize("names", [("1", "2", "3"), ("0", "1", "10", "2")])
+def test_label_k_of_an_npz_is_class_k_also_where_classes_are_called_by_numbers(tmp_path, names):
+    real = data.Split(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 3, names, "real")
+    for labels in (np.arange(40) % 2 + 1, np.arange(40) % 3):
+        extra = loaded(saved(tmp_path / "gen.npz", label=labels), real)
+        assert extra.labels.tolist() == labels.tolist() and extra.label_names == names
+        assert extra.notes[-1] == f"label k of gen.npz is class k of real: {names[0]!r} for 0"
+
+
+def test_numbers_of_a_table_that_are_taken_for_names_are_told(tmp_path):
+    import datasets
+
+    features = {"image": datasets.Image(), "label": datasets.Value("int64")}
+    folder = make(tmp_path / "d", [picture(p) for p in random_images(12)], [1, 2] * 6, features, split="train")
+    real = data.Split(torch.zeros(12, 3, 5, 4, dtype=torch.uint8), torch.arange(12) % 3, ("1", "2", "3"), "real")
+    extra = loaded(folder, real)
+    assert extra.labels.tolist() == [0, 1] * 6
+    assert extra.notes[0] == "the labels of d are taken for names: 1 for class '1' of real, its number 0"
+
+
+def test_columns_that_are_named_are_those_of_both_sets_where_both_have_them(tmp_path):
+    import datasets
+
+    cells = [picture(p) for p in random_images(12)]
+    features = {"a": datasets.Image(), "b": datasets.Image(), "label": datasets.Value("int64")}
+    columns = {"a": cells[::-1], "b": cells, "label": [0, 1] * 6}
+    datasets.Dataset.from_dict(columns, datasets.Features(features)).to_parquet(tmp_path / "two" / "train.parquet")
+    one = make(tmp_path / "one", cells, [0, 1] * 6, split="train")
+    real = data.load(one, "train")
+    with pytest.raises(InputError, match="two has 2 image columns .*name one with --image-column"):
+        loaded(tmp_path / "two", real)
+    for extra, column in ((tmp_path / "two", "b"), (one, "b")):
+        assert torch.equal(loaded(extra, real, image_column=column).images, real.images)
+
+
+@pytest.mark.parametrize("damage", ["image.npy", "label.npy", "image.npy gone", "label.npy gone"])
+def test_what_was_converted_and_is_damaged_is_converted_anew(tmp_path, damage):
+    file = saved(tmp_path / "gen.npz")
+    whole = data.open_npz(file)
+    images, labels = whole.images.clone(), whole.labels.clone()
+    name, _, gone = damage.partition(" ")
+    (place,) = (path for path in CONVERTED.iterdir() if path.is_dir())
+    if gone:
+        (place / name).unlink()
+    else:
+        (place / name).write_bytes((place / name).read_bytes()[:150])
+    again = data.open_npz(file)
+    assert torch.equal(again.images, images) and torch.equal(again.labels, labels)
+
+
+def test_held_out_images_among_the_extra_ones_are_counted_and_told(tmp_path, capsys):
+    digits = data.load("digits", "train")
+    held, extra = digits[:10], digits[5:40]
+    assert data.shared_images(extra, held) == 5 and data.shared_images(digits[10:], held) == 0
+    twisted = dataclasses.replace(extra, images=extra.images.flip(2))  # the same levels in other places
+    assert data.shared_images(twisted, held) == 0
+    order = data.hold_out(digits, 16)[1]
+    arrays = {"image": order.images.permute(0, 2, 3, 1).contiguous().numpy(), "label": order.labels.numpy()}
+    assert trained(saved(tmp_path / "gen.npz", **arrays), "--extra-fraction", ".2") == 0
+    assert "warning: 16 of the 16 held-out images are among the extra data" in capsys.readouterr().out
+
+
 def test_where_images_lie_changes_nothing(tmp_path):
     """Mapped, held, and decoded by workers: the same batches."""
     folder = make(tmp_path / "d", [picture(p) for p in random_images(60)], [k % 3 for k in range(60)], split="train")
@@ -398,6 +460,30 @@ def test_another_extra_set_is_another_run(tmp_path, capsys):
     saved(tmp_path / "gen.npz", n=60)
     assert trained(file, "--resume") == 2
     assert "has extra_images=50, this command 60" in capsys.readouterr().err
+    digits = data.load("digits", "train")[50:100]
+    saved(tmp_path / "gen.npz", n=50, image=digits.images.permute(0, 2, 3, 1).contiguous().numpy())
+    assert trained(file, "--resume") == 2
+    assert "or the extra data are another file; put the former back" in capsys.readouterr().err
+    saved(tmp_path / "gen.npz", n=50)  # the same again, only later
+    assert trained(file, "--resume") == 0
+
+
+def test_a_run_goes_on_with_the_labels_that_it_began_with(small_digits, monkeypatch):
+    stops = iter([False, True])
+    list(run.train(small_digits(), RunOptions(output="r"), lambda: next(stops)))
+    first, load = True, data.load_encoded
+
+    def relabelled(*given, **options):
+        split = load(*given, **options)
+        return dataclasses.replace(split, labels=split.labels.roll(1) if first else split.labels)
+
+    monkeypatch.setattr(data, "load_encoded", relabelled)
+    before = Path("r/state/state.safetensors").read_bytes()
+    with pytest.raises(InputError, match="the training images have other labels than when this run began"):
+        list(run.train(small_digits(), RunOptions(output="r", resume=True)))
+    assert Path("r/state/state.safetensors").read_bytes() == before
+    first = False
+    assert list(run.train(small_digits(), RunOptions(output="r", resume=True)))
 
 
 WRONG = {
@@ -439,7 +525,7 @@ def test_what_cannot_be_mixed_is_refused_in_one_line(tmp_path, capsys, name):
 def test_an_npz_that_does_not_go_with_the_real_images(tmp_path, changes, message):
     with pytest.raises(InputError) as caught:
         loaded(saved(tmp_path / "gen.npz", **changes))
-    assert message in str(caught.value)
+    assert message in str(caught.value) and not left(), "looked at before it is converted"
 
 
 @pytest.mark.parametrize("flags", [("--extra-fraction", ".5"), ("--extra-license", "mit"), ("--epoch-size", "64")])

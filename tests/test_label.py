@@ -114,7 +114,7 @@ def test_a_picture_keeps_its_own_bytes(tmp_path):
     made = data.load_encoded("out", "train")
     assert [cell["bytes"] for cell in made.images.cells[:]] == bytes_
     assert [cell["path"] for cell in made.images.cells[:]] == [f"{i}.png" for i in range(5)]
-    assert torch.equal(made.labels, says(data.load_pictures("bare", "train").decoded())[0])
+    assert torch.equal(made.labels, says(data.load_pictures("bare", "train")[0].decoded())[0])
     assert "agreement" not in known
 
 
@@ -131,6 +131,23 @@ def test_pictures_in_a_folder_need_no_classes(folders, tmp_path, capsys):
     )
     assert [cell["path"] for cell in made.cells[:]] == [file.name for file in files]
     assert "how many are right is not known: " in capsys.readouterr().out
+
+
+def test_broken_pictures_are_left_out_where_that_is_asked_for(tmp_path, capsys):
+    (tmp_path / "found").mkdir()
+    for i, picture in enumerate(digits(5, 11)):
+        picture.save(tmp_path / "found" / f"{i}.png")
+    (tmp_path / "found" / "2.png").write_bytes(b"no picture")
+    words = ["label", str(RUN), "found", "--img-size", "8", "--output", "out"]
+    assert (
+        cli.main(words) == 2 and "or, to train or to label, leave such out by --skip-broken" in capsys.readouterr().err
+    )
+    assert cli.main([*words, "--skip-broken"]) == 0
+    told = capsys.readouterr().out
+    assert "found: 1 broken images are left out: " in told and "4 of 4 pictures" in told
+    assert [cell["path"] for cell in data.load_encoded("out", "train").images.cells[:]] == [
+        f"{i}.png" for i in (0, 1, 3, 4)
+    ]
 
 
 def test_labels_that_are_there_go_by_name_and_are_left_out(tmp_path):

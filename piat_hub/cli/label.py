@@ -29,6 +29,7 @@ def label(argv: Sequence[str], prog: str) -> None:
     parser.add_argument(
         "--img-size", type=int, help="resize images to this many pixels a side (default: as in training)"
     )
+    parser.add_argument("--skip-broken", action="store_true", help="leave out pictures that cannot be opened")
     share = "keep this share of each class, the pictures that the model is surest of (default: 1, all)"
     parser.add_argument("--keep-confident", type=fraction, default=1.0, metavar="SHARE", help=share)
     parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
@@ -54,7 +55,8 @@ def label(argv: Sequence[str], prog: str) -> None:
     model, name, _ = load_model(given.model, given.checkpoint)
     names, weights = label_names(model), weights_digest(model)
     with labels.claimed(output):
-        images, own, why = labels.pictures_for(model, given.dataset, given.split, given.image_column, given.img_size)
+        asked = (given.dataset, given.split, given.image_column, given.img_size, given.skip_broken)
+        images, own, notes = labels.pictures_for(model, *asked)
         model, batch_size = model.to(device), given.batch_size or images_at_a_time(device)
         found = []
         with tqdm(total=len(images.rows), unit="image", disable=None, desc=given.model) as bar:
@@ -67,11 +69,11 @@ def label(argv: Sequence[str], prog: str) -> None:
         facts |= {"dataset": images.name, "split": given.split, "keep_confident": given.keep_confident}
         facts |= labels.described(classes, confidence, kept, names, own)
         labels.write(output, images, kept, classes, names, facts)
-    _say(facts, why)
+    _say(facts, notes)
     print(f"data     {output / labels.TABLE}\nrecord   {output / labels.RECORD}")
 
 
-def _say(facts: dict[str, Any], why: str) -> None:
+def _say(facts: dict[str, Any], notes: Sequence[str]) -> None:
     """What the labels are, and how far they can be believed."""
     print(
         f"{facts['kept']:,} of {facts['n']:,} pictures of {facts['dataset']} ({facts['split']}), labelled by {facts['model']}"
@@ -85,5 +87,5 @@ def _say(facts: dict[str, Any], why: str) -> None:
             print(
                 f"with the labels they had, {which} agree in {percent(found['accuracy'])} of {found['n']:,} (95 % {low} to {high})"
             )
-    if why:
-        print(f"how many are right is not known: {why}")
+    for note in notes:
+        print(note)

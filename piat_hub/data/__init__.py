@@ -9,7 +9,11 @@ What is too large to be held decoded, or is to be cut anew in every epoch, stays
 from piat_hub.data.classes import numbered_as as numbered_as
 from piat_hub.data.corrupted import Corrupted as Corrupted
 from piat_hub.data.encoded import Encoded as Encoded
-from piat_hub.data.extra import load_extra as load_extra
+from piat_hub.data.extra import (
+    load_extra as load_extra,
+    shared_images as shared_images,
+    training_digest as training_digest,
+)
 from piat_hub.data.feed import (
     batches as batches,
     shards as shards,

@@ -46,6 +46,11 @@ def numbered_as(split: Split, names: Sequence[str], whose: str = "the model") ->
     notes = []
     if found != sorted(found):
         notes.append(f"the classes of {split.name} stand in another order than those of {whose}; labels go by name")
+    elif split.inferred and found != there:
+        k, n = next((k, n) for k, n in zip(there, found, strict=True) if k != n)
+        notes.append(
+            f"the labels of {split.name} are taken for names: {k} for class {names[n]!r} of {whose}, its number {n}"
+        )
     if renamed := [(own[k], names[n]) for k, n in zip(there, found, strict=True) if own[k] != names[n]]:
         notes.append(f"class {renamed[0][0]!r} of {split.name} is taken for {renamed[0][1]!r}" + _more(renamed))
     if len(there) < len(names):

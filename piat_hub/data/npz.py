@@ -9,6 +9,8 @@ import shutil
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,11 +27,28 @@ ROWS = 4096  # that are held while they are converted
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, KeyError)
 
 
+def outline_npz(file: str | Path) -> Split:
+    """What an .npz file holds, without its pixels: images on torch's device "meta", and the labels; nothing is converted.
+
+    Args:
+        file: as `open_npz` takes it.
+
+    Raises:
+        InputError: as `open_npz` does, but for pixels that are damaged.
+    """
+    path = _there(file)
+    with _as_input(path), zipfile.ZipFile(path) as packed:
+        n, height, width, channels = _shapes(packed)["image"]
+        with packed.open("label.npy") as member:
+            labels = torch.from_numpy(_labels(member))
+    return Split(torch.empty(n, channels, height, width, dtype=torch.uint8, device="meta"), labels, (), path.name)
+
+
 def open_npz(file: str | Path) -> Split:
     """The images of an .npz file, which stay on the disk: what an index asks for is read.
 
     They are converted into a folder of Hugging Face's cache (`HF_HOME`/piat_hub) named after the file's path, size and time,
-    whole or not at all, and without ever being held.
+    whole or not at all, and without ever being held. What is not whole there any more is converted anew.
 
     Args:
         file: holds `image`, (N, H, W, C) uint8, and `label`, (N,) of a whole-number type.
@@ -41,9 +60,8 @@ def open_npz(file: str | Path) -> Split:
         InputError: for a file that is no whole .npz of such arrays.
         Broken: where there is no room for them.
     """
-    path = Path(file).resolve()
-    place = _converted(path)
-    images, labels = np.load(place / "image.npy", mmap_mode="r"), np.load(place / "label.npy")
+    path = _there(file)
+    place, images, labels = _converted(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of memory that must not be written to, and nobody does
         mapped = torch.from_numpy(images)
@@ -51,24 +69,64 @@ def open_npz(file: str | Path) -> Split:
     return Split(mapped, torch.from_numpy(labels), (), path.name, notes=(note,))
 
 
-def _converted(path: Path) -> Path:
-    """The folder with the arrays of an .npz file, channels first."""
-    from huggingface_hub.constants import HF_HOME
+def checksum(file: str | Path) -> str:
+    """Of what an .npz file holds, as it says itself: the CRC-32 of its arrays.
 
+    Args:
+        file: as `open_npz` takes it.
+    """
+    with zipfile.ZipFile(file) as packed:
+        return " ".join(f"{packed.getinfo(f'{name}.npy').CRC:08x}" for name in NEEDED)
+
+
+def _there(file: str | Path) -> Path:
+    """The file's whole path. InputError if there is none."""
+    path = Path(file).resolve()
     if not path.is_file():
         raise InputError(f"{path} is no file; name an .npz file that is there")
+    return path
+
+
+@contextmanager
+def _as_input(path: Path) -> Iterator[None]:
+    """Whatever a damaged or other file raises, as InputError."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise InputError(
+            f"{path} is no whole .npz of images and labels ({first_line(error)}); fetch or make it anew"
+        ) from error
+
+
+def _converted(path: Path) -> tuple[Path, np.ndarray, np.ndarray]:
+    """(the folder, images mapped with channels first, labels) of an .npz file."""
+    from huggingface_hub.constants import HF_HOME
+
     known = f"{path}\n{path.stat().st_size}\n{path.stat().st_mtime_ns}"
     place = Path(HF_HOME, "piat_hub", f"{path.stem}-{hashlib.sha256(known.encode()).hexdigest()[:16]}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
-            if not place.exists():
+            if not (arrays := _read(place)):
+                shutil.rmtree(place, ignore_errors=True)
                 _convert(path, place)
+                arrays = _read(place)
+            if not arrays:
+                raise OSError("what was written does not read back")
     except OSError as error:
         raise Broken(
             f"{path} cannot be converted into {place.parent}: {error.strerror or error}; make room there, or set HF_HOME"
         ) from error
-    return place
+    return place, *arrays
+
+
+def _read(place: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """What was converted, if it is there and whole."""
+    try:
+        images, labels = np.load(place / "image.npy", mmap_mode="r"), np.load(place / "label.npy")
+    except (OSError, ValueError, EOFError):
+        return None
+    return (images, labels) if len(images) == len(labels) else None
 
 
 def _convert(path: Path, place: Path) -> None:
@@ -76,24 +134,34 @@ def _convert(path: Path, place: Path) -> None:
     scratch = place.with_name(f".{place.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        with zipfile.ZipFile(path) as packed:
-            shapes = {name: _shape(packed, name) for name in NEEDED}
-            if len({shape[0] for shape in shapes.values()}) > 1:
-                raise ValueError(f"it has {shapes['image'][0]} images and {shapes['label'][0]} labels")
+        with _as_input(path), zipfile.ZipFile(path) as packed:
+            _shapes(packed)
             scratch.mkdir()
-            with packed.open("image.npy") as member, (scratch / "image.npy").open("wb") as array:
-                _write_images(member, array)
-                array.flush()
-                os.fsync(array.fileno())
-            with packed.open("label.npy") as member:
-                np.save(scratch / "label.npy", np.lib.format.read_array(member, allow_pickle=False).astype(np.int64))
+            for name, write in {"image": _write_images, "label": _write_labels}.items():
+                with packed.open(f"{name}.npy") as member, (scratch / f"{name}.npy").open("wb") as array:
+                    write(member, array)
+                    array.flush()
+                    os.fsync(array.fileno())
         scratch.rename(place)
-    except UNREADABLE as error:
-        raise InputError(
-            f"{path} is no whole .npz of images and labels ({first_line(error)}); fetch or make it anew"
-        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _shapes(packed: zipfile.ZipFile) -> dict[str, tuple[int, ...]]:
+    """The shapes of both arrays, by their headers; ValueError unless they are what is needed."""
+    shapes = {name: _shape(packed, name) for name in NEEDED}
+    if len({shape[0] for shape in shapes.values()}) > 1:
+        raise ValueError(f"it has {shapes['image'][0]} images and {shapes['label'][0]} labels")
+    return shapes
+
+
+def _labels(member: IO[bytes]) -> np.ndarray:
+    """The labels as int64."""
+    return np.lib.format.read_array(member, allow_pickle=False).astype(np.int64)
+
+
+def _write_labels(member: IO[bytes], to: IO[bytes]) -> None:
+    np.save(to, _labels(member))
 
 
 def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

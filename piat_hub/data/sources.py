@@ -83,6 +83,8 @@ def load_encoded(
     image_column: str | None = None,
     label_column: str | None = None,
     skip_broken: bool = False,
+    *,
+    columns_may_lack: bool = False,
 ) -> Split:
     """One split whose images stay encoded, of whatever sizes they are; see `load`.
 
@@ -92,6 +94,7 @@ def load_encoded(
         image_column: by default found.
         label_column: by default found.
         skip_broken: leave out pictures that cannot be opened, which a note names; each is decoded once, by workers.
+        columns_may_lack: find a column that is named and not there, as one that is not named.
 
     Raises:
         InputError: as `load` does, but for the sizes.
@@ -101,6 +104,8 @@ def load_encoded(
     table, name, files = _table(dataset, split)
     if dataset in DATASETS:
         image_column, label_column = image_column or DATASETS[dataset][2], label_column or DATASETS[dataset][3]
+    if columns_may_lack:
+        image_column, label_column = (c if c in table.features else None for c in (image_column, label_column))
     image_column = _column(table, name, "image", image_column)
     label_column = _column(table, name, "label", label_column)
     labels, label_names, inferred, notes = _labels(table, name, label_column)
@@ -117,22 +122,31 @@ def load_encoded(
     return Split(images.looked_at(), labels, label_names, name, inferred, notes)
 
 
-def load_pictures(dataset: str, split: str, image_column: str | None = None) -> Encoded:
-    """The images of one split, still encoded, whether all of them have labels, some or none.
+def load_pictures(
+    dataset: str, split: str, image_column: str | None = None, skip_broken: bool = False
+) -> tuple[Encoded, tuple[str, ...]]:
+    """The images of one split, still encoded, whether all of them have labels, some or none; and notes.
 
     Args:
         dataset: as `load` takes it; a folder's pictures may lie in no folders of classes.
         split: as in `load`.
         image_column: as in `load`.
+        skip_broken: as in `load_encoded`.
 
     Raises:
         InputError: as `load_encoded` does, but for labels.
     """
     if dataset == "digits":
-        return _digits(split).images  # type: ignore[return-value]  # encoded by that
+        return _digits(split).images, ()  # type: ignore[return-value]  # encoded by that
     table, name, _ = _table(dataset, split, labelled=False)
     usual = DATASETS[dataset][2] if dataset in DATASETS else None
-    return _encoded(table, name, _column(table, name, "image", image_column or usual)).looked_at().in_colour()
+    images, notes = _encoded(table, name, _column(table, name, "image", image_column or usual)), tuple[str, ...]()
+    if skip_broken:
+        opened, notes = images.whole()
+        images = images.select(opened)
+    if not len(images.rows):
+        raise InputError(f"{name} has no picture in this split that can be opened; name another data set")
+    return images.looked_at().in_colour(), notes
 
 
 def listed(split: Split, file: str) -> Split:

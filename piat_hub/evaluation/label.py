@@ -29,8 +29,13 @@ TOGETHER = 256  # pictures that are held while they are written
 
 
 def pictures_for(
-    model: nn.Module, dataset: str, split: str, image_column: str | None = None, img_size: int | None = None
-) -> tuple[data.Encoded, Tensor | None, str]:
+    model: nn.Module,
+    dataset: str,
+    split: str,
+    image_column: str | None = None,
+    img_size: int | None = None,
+    skip_broken: bool = False,
+) -> tuple[data.Encoded, Tensor | None, Sequence[str]]:
     """A split's pictures in the model's size, and the labels that they have already.
 
     Args:
@@ -39,21 +44,23 @@ def pictures_for(
         split: "train", say.
         image_column: by default found.
         img_size: pixels a side, in place of the model's own.
+        skip_broken: leave out pictures that cannot be opened.
 
     Returns:
-        The pictures, their labels as the model numbers its classes, (N,) int64, or None, and why they have none.
+        The pictures; their labels as the model numbers its classes, (N,) int64, or None; and notes, why they have none too.
 
     Raises:
         InputError: where `data.load_pictures` refuses.
     """
-    images = data.load_pictures(dataset, split, image_column)
+    images, notes = data.load_pictures(dataset, split, image_column, skip_broken)
     fitted = images.fitted(fit_of(model, images.mixed, img_size))
     try:
-        own = data.numbered_as(data.load_encoded(dataset, split, image_column), label_names(model))
+        known = data.load_encoded(dataset, split, image_column, skip_broken=skip_broken)
+        own = data.numbered_as(known, label_names(model), "this model")
         class_count(model, replace(own, images=fitted))
     except InputError as error:
-        return fitted, None, str(error)
-    return fitted, own.labels, ""
+        return fitted, None, (*notes, f"how many are right is not known: {error}")
+    return fitted, own.labels, notes
 
 
 def answers(model: nn.Module, images: data.Encoded, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -75,7 +82,12 @@ def answers(model: nn.Module, images: data.Encoded, batch_size: int) -> Iterator
     with verdict_mode(model) as exact:
         for batch in in_workers(images.decode, batches, device.type == "cuda"):
             x = data.to_unit(batch.to(device, non_blocking=True))
-            logits = usable(logits_of(exact, x, what, "give their size with --img-size"), x)
+            logits = usable(
+                logits_of(
+                    exact, x, what, "label pictures of its size, or give it with --img-size, and of its channels"
+                ),
+                x,
+            )
             if not logits.isfinite().all():
                 raise InputError(
                     f"the model gives NaN or Inf for images of {images.name}, which label nothing; use another"

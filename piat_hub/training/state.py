@@ -147,7 +147,7 @@ class State:
             )
         self._same_config(config)
         for name, part in self.parts.items():
-            part.load_state_dict(saved[name])
+            part.load_state_dict(saved.get(name, {}))
         where = f"epoch {done.epochs}" + (f", step {done.steps} of the next" if done.steps else "")
         return done, f"{warnings[0]}; going on from the one before, of {where}" if warnings else ""
 
@@ -159,6 +159,29 @@ class State:
                     f"the run in {self.directory} has {key}={saved.get(key)}, this command {now.get(key)}; "
                     "resume with the command it was started with, or name another --output"
                 )
+
+
+class SameData:
+    """A part of the state that says which labels, and which file of extra images, a run learns from: it goes on with no others.
+
+    Args:
+        digest: of them.
+    """
+
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+
+    def state_dict(self) -> dict[str, str]:
+        """What they were."""
+        return {"digest": self.digest}
+
+    def load_state_dict(self, saved: Mapping[str, str]) -> None:
+        """InputError where they have changed; states of before this was recorded say nothing."""
+        if saved.get("digest", self.digest) != self.digest:
+            raise InputError(
+                "the training images have other labels than when this run began, or the extra data are another file; put the "
+                "former back, or name another --output"
+            )
 
 
 def written_states(directory: Path) -> list[Path]:
