@@ -34,10 +34,11 @@ def preact_resnet18_cifar10_fast() -> TrainConfig:
 def resnet18_cifar10_awp() -> TrainConfig:
     """ResNet-18 on CIFAR-10 with TRADES and AWP, without other images.
 
-    Command: accelerate launch train.py resnet18-cifar10-awp
+    Command: accelerate launch train.py resnet18-cifar10-awp --mixed-precision bf16
     Source: Wu et al. 2020 (NeurIPS) and their code, whose AWP begins in epoch 10 and here in the first; theirs lowers the
     rate an epoch earlier. Published: AutoAttack 51.62 % (MAIR's ResNet-18).
-    Cost: 0.3 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: one GPU.
+    Cost: 0.3 GPU hours, computed at 40 % of an H200's peak in bf16 (docs/scaling.md);
+    a ResNet-18 reached 9 %, so four times that. Hardware: one GPU.
     """
     return TrainConfig(
         recipe="resnet18-cifar10-awp",
@@ -93,10 +94,10 @@ def _with_piat(recipe: str, base: TrainConfig) -> TrainConfig:
 def wrn_28_10_cifar10_edm() -> TrainConfig:
     """WRN-28-10 with SiLU on CIFAR-10 and generated images with TRADES.
 
-    Command: accelerate launch train.py wrn-28-10-cifar10-edm --extra-data 1m.npz
+    Command: accelerate launch train.py wrn-28-10-cifar10-edm --mixed-precision bf16 --extra-data 1m.npz
     The file: cifar10/1m.npz of huggingface.co/datasets/P2333/DM-Improves-AT.
-    Source: Wang et al. 2023 (ICML, arXiv:2302.04638) and their code. Published with 20 million images: clean 92.44 %,
-    AutoAttack 67.31 %; of one million less is to be expected.
+    Source: Wang et al. 2023 (ICML, arXiv:2302.04638) and their code. Published for their best network, with 20 million
+    images: clean 92.44 %, AutoAttack 67.31 %; for one million, as here and in their README's command, they give none there.
     Cost: 3.9 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: one GPU.
     """
     return _edm("wrn-28-10-cifar10-edm", "cifar_wrn_28_10_silu")
@@ -106,9 +107,9 @@ def wrn_28_10_cifar10_edm() -> TrainConfig:
 def wrn_70_16_cifar10_edm() -> TrainConfig:
     """WRN-70-16 with SiLU on CIFAR-10 and generated images with TRADES.
 
-    Command: accelerate launch train.py wrn-70-16-cifar10-edm --extra-data 1m.npz
-    Source: Wang et al. 2023 (ICML, arXiv:2302.04638) and their code. Published with 50 million images: clean 93.25 %,
-    AutoAttack 70.69 %; of one million less is to be expected.
+    Command: accelerate launch train.py wrn-70-16-cifar10-edm --mixed-precision bf16 --extra-data 1m.npz
+    Source: Wang et al. 2023 (ICML, arXiv:2302.04638) and their code. Published for their best network, with 50 million
+    images: clean 93.25 %, AutoAttack 70.69 %; of one million less is to be expected.
     Cost: 28.6 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: eight GPUs, or one and patience.
     """
     return _edm("wrn-70-16-cifar10-edm", "cifar_wrn_70_16_silu")
@@ -118,10 +119,11 @@ def wrn_70_16_cifar10_edm() -> TrainConfig:
 def preact_resnet18_cifar10_edm() -> TrainConfig:
     """PreActResNet-18 with SiLU on CIFAR-10 and generated images with TRADES.
 
-    Command: accelerate launch train.py preact-resnet18-cifar10-edm --extra-data 1m.npz
+    Command: accelerate launch train.py preact-resnet18-cifar10-edm --mixed-precision bf16 --extra-data 1m.npz
     Source: Wang et al. 2023 (ICML, arXiv:2302.04638) and their code. Published for this network with a million images of
     another generator: clean 86.86 %, AutoAttack 57.09 % (Rade & Moosavi-Dezfooli 2021).
-    Cost: 0.4 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: one GPU.
+    Cost: 0.4 GPU hours, computed at 40 % of an H200's peak in bf16 (docs/scaling.md);
+    a ResNet-18 reached 9 %, so four times that. Hardware: one GPU.
     """
     return _edm("preact-resnet18-cifar10-edm", "cifar_preact_resnet18_silu")
 
@@ -130,10 +132,11 @@ def preact_resnet18_cifar10_edm() -> TrainConfig:
 def resnet18_cifar10_awp_piat() -> TrainConfig:
     """ResNet-18 on CIFAR-10 with PIAT+NMSE and AWP, without other images.
 
-    Command: accelerate launch train.py resnet18-cifar10-awp-piat
+    Command: accelerate launch train.py resnet18-cifar10-awp-piat --mixed-precision bf16
     Source: our own, resnet18-cifar10-awp with another method. Nothing is published. AWP's size is the one for TRADES; with a
     cross-entropy, as here, .01 is usual.
-    Cost: 0.2 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: one GPU.
+    Cost: 0.2 GPU hours, computed at 40 % of an H200's peak in bf16 (docs/scaling.md);
+    a ResNet-18 reached 9 %, so four times that. Hardware: one GPU.
     """
     return _with_piat("resnet18-cifar10-awp-piat", resnet18_cifar10_awp())
 
@@ -142,7 +145,7 @@ def resnet18_cifar10_awp_piat() -> TrainConfig:
 def wrn_28_10_cifar10_edm_piat() -> TrainConfig:
     """WRN-28-10 with SiLU on CIFAR-10 and generated images with PIAT+NMSE.
 
-    Command: accelerate launch train.py wrn-28-10-cifar10-edm-piat --extra-data 1m.npz
+    Command: accelerate launch train.py wrn-28-10-cifar10-edm-piat --mixed-precision bf16 --extra-data 1m.npz
     Source: our own, wrn-28-10-cifar10-edm with another method. Nothing is published.
     Cost: 3.7 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: one GPU.
     """
@@ -153,7 +156,7 @@ def wrn_28_10_cifar10_edm_piat() -> TrainConfig:
 def wrn_70_16_cifar10_edm_piat() -> TrainConfig:
     """WRN-70-16 with SiLU on CIFAR-10 and generated images with PIAT+NMSE.
 
-    Command: accelerate launch train.py wrn-70-16-cifar10-edm-piat --extra-data 1m.npz
+    Command: accelerate launch train.py wrn-70-16-cifar10-edm-piat --mixed-precision bf16 --extra-data 1m.npz
     Source: our own, wrn-70-16-cifar10-edm with another method. Nothing is published.
     Cost: 27.5 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: eight GPUs, or one and patience.
     """
@@ -164,9 +167,10 @@ def wrn_70_16_cifar10_edm_piat() -> TrainConfig:
 def preact_resnet18_cifar10_edm_piat() -> TrainConfig:
     """PreActResNet-18 with SiLU on CIFAR-10 and generated images with PIAT+NMSE.
 
-    Command: accelerate launch train.py preact-resnet18-cifar10-edm-piat --extra-data 1m.npz
+    Command: accelerate launch train.py preact-resnet18-cifar10-edm-piat --mixed-precision bf16 --extra-data 1m.npz
     Source: our own, preact-resnet18-cifar10-edm with another method. Nothing is published.
-    Cost: 0.4 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: one GPU.
+    Cost: 0.4 GPU hours, computed at 40 % of an H200's peak in bf16 (docs/scaling.md);
+    a ResNet-18 reached 9 %, so four times that. Hardware: one GPU.
     """
     return _with_piat("preact-resnet18-cifar10-edm-piat", preact_resnet18_cifar10_edm())
 
