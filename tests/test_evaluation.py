@@ -510,12 +510,15 @@ NEWER = """
 import torch
 from piat_hub.evaluation.verdict import verdict_mode
 backends = torch.backends
-read = lambda: [part.fp32_precision for part in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)]
-for owner, value in ((backends, "tf32"), (backends.cudnn.conv, "ieee")):
+cudnn, onednn = backends.cudnn, backends.mkldnn
+parts = (backends.cuda.matmul, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn)
+read = lambda: [part.fp32_precision for part in parts]
+for owner, value in ((backends, "tf32"), (cudnn.conv, "ieee"), (onednn.matmul, "bf16")):
     owner.fp32_precision = value
     before = read()
+    assert value in before
     with verdict_mode(torch.nn.Linear(2, 2)):
-        assert read() == ["ieee"] * 3 and backends.cudnn.deterministic
+        assert read() == ["ieee"] * 6 and backends.cudnn.deterministic
     assert read() == before and not backends.cudnn.deterministic
 """
 

@@ -254,7 +254,7 @@ def verdict_mode(model: nn.Module) -> Iterator[nn.Module]:
     Yields:
         The model to ask.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    cudnn, onednn = torch.backends.cudnn, torch.backends.mkldnn
     was: list[tuple[Any, str, Any]]
     precision: str | None = None
     try:
@@ -262,7 +262,8 @@ def verdict_mode(model: nn.Module) -> Iterator[nn.Module]:
         off: Any = False
         precision = torch.get_float32_matmul_precision()  # of every backend, a CPU's bf16 too
     except RuntimeError:  # torch refuses these names once anyone has used the newer ones
-        was = [(part, "fp32_precision", part.fp32_precision) for part in (matmul, cudnn.conv, cudnn.rnn)]  # type: ignore[attr-defined]
+        parts: Any = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn)  # type: ignore[attr-defined]
+        was = [(part, "fp32_precision", part.fp32_precision) for part in parts]
         off = "ieee"
     was_deterministic, cudnn.deterministic = cudnn.deterministic, True
     try:
