@@ -97,10 +97,11 @@ def images_at_a_time(device: torch.device) -> int:
 
 
 def bf16_warning(device: torch.device) -> str:
-    """What to say where bf16 is asked for and a CPU has no arithmetic for it (no AVX-512), so that torch imitates it; or ""."""
-    if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2":
+    """What to say where bf16 is asked for and the CPU has no arithmetic for it, so that torch imitates it; "" elsewhere."""
+    onednn = torch.ops.mkldnn
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available() or onednn._is_mkldnn_bf16_supported():
         return ""
-    return f"warning: {device_name(device)} has no bf16, and torch's imitation is many times slower than fp32; leave bf16 out"
+    return f"warning: {device_name(device)} computes no bf16, and torch's imitation is many times slower than fp32; leave bf16 out"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

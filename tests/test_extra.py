@@ -288,7 +288,9 @@ def test_numbers_of_a_table_that_are_taken_for_names_are_told(tmp_path):
     real = data.Split(torch.zeros(12, 3, 5, 4, dtype=torch.uint8), torch.arange(12) % 3, ("1", "2", "3"), "real")
     extra = loaded(folder, real)
     assert extra.labels.tolist() == [0, 1] * 6
-    assert extra.notes[0] == "the labels of d are taken for names: 1 for class '1' of real, its number 0"
+    three = make(tmp_path / "e", [picture(p) for p in random_images(12)], [1, 2, 3] * 4, features, split="train")
+    assert loaded(three, real).labels.tolist() == [0, 1, 2] * 4
+    assert extra.notes[0] == "the labels of d are read as class names: 1 is class '1' of real, its number 0"
 
 
 def test_columns_that_are_named_are_those_of_both_sets_where_both_have_them(tmp_path):
@@ -327,6 +329,7 @@ def test_held_out_images_among_the_extra_ones_are_counted_and_told(tmp_path, cap
     assert data.shared_images(extra, held) == 5 and data.shared_images(digits[10:], held) == 0
     twisted = dataclasses.replace(extra, images=extra.images.flip(2))  # the same levels in other places
     assert data.shared_images(twisted, held) == 0
+    assert data.shared_images(data.load_encoded("digits", "train"), held) is None
     order = data.hold_out(digits, 16)[1]
     arrays = {"image": order.images.permute(0, 2, 3, 1).contiguous().numpy(), "label": order.labels.numpy()}
     assert trained(saved(tmp_path / "gen.npz", **arrays), "--extra-fraction", ".2") == 0

@@ -140,7 +140,7 @@ def test_broken_pictures_are_left_out_where_that_is_asked_for(tmp_path, capsys):
     (tmp_path / "found" / "2.png").write_bytes(b"no picture")
     words = ["label", str(RUN), "found", "--img-size", "8", "--output", "out"]
     assert (
-        cli.main(words) == 2 and "or, to train or to label, leave such out by --skip-broken" in capsys.readouterr().err
+        cli.main(words) == 2 and "piat train and piat label leave it out with --skip-broken" in capsys.readouterr().err
     )
     assert cli.main([*words, "--skip-broken"]) == 0
     told = capsys.readouterr().out

@@ -37,7 +37,7 @@ def list_known(argv: Sequence[str], prog: str) -> None:
             print(f"{m['model']}: {sentence}")
     local = [m["model"] for m in models if "problem" not in m and Path(m["model"]).is_dir()]
     if sentences := advice(local):
-        print("\nWhich to take:\n  " + "\n  ".join(sentences))
+        print("\nWhich of those that lie here to take, by their last checkpoints:\n  " + "\n  ".join(sentences))
     print(f"\n{recipes.described()}")
     print(f"\nmethods: {', '.join(methods.names())}")
     print(f"backbones: {', '.join(timm.list_models(backbones.OURS))}, and timm's own")

@@ -49,7 +49,7 @@ def numbered_as(split: Split, names: Sequence[str], whose: str = "the model") ->
     elif split.inferred and found != there:
         k, n = next((k, n) for k, n in zip(there, found, strict=True) if k != n)
         notes.append(
-            f"the labels of {split.name} are taken for names: {k} for class {names[n]!r} of {whose}, its number {n}"
+            f"the labels of {split.name} are read as class names: {k} is class {names[n]!r} of {whose}, its number {n}"
         )
     if renamed := [(own[k], names[n]) for k, n in zip(there, found, strict=True) if own[k] != names[n]]:
         notes.append(f"class {renamed[0][0]!r} of {split.name} is taken for {renamed[0][1]!r}" + _more(renamed))

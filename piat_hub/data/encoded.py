@@ -152,7 +152,7 @@ class Encoded:
         try:
             return open_picture(file, f"{self.name}: {_where(row, cell)}")
         except InputError as error:
-            raise InputError(f"{error}, or, to train or to label, leave such out by --skip-broken") from error
+            raise InputError(f"{error}; piat train and piat label leave it out with --skip-broken") from error
 
     def tensor(self, row: int, picture: Image.Image) -> Tensor:
         """A row's picture as (1 or 3, H, W) uint8, in its size.

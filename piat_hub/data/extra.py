@@ -44,15 +44,15 @@ def load_extra(config: TrainConfig, real: Split, limit: float) -> Split:
     return extra if mapped else extra.to(real.labels.device)
 
 
-def shared_images(extra: Split, held: Split) -> int:
-    """How many held-out images are among the extra ones, pixel by pixel; 0 for images that are not held decoded.
+def shared_images(extra: Split, held: Split) -> int | None:
+    """How many held-out images are among the extra ones, pixel by pixel; None where images are not held decoded.
 
     Args:
         extra: as `load_extra` gives it; more than `LOOKED_AT` GiB are not looked through.
         held: images that are to tell how well training goes.
     """
     if isinstance(extra.images, Encoded) or isinstance(held.images, Encoded) or _gib(extra) > LOOKED_AT:
-        return 0
+        return None
     sums, those = (
         torch.cat([part.flatten(1).sum(1) for part in images.split(4096)]) for images in (extra.images, held.images)
     )
@@ -62,10 +62,10 @@ def shared_images(extra: Split, held: Split) -> int:
 
 
 def training_digest(real: Split, extra: Split | None, config: TrainConfig) -> str:
-    """What a run learns from, as far as it is cheap to say: all labels, and the checksum of an .npz of extra data.
+    """What a run learns from, as far as it is cheap to say: its labels, and the checksum of an .npz of extra data.
 
     Args:
-        real: the training images that are not held out.
+        real: the training images, held out or not; of a stream the first ones.
         extra: those mixed in, or None.
         config: names them.
     """
@@ -105,11 +105,11 @@ def _pictures(name: str, config: TrainConfig, real: Split, room: float) -> Split
 def _fitted(extra: Split, config: TrainConfig, real: Split) -> Split:
     """The extra data as they go with the real ones: labels numbered alike, images of one shape, enough for every batch."""
     most, classes = int(extra.labels.max()), len(real.label_names)
-    if extra.inferred and most >= classes:
-        raise InputError(
-            f"{extra.name}: labels reach {most}, and {real.name} has the classes 0 to {classes - 1}; number them alike"
-        )
     if extra.name.endswith(".npz"):  # numbers alone, whatever the real classes are called
+        if most >= classes:
+            raise InputError(
+                f"{extra.name}: labels reach {most}, and {real.name} has the classes 0 to {classes - 1}; number them alike"
+            )
         note = f"label k of {extra.name} is class k of {real.name}: {real.label_names[0]!r} for 0"
         extra = replace(extra, label_names=real.label_names, inferred=False, notes=(*extra.notes, note))
     extra = numbered_as(extra, real.label_names, real.name)

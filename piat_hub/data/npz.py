@@ -48,7 +48,7 @@ def open_npz(file: str | Path) -> Split:
     """The images of an .npz file, which stay on the disk: what an index asks for is read.
 
     They are converted into a folder of Hugging Face's cache (`HF_HOME`/piat_hub) named after the file's path, size and time,
-    whole or not at all, and without ever being held. What is not whole there any more is converted anew.
+    whole or not at all, and without ever being held. What is missing there, or cut short, is converted anew.
 
     Args:
         file: holds `image`, (N, H, W, C) uint8, and `label`, (N,) of a whole-number type.
@@ -74,8 +74,11 @@ def checksum(file: str | Path) -> str:
 
     Args:
         file: as `open_npz` takes it.
+
+    Raises:
+        InputError: for a file that is no .npz of such arrays.
     """
-    with zipfile.ZipFile(file) as packed:
+    with _as_input(_there(file)), zipfile.ZipFile(file) as packed:
         return " ".join(f"{packed.getinfo(f'{name}.npy').CRC:08x}" for name in NEEDED)
 
 
@@ -124,7 +127,7 @@ def _read(place: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """What was converted, if it is there and whole."""
     try:
         images, labels = np.load(place / "image.npy", mmap_mode="r"), np.load(place / "label.npy")
-    except (OSError, ValueError, EOFError):
+    except (FileNotFoundError, ValueError, EOFError):  # not there, or cut short
         return None
     return (images, labels) if len(images) == len(labels) else None
 

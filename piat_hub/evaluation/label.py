@@ -60,7 +60,7 @@ def pictures_for(
         class_count(model, replace(own, images=fitted))
     except InputError as error:
         return fitted, None, (*notes, f"how many are right is not known: {error}")
-    return fitted, own.labels, notes
+    return fitted, own.labels, tuple(dict.fromkeys((*notes, *own.notes)))
 
 
 def answers(model: nn.Module, images: data.Encoded, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

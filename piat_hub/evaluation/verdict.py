@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -254,22 +254,23 @@ def verdict_mode(model: nn.Module) -> Iterator[nn.Module]:
     Yields:
         The model to ask.
     """
-    cudnn, onednn = torch.backends.cudnn, torch.backends.mkldnn
-    was: list[tuple[Any, str, Any]]
+    cudnn, onednn = torch.backends.cudnn, cast(Any, torch.backends.mkldnn)
+    newer: list[Any] = (
+        [onednn.conv, onednn.rnn] if hasattr(onednn, "conv") else []
+    )  # a CPU's, which have no older names
+    was: list[tuple[Any, str, Any, Any]] = []
     precision: str | None = None
     try:
-        was = [(cudnn, "allow_tf32", cudnn.allow_tf32)]
-        off: Any = False
+        was = [(cudnn, "allow_tf32", cudnn.allow_tf32, False)]
         precision = torch.get_float32_matmul_precision()  # of every backend, a CPU's bf16 too
     except RuntimeError:  # torch refuses these names once anyone has used the newer ones
-        parts: Any = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn)  # type: ignore[attr-defined]
-        was = [(part, "fp32_precision", part.fp32_precision) for part in parts]
-        off = "ieee"
+        was, newer = [], [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, onednn.matmul, *newer]  # type: ignore[attr-defined]
+    was += [(part, "fp32_precision", part.fp32_precision, "ieee") for part in newer]
     was_deterministic, cudnn.deterministic = cudnn.deterministic, True
     try:
         if precision:
             torch.set_float32_matmul_precision("highest")
-        for part, name, _ in was:
+        for part, name, _, off in was:
             setattr(part, name, off)
         devices = range(torch.cuda.device_count())
         with torch.random.fork_rng(devices=devices), torch.autocast(device_of(model).type, enabled=False):
@@ -279,5 +280,5 @@ def verdict_mode(model: nn.Module) -> Iterator[nn.Module]:
         cudnn.deterministic = was_deterministic
         if precision:
             torch.set_float32_matmul_precision(precision)
-        for part, name, value in was:
+        for part, name, value, _ in was:
             setattr(part, name, value)

@@ -64,7 +64,7 @@ class Setup:
         known = {"model": self.bare, "optimizer": parts.optimizer, "interpolation": parts.interpolation}
         known |= {"ema": parts.ema, "swa": parts.swa, "scaler": parts.accelerator.scaler}
         known |= {"method": state.PerProcess(parts.method, parts.accelerator)}
-        known |= {"data": state.SameData(data.training_digest(parts.split, parts.extra, parts.config))}
+        known |= {"data": state.SameData(data.training_digest(self.whole, parts.extra, parts.config))}
         return {name: part for name, part in known.items() if hasattr(part, "state_dict")}
 
 
@@ -211,7 +211,10 @@ def describe(setup: Setup, options: RunOptions) -> list[str]:
         share, batch = setup.parts.config.extra_share, setup.parts.config.batch_size
         where = "decoded by workers" if isinstance(extra.images, data.Encoded) else f"on {extra.labels.device}"
         lines += [f"extra data: {len(extra):,} images {where}, {share} of every batch of {batch}", *extra.notes]
-        if shared := data.shared_images(extra, setup.held):
+        shared = data.shared_images(extra, setup.held) if setup.held and setup.parts.accelerator.is_main_process else 0
+        if shared is None:
+            lines.append("the extra data were not searched for held-out images; see that there are none among them")
+        elif shared:
             lines.append(
                 f"warning: {shared} of the {len(setup.held):,} held-out images are among the extra data: held-out accuracy "
                 "flatters, and with it the best epoch; take them out"

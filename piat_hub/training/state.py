@@ -147,7 +147,7 @@ class State:
             )
         self._same_config(config)
         for name, part in self.parts.items():
-            part.load_state_dict(saved.get(name, {}))
+            part.load_state_dict(saved.get(name, {}) if name == "data" else saved[name])  # older states lack it
         where = f"epoch {done.epochs}" + (f", step {done.steps} of the next" if done.steps else "")
         return done, f"{warnings[0]}; going on from the one before, of {where}" if warnings else ""
 
@@ -162,7 +162,7 @@ class State:
 
 
 class SameData:
-    """A part of the state that says which labels, and which file of extra images, a run learns from: it goes on with no others.
+    """A part of the state that says what a run learns from, as `training_digest` does: it goes on with nothing else.
 
     Args:
         digest: of them.

@@ -38,7 +38,7 @@ def resnet18_cifar10_awp() -> TrainConfig:
     Source: Wu et al. 2020 (NeurIPS) and their code, whose AWP begins in epoch 10 and here in the first; theirs lowers the
     rate an epoch earlier. Published: AutoAttack 51.62 % (MAIR's ResNet-18).
     Cost: 0.3 GPU hours, computed at 40 % of an H200's peak in bf16 (docs/scaling.md);
-    a ResNet-18 reached 9 %, so four times that. Hardware: one GPU.
+    a ResNet-18 reached 9 %, so more than four times that. Hardware: one GPU.
     """
     return TrainConfig(
         recipe="resnet18-cifar10-awp",
@@ -97,7 +97,7 @@ def wrn_28_10_cifar10_edm() -> TrainConfig:
     Command: accelerate launch train.py wrn-28-10-cifar10-edm --mixed-precision bf16 --extra-data 1m.npz
     The file: cifar10/1m.npz of huggingface.co/datasets/P2333/DM-Improves-AT.
     Source: Wang et al. 2023 (ICML, arXiv:2302.04638) and their code. Published for their best network, with 20 million
-    images: clean 92.44 %, AutoAttack 67.31 %; for one million, as here and in their README's command, they give none there.
+    images: clean 92.44 %, AutoAttack 67.31 %; of one million, as here and in their README's command, less is to be expected.
     Cost: 3.9 GPU hours, computed (docs/scaling.md: bf16, an H200). Hardware: one GPU.
     """
     return _edm("wrn-28-10-cifar10-edm", "cifar_wrn_28_10_silu")
@@ -123,7 +123,7 @@ def preact_resnet18_cifar10_edm() -> TrainConfig:
     Source: Wang et al. 2023 (ICML, arXiv:2302.04638) and their code. Published for this network with a million images of
     another generator: clean 86.86 %, AutoAttack 57.09 % (Rade & Moosavi-Dezfooli 2021).
     Cost: 0.4 GPU hours, computed at 40 % of an H200's peak in bf16 (docs/scaling.md);
-    a ResNet-18 reached 9 %, so four times that. Hardware: one GPU.
+    a ResNet-18 reached 9 %, so more than four times that. Hardware: one GPU.
     """
     return _edm("preact-resnet18-cifar10-edm", "cifar_preact_resnet18_silu")
 
@@ -136,7 +136,7 @@ def resnet18_cifar10_awp_piat() -> TrainConfig:
     Source: our own, resnet18-cifar10-awp with another method. Nothing is published. AWP's size is the one for TRADES; with a
     cross-entropy, as here, .01 is usual.
     Cost: 0.2 GPU hours, computed at 40 % of an H200's peak in bf16 (docs/scaling.md);
-    a ResNet-18 reached 9 %, so four times that. Hardware: one GPU.
+    a ResNet-18 reached 9 %, so more than four times that. Hardware: one GPU.
     """
     return _with_piat("resnet18-cifar10-awp-piat", resnet18_cifar10_awp())
 
@@ -170,7 +170,7 @@ def preact_resnet18_cifar10_edm_piat() -> TrainConfig:
     Command: accelerate launch train.py preact-resnet18-cifar10-edm-piat --mixed-precision bf16 --extra-data 1m.npz
     Source: our own, preact-resnet18-cifar10-edm with another method. Nothing is published.
     Cost: 0.4 GPU hours, computed at 40 % of an H200's peak in bf16 (docs/scaling.md);
-    a ResNet-18 reached 9 %, so four times that. Hardware: one GPU.
+    a ResNet-18 reached 9 %, so more than four times that. Hardware: one GPU.
     """
     return _with_piat("preact-resnet18-cifar10-edm-piat", preact_resnet18_cifar10_edm())
 
