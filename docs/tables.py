@@ -243,6 +243,11 @@ def read_or_none(name):
     return read(name) if (DOCS / "results" / f"{name}.json").exists() else None
 
 
+def best_epoch(metrics):
+    """The epoch of model_best.safetensors: the first of the highest held-out PGD-10 accuracy."""
+    return max(metrics, key=lambda m: (m["holdout_pgd10_acc"], -m["epoch"]))["epoch"]
+
+
 EXTRA = {  # folder of docs/results/extra: what was trained
     "trades": "TRADES, 4,000 images",
     "extra-trades": "TRADES, and 45,000 pseudo-labelled",
@@ -256,7 +261,7 @@ def extra_data():
     lines = []
     for folder, who in EXTRA.items():
         metrics = read_lines(DOCS / f"results/extra/{folder}/metrics.jsonl")
-        best = max(metrics, key=lambda m: (m["holdout_pgd10_acc"], -m["epoch"]))["epoch"]
+        best = best_epoch(metrics)
         for name, end, epoch in (("last", "", metrics[-1]["epoch"]), ("best", "_best", best)):
             found = read(f"extra/{folder}/results{end}")
             cells = [cell(found, attack) for attack in ("clean", "pgd20", "cw20")]
@@ -330,7 +335,7 @@ def best_and_last():
     lines = []
     for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
         metrics = read_lines(folder / "metrics.jsonl")
-        best = max(metrics, key=lambda m: (m["holdout_pgd10_acc"], -m["epoch"]))["epoch"]
+        best = best_epoch(metrics)
         for found in RunDirectory.read(folder).measured:
             if not found.folder:
                 epoch = best if found.checkpoint == "best" else metrics[-1]["epoch"]

@@ -255,9 +255,8 @@ def verdict_mode(model: nn.Module) -> Iterator[nn.Module]:
         The model to ask.
     """
     cudnn, onednn = torch.backends.cudnn, cast(Any, torch.backends.mkldnn)
-    newer: list[Any] = (
-        [onednn.conv, onednn.rnn] if hasattr(onednn, "conv") else []
-    )  # a CPU's, which have no older names
+    # a CPU's, which have no older names
+    newer: list[Any] = [onednn.conv, onednn.rnn] if hasattr(onednn, "conv") else []
     was: list[tuple[Any, str, Any, Any]] = []
     precision: str | None = None
     try:
