@@ -258,29 +258,37 @@ EXTRA = {  # folder of docs/results/extra: what was trained
 
 def extra_data():
     """Four trainings with and without pseudo-labelled images, last and best checkpoint, on test images."""
-    lines = []
-    for folder, who in EXTRA.items():
-        metrics = read_lines(DOCS / f"results/extra/{folder}/metrics.jsonl")
-        best = best_epoch(metrics)
-        for name, end, epoch in (("last", "", metrics[-1]["epoch"]), ("best", "_best", best)):
-            found = read(f"extra/{folder}/results{end}")
-            cells = [cell(found, attack) for attack in ("clean", "pgd20", "cw20")]
-            aa = read_or_none(f"extra/{folder}/aa300/results") if name == "last" else None
-            lines.append([who, f"{name}, {epoch}", *cells, cell(aa, "aa")])
-    headers = ["", "checkpoint, epoch", *(f"{attack}, n {found.n}" for attack in ("clean", "PGD-20", "CW-20"))]
-    return markdown(lines, [*headers, "AutoAttack, n 300"])
+    return last_and_best("extra", EXTRA)
 
 
 def extra_paired():
     """What the extra images change, and PIAT+NMSE beside TRADES, image by image, last checkpoint."""
     against = [("trades", "extra-trades"), ("nmse-piat", "extra-nmse-piat")]
-    against += [("trades", "nmse-piat"), ("extra-trades", "extra-nmse-piat")]
+    return image_by_image("extra", EXTRA, [*against, ("trades", "nmse-piat"), ("extra-trades", "extra-nmse-piat")])
+
+
+def last_and_best(study, names):
+    """Runs in docs/results/STUDY, {folder: name}: both checkpoints on test images, the last under AutoAttack on 300 where that was run."""
     lines = []
-    for names in against:
-        a, b = (DOCS / "results/extra" / name for name in names)
+    for folder, who in names.items():
+        metrics = read_lines(DOCS / f"results/{study}/{folder}/metrics.jsonl")
+        for name, end, epoch in (("last", "", metrics[-1]["epoch"]), ("best", "_best", best_epoch(metrics))):
+            if found := read_or_none(f"{study}/{folder}/results{end}"):
+                cells = [cell(found, attack) for attack in ("clean", "pgd20", "cw20")]
+                aa = read_or_none(f"{study}/{folder}/aa300/results") if name == "last" else None
+                lines.append([who, f"{name}, {epoch}", *cells, cell(aa, "aa")])
+    headers = ["", "checkpoint, epoch", *(f"{attack}, n {found.n}" for attack in ("clean", "PGD-20", "CW-20"))]
+    return markdown(lines, [*headers, "AutoAttack, n 300"])
+
+
+def image_by_image(study, names, against):
+    """B minus A for pairs (A, B) of such runs, last checkpoints."""
+    lines = []
+    for pair in against:
+        a, b = (DOCS / "results" / study / folder for folder in pair)
         few = (a / "aa300", b / "aa300")
         pairs = compare(a, b) + [p for p in (compare(*few) if all(d.exists() for d in few) else ()) if p.attack == "aa"]
-        who = f"{EXTRA[names[1]]}, minus {EXTRA[names[0]]}"
+        who = f"{names[pair[1]]}, minus {names[pair[0]]}"
         lines += [[who, f"{attack_name(p.attack)}, n {p.n}", *pair_cells(p)] for p in pairs]
     return markdown(lines, ["B minus A", "", "points", "95 % interval", "only A / only B stands", "McNemar's p"])
 
