@@ -127,6 +127,28 @@ def test_numbers_as_names_go_by_the_number_and_not_by_its_place():
     assert [names[k] for k in numbered_as(split, names).labels] == list(map(str, range(12)))
 
 
+@pytest.mark.parametrize(
+    ("names", "labels", "numbers"),
+    [
+        (sorted(map(str, range(12))), range(12), [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (sorted(map(str, range(1, 13))), range(12), [0, 9, 10, 11, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (["0", "1", "10", "3", "4", "5"], range(6), [0, 1, 10, 3, 4, 5]),  # folders without pictures are not there
+        (["1", "0"], [0, 1], None),  # an order that somebody chose
+        (["00", "01", "02"], [2, 1, 0], None),
+        (["10001", "2"], [0, 1], None),  # codes
+        (["1b", "2"], [0, 1], None),
+    ],
+)
+def test_folders_called_by_numbers_go_by_them_where_the_model_has_no_names(names, labels, numbers):
+    split = Split(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), torch.tensor([*labels]), tuple(names), "d")
+    found = numbered_as(split, ())
+    if numbers is None:
+        assert found is split
+    else:
+        assert found.labels.tolist() == numbers and "called by numbers" in found.notes[0]
+        assert [found.label_names[k] for k in found.labels] == [names[k] for k in labels]
+
+
 @pytest.mark.parametrize("names", [(), None, 3, "cat", nn.Identity()])
 def test_a_model_without_names_goes_by_numbers(names):
     model = Bright()

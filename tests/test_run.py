@@ -608,6 +608,10 @@ def test_a_directory_of_timms_own_begins_with_its_normalisation_inside(small_dig
         InputError, match="is mobilenetv3_small_050, not resnet18; choose --backbone mobilenetv3_small_050"
     ):
         make_backbone(dataclasses.replace(config, backbone="resnet18"), split)
+    other = {f"model.{name}": tensor for name, tensor in source.state_dict().items()}
+    save_file(other, tmp_path / "m/model.safetensors")  # timm would begin with random numbers, and say nothing
+    with pytest.raises(InputError, match="lacks tensor 'blocks"):
+        make_backbone(config, dataclasses.replace(split, label_names=names[:5]))
     facts = json.loads((tmp_path / "m/config.json").read_text())
     facts["pretrained_cfg"]["mean"] = [0.1, 0.1, 0.1]
     (tmp_path / "m/config.json").write_text(json.dumps(facts))

@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 
 import piat_hub
 from piat_hub.config import InputError, recipes, to_dict
-from piat_hub.hub.load import from_timm
+from piat_hub.hub.load import from_pretrained, from_timm
 from piat_hub.hub.save import save_pretrained
 from piat_hub.records.files import read_json
+from piat_hub.records.model_config import ModelConfig
 
 
 @pytest.fixture
@@ -280,6 +281,34 @@ def test_timms_own_models_get_the_same_guards(change, message, of_timm):
     with pytest.raises(InputError, match=message) as refusal:
         from_timm(spec)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_model_that_does_not_say_how_it_normalises_is_not_taken_for_one_of_images_from_0_to_1(of_timm, tmp_path):
+    """timm takes its own defaults there, where we would normalise nothing."""
+    _, spec = of_timm()
+    config = read_json(tmp_path / "m/config.json")
+    (tmp_path / "m/config.json").write_text(json.dumps(config | {"pretrained_cfg": {}}))
+    for take in (from_timm, lambda spec: from_pretrained(spec.removeprefix("local-dir:"))):
+        with pytest.raises(InputError, match="does not say by what mean and std it normalises; add them"):
+            take(spec)
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        ({"2": "horse", "0": "cat", "1": "dog"}, ("cat", "dog", "horse")),
+        ({str(k): f"c{k}" for k in sorted(range(12), key=str)}, tuple(f"c{k}" for k in range(12))),
+        ({"0": "cat", "2": "dog"}, None),
+        ({"cat": "0"}, None),
+    ],
+)
+def test_names_of_classes_by_number_go_by_it(names, read):
+    content = {"architecture": "resnet10t", "label_names": names}
+    if read:
+        assert ModelConfig.of(content, "m").label_names == read
+    else:
+        with pytest.raises(InputError, match="m: label_names must be numbered 0 to"):
+            ModelConfig.of(content, "m")
 
 
 def test_no_pickle_of_timms_is_read(of_timm, tmp_path):

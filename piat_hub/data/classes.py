@@ -13,11 +13,12 @@ def numbered_as(split: Split, names: Sequence[str], whose: str = "the model") ->
     """The split with the class numbers of `names`: the same classes in another order, or only some of them.
 
     Names that differ in case, spaces, dashes or underscores alone are the same. A split whose names are only numbers
-    that were found in it goes by those numbers where its names are none of these.
+    that were found in it goes by those numbers where its names are none of these; one whose names are numbers in the
+    order of text ("10" before "2") goes by them where nothing else names the classes.
 
     Args:
         split: its labels number its own label_names.
-        names: of all classes, in the order that counts; () leaves the split as it is.
+        names: of all classes, in the order that counts; () where nobody knows them.
         whose: has them, for messages: "the model".
 
     Returns:
@@ -27,8 +28,10 @@ def numbered_as(split: Split, names: Sequence[str], whose: str = "the model") ->
         InputError: where a class that has images is none of `names`.
     """
     own, names, evaluated = split.label_names, tuple(names), whose == "the model"
-    if not names or own == names:
+    if own == names:
         return split
+    if not names:
+        return _by_number(split)
     there = split.labels.unique().tolist()
     found = numbers_of([own[k] for k in there], names)
     if found is None and split.inferred and len(own) <= len(names):
@@ -58,6 +61,21 @@ def numbered_as(split: Split, names: Sequence[str], whose: str = "the model") ->
         notes.append(f"{split.name} has {len(there)} of the {len(names)} classes of {whose}{counted}")
     labels = numbers.to(split.labels.device)[split.labels]
     return replace(split, labels=labels, label_names=names, inferred=False, notes=(*split.notes, *notes))
+
+
+def _by_number(split: Split) -> Split:
+    """The split with classes called 0, 1, 2 … or 1, 2, 3 … in that order, if they stand sorted as text."""
+    own = split.label_names
+    if not all(name.isascii() and name.isdigit() for name in own) or list(own) != sorted(own):
+        return split
+    first, last = min(map(int, own)), max(map(int, own))
+    if first > 1 or last > 2 * len(own) or sorted(own, key=int) == list(own):
+        return split
+    note = f"the classes of {split.name} are called by numbers, and the model names none: "
+    note += f"{first} is taken for its first class, {first + 1} for its second, and so on"
+    numbers = torch.tensor([int(name) - first for name in own]).to(split.labels.device)
+    names = tuple(map(str, range(first, last + 1)))
+    return replace(split, labels=numbers[split.labels], label_names=names, notes=(*split.notes, note))
 
 
 def _more(pairs: Sequence[object]) -> str:

@@ -67,7 +67,7 @@ def from_pretrained(
         raise InputError(
             f"{weights_file} is not what we published as {model_id}: another sha256; delete it and load again"
         )
-    mean, std = (config.pretrained_cfg.get(key) or () for key in ("mean", "std"))
+    mean, std = _statistics(config, str(model_id))
     if any(mean) or any(number != 1 for number in std):
         raise InputError(
             f"{model_id} wants normalised images, as timm's own models do; "
@@ -78,6 +78,17 @@ def from_pretrained(
     model.label_names = config.label_names
     model.piat, model.origin = dict(config.piat or {}), config.origin
     return model.to(device).eval()
+
+
+def _statistics(config: ModelConfig, source: str) -> tuple[Sequence[float], Sequence[float]]:
+    """By what mean and std it normalises; InputError where it does not say so."""
+    mean, std = (config.pretrained_cfg.get(key) or () for key in ("mean", "std"))
+    if not mean or not std:
+        raise InputError(
+            f"{source} does not say by what mean and std it normalises; add them to its config.json's pretrained_cfg "
+            "(0 and 1 for images in [0, 1])"
+        )
+    return mean, std
 
 
 def _built(config: ModelConfig, weights: Path, source: str) -> Any:
@@ -145,7 +156,7 @@ def from_timms_weights(backbone: str, source: str, **shape: Any) -> nn.Module | 
     config_file, weights_file = _files(source, WEIGHTS["last"], {"revision": None})
     config = ModelConfig.read(config_file)
     said = config.pretrained_cfg
-    if config.piat is not None or not any(said.get("mean") or ()):
+    if config.piat is not None or not any(_statistics(config, source)[0]):
         return None
     if config.architecture != backbone.partition(".")[0]:
         raise InputError(f"{source} is {config.architecture}, not {backbone}; choose --backbone {config.architecture}")
@@ -156,6 +167,7 @@ def from_timms_weights(backbone: str, source: str, **shape: Any) -> nn.Module | 
                 f"{source} normalises by {key} {said.get(key)}, {backbone} by {known[key]}; "
                 f"choose its tag, --backbone {config.architecture}.{said.get('tag') or 'TAG'}"
             )
+    untrusted.build(config, weights_file, source, renaming=True)  # timm itself takes what fits, if the classes are others
     overlay = {"file": str(weights_file), "hf_hub_id": None, "url": "", "num_classes": config.num_classes}
     model: Any = create_model(backbone, **shape, pretrained=True, pretrained_cfg_overlay=overlay)
     model.pretrained_cfg |= {key: said.get(key) for key in ORIGIN}
@@ -245,9 +257,7 @@ def from_timm(spec: str) -> nn.Module:
         config_file, weights_file = _in_directory(name, WEIGHTS["last"])
     config = ModelConfig.read(config_file)
     model = untrusted.build(config, weights_file, spec, renaming=True)
-    mean, std = (config.pretrained_cfg.get(key) or () for key in ("mean", "std"))
-    if not mean or not std:
-        raise InputError(f"{spec} does not say by what mean and std it normalises; add them to its config.json")
+    mean, std = _statistics(config, spec)
     normalised: Any = nn.Sequential(Normalize(*per_channel(mean, std, model.in_chans)), model).eval()
     normalised.pretrained_cfg = model.pretrained_cfg
     normalised.label_names = config.label_names

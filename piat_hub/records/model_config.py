@@ -74,7 +74,10 @@ class ModelConfig:
             if not isinstance(value, dict):
                 raise InputError(f"{source}: {key} must be an object; it is no model of timm's format")
         names = content.get("label_names") or []
-        names = list(names.values()) if isinstance(names, dict) else names  # timm knows these too
+        if isinstance(names, dict):  # timm knows these too: by index, in whatever order
+            if names.keys() != set(map(str, range(len(names)))):
+                raise InputError(f"{source}: label_names must be numbered 0 to {len(names) - 1}; write the model again")
+            names = [names[str(k)] for k in range(len(names))]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{source}: label_names must be a list of texts; it is no model of timm's format")
         for key, within in (("num_classes", content), ("in_chans", parts["model_args"])):
