@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
+from piat_hub import cli
 from piat_hub.config import (
     AttackConfig,
     EvalConfig,
@@ -138,6 +140,25 @@ def test_interpolation_law_stays_below_one(law):
 def test_what_would_do_nothing_is_refused_with_what_it_goes_with(changes, partner):
     with pytest.raises(InputError, match=partner):
         refuse_idle(TrainConfig(**changes()))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--interpolation", "none", "--interpolation.a", ".5"],
+        ["--interpolation", "constant", "--interpolation.d", "20"],
+        ["--interpolation", "none", "--interpolation.bn", "copy"],
+        ["--augment", "pad", "--scale", ".5", "1"],
+        ["--method", "n_fgsm", "--steps", "5"],
+        ["--method", "standard", "--eps-warmup-epochs", "1"],
+        ["--crafting", "apgd", "--step-size", "2/255"],
+        ["--sched", "cosine", "--warmup-lr", ".001"],
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused_with_what_it_goes_with(words, capsys):
+    assert cli.main(["train", "digits", *words, "--output", "r"]) == 2 and not Path("r").exists()
+    said = capsys.readouterr().err
+    assert f"{next(word for word in words[2:] if word.startswith('--'))} goes with" in said and "leave it out" in said
 
 
 @pytest.mark.parametrize(

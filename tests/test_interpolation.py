@@ -129,6 +129,31 @@ def test_recalibrate_restores_modes_after_an_error():
     assert model[1].momentum == 0.1 and not model[1].training
 
 
+def test_recalibrate_drops_nothing_and_draws_nothing():
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3)).train(), [torch.rand(20, 3)]
+    recalibrate(model, batches)
+    assert torch.allclose(model[1].running_mean, batches[0].mean(0)) and all(m.training for m in model.modules())
+    assert torch.equal(torch.rand(2), (torch.manual_seed(0), torch.rand(20, 3), torch.rand(2))[2])
+
+
+def test_without_batch_norm_nothing_is_computed():
+    def never():
+        raise AssertionError("a batch was asked for")
+        yield
+
+    recalibrate(nn.Linear(2, 2), never())
+
+
+def test_bn_is_not_measured_again_where_nothing_is_interpolated():
+    model = norm_model()
+    interpolation = ParameterInterpolation(model, bn="recalibrate", start_epoch=2)
+    disturb(model, 0)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    assert interpolation.step([torch.rand(5, 1, 8, 8).double()]) == 0
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
 def test_start_epoch_counts_from_there():
     model = nn.Linear(2, 2)
     interpolation = ParameterInterpolation(model, start_epoch=3)

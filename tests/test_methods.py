@@ -305,6 +305,27 @@ def test_gairat_of_images_that_all_stand_is_their_mean_whatever_the_offset(tiny)
         assert loss.item() == pytest.approx(pgd_at(model, x, x, y).item(), rel=1e-5)
 
 
+def test_gairat_weighs_over_the_batches_of_all_processes(tiny, monkeypatch):
+    """Two processes' mean loss, and so their mean gradient, is that of the whole batch."""
+    model, (x, _, y) = tiny().double(), batch()
+
+    def attack(model, x, y, /, on_step):
+        for k in range(10):  # the brighter an image, the longer it stands
+            on_step(k, torch.nn.functional.one_hot(y, 4) * (10 * x.mean((1, 2, 3)) - k)[:, None])
+        return x
+
+    method, halves = methods.get("gairat")(), (slice(0, 3), slice(3, 6))
+    whole = method(model, x, y, attack, 0.9)
+    means = []
+    monkeypatch.setattr("piat_hub.methods.gairat.average", lambda tensors: means.append(tensors[0].clone()))
+    for half in halves:
+        method(model, x[half], y[half], attack, 0.9)
+    mean = sum(means) / 2
+    monkeypatch.setattr("piat_hub.methods.gairat.average", lambda tensors: tensors[0].copy_(mean))
+    parts = [method(model, x[half], y[half], attack, 0.9) for half in halves]
+    assert means[0] != means[1] and (sum(parts) / 2).item() == pytest.approx(whole.item(), rel=1e-12)
+
+
 def test_gairat_counts_the_attacks_own_steps(tiny):
     from functools import partial
 

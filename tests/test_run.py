@@ -26,6 +26,7 @@ from piat_hub.config import (
     EvalConfig,
     InputError,
     InterpolationConfig,
+    PictureConfig,
     RunOptions,
     ThreatModel,
     from_dict,
@@ -223,9 +224,22 @@ def test_timms_backbones_want_square_images(small_digits, do_train, tmp_path, mo
         do_train(small_digits(backbone="resnet18"), tmp_path / "r")
 
 
-def test_replays_refuse_accumulation(small_digits, do_train, tmp_path):
-    with pytest.raises(InputError, match="free_at replays each batch whole; leave out --accumulation 2"):
-        do_train(small_digits(method="free_at", accumulation=2), tmp_path / "r")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "free_at", "accumulation": 2}, "free_at replays each batch whole; leave out --accumulation 2"),
+        ({"method": "gairat", "accumulation": 2}, "gairat weighs the images of a batch by each other; leave out --acc"),
+        ({"method": "n_fgsm", "threat_model": ThreatModel(eps=0.6)}, "method.noise 2 x eps 0.6 is 1.2, more than"),
+        ({"mixed_precision": "fp16"}, "mixed-precision fp16 is for GPUs, and this run's device is cpu; leave it out"),
+        ({"swa": 0.9, "epochs": 4}, "--swa 0.9 averages the last of 4 epochs alone; lower it"),
+        ({"crop_pad": 8}, "crop-pad 8 may leave nothing of an image of 8x8 pixels; lower it"),
+        ({"cutout": 16}, "cutout 16 covers an image of 8x8 pixels wherever it falls; lower it"),
+        ({"pictures": PictureConfig(scale=(0.3, 1.0))}, "--scale goes with --augment rrc; give it too"),
+    ],
+)
+def test_what_would_spoil_a_run_is_refused_before_it_begins(small_digits, do_train, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        do_train(small_digits(**changes), tmp_path / "r")
     assert not (tmp_path / "r").exists()
 
 

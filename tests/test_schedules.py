@@ -121,11 +121,17 @@ def test_training_steps_along_the_schedule_and_attacks_within_the_budget(small_d
     assert [o["step_size"] for o in asked] == pytest.approx([0.01875, 0.0375, 0.0375, 0.0375])
 
 
+def test_the_rate_never_lies_above_its_highest():
+    for fields, name in (({"warmup_epochs": 2}, "warmup-lr"), ({"sched": "cosine", "min_lr": 0.5}, "min-lr")):
+        with pytest.raises(InputError, match=f"{name} .* is above lr 1e-06, the highest of the schedule; lower it"):
+            TrainConfig(lr=1e-6, schedule=ScheduleConfig(**fields))
+
+
 @pytest.mark.parametrize(
     "fields", [{"warmup_epochs": 12}, {"eps_warmup_epochs": 12}, {"eps_warmup_epochs": 8, "clean_epochs": 4}]
 )
 def test_warm_up_that_leaves_no_epoch_is_refused(fields):
-    with pytest.raises(InputError, match="12 epochs leave none after warm-up; lower --warmup-epochs"):
+    with pytest.raises(InputError, match="12 epochs leave none after (12|0) of --warmup-epochs, or after (0|4) of"):
         scheduled("cosine", **fields)
 
 

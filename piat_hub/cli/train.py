@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +36,7 @@ def train(argv: Sequence[str], prog: str) -> None:
     arguments = {k.removeprefix("method."): v for k, v in given.items() if k.startswith("method.")}
     inherited = config.method_args if chosen == config.method else {}
     config = with_flags(dataclasses.replace(config, method_args={**inherited, **arguments}), given)
+    _refuse_idle(config, given)
     run_training(config, with_flags(RunOptions(), given))
 
 
@@ -51,6 +52,26 @@ def _parser(prog: str, name: str, config: TrainConfig, methods: str = "", **opti
     add_fields(parser.add_argument_group(f"what is learnt (defaults of {name})"), config)
     add_fields(parser.add_argument_group("where and how it runs"), RunOptions())
     return parser
+
+
+def _refuse_idle(config: TrainConfig, given: Mapping[str, Any]) -> None:
+    """InputError for a flag that was given and would do nothing with the others; a recipe may well hold such a value."""
+    law, own_steps = config.interpolation, config.method in ("fgsm_rs", "n_fgsm", "las_at", "free_at", "standard")
+    averaged = law.kind != "none"
+    useful: dict[str, tuple[bool, str]] = {  # flag -> whether it does something, and what it goes with
+        **{f"interpolation.{letter}": (law.kind == "piat", "--interpolation piat") for letter in "abcd"},
+        "interpolation.start_epoch": (averaged, "--interpolation piat or constant"),
+        "interpolation.bn": (averaged, "--interpolation piat or constant"),
+        "scale": (config.pictures.augment != "pad", "--augment rrc"),
+        "steps": (not own_steps, "a method whose attack takes them, pgd_at say"),
+        "step_size": (not own_steps and config.attack.crafting == "pgd", "--crafting pgd, and a method that takes it"),
+        "eps_warmup_epochs": (config.method != "standard", "an adversarial method"),
+        "warmup_lr": (config.schedule.rise(config.epochs) > 0, "--warmup-epochs"),
+    }
+    for flag, (works, goes_with) in useful.items():
+        if flag in given and not works:
+            name = flag.replace("_", "-")
+            raise InputError(f"--{name} goes with {goes_with}, and does nothing here; give that too, or leave it out")
 
 
 def run_training(config: TrainConfig, options: RunOptions) -> None:

@@ -94,7 +94,9 @@ def check(config: Any) -> None:
             raise InputError(f"{name} must be {kind.__name__}, got {value!r:.80}; see --help for its meaning")
         if isinstance(value, str) and (not printable(value) or TOKEN.search(value)):
             raise InputError(f"{name} {value!r} must be printable text without a Hub token; write it anew")
-        if isinstance(value, float) and not math.isfinite(value):
+        if any(
+            isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, tuple) else (value,))
+        ):
             raise InputError(f"{name} must be finite, got {value}; see --help for its meaning")
         if isinstance(value, int) and abs(value) > MOST:
             raise InputError(

@@ -276,9 +276,14 @@ class TrainConfig(Checked):
             )
         rise, eps_rise = self.schedule.rise(self.epochs), self.schedule.eps_rise(self.epochs)
         if rise >= 1 or self.warmup / self.epochs + eps_rise >= 1:
+            rises = [f"{share * self.epochs:g}" for share in (rise, eps_rise)]
             raise InputError(
-                f"{self.epochs} epochs leave none after warm-up; lower --warmup-epochs, --clean-epochs or --eps-warmup-epochs"
+                f"{self.epochs} epochs leave none after {rises[0]} of --warmup-epochs, or after {self.warmup} of --clean-epochs "
+                f"and {rises[1]} of --eps-warmup-epochs; lower them"
             )
+        for name, low in (("warmup-lr", self.schedule.warmup_lr if rise else 0), ("min-lr", self.schedule.min_lr)):
+            if low > self.lr:
+                raise InputError(f"{name} {low:g} is above lr {self.lr:g}, the highest of the schedule; lower it")
         if self.ema is None and (self.ema_start or self.ema_bn != "average"):
             raise InputError("--ema-start and --ema-bn go with --ema; give its decay too, .999 is usual")
         if self.stream and self.epoch_size is None:
@@ -307,9 +312,14 @@ class TrainConfig(Checked):
         knots: Any = self.lr_knots if isinstance(self.lr_knots, tuple) else ()
         pairs = all(isinstance(k, tuple) and len(k) == 2 and {type(v) for v in k} <= {int, float} for k in knots)
         shares = [share for share, _ in knots] if pairs else []
-        if shares != sorted(shares) or not shares or shares[-1] != 1:
+        if (
+            shares != sorted(shares)
+            or not shares
+            or shares[-1] != 1
+            or not all(0 <= factor < math.inf for _, factor in knots)
+        ):
             raise InputError(
-                f"lr_knots must be (share, factor) of rising shares that end at 1, got {self.lr_knots!r:.80}"
+                f"lr_knots must be (share, factor >= 0) of rising shares that end at 1, got {self.lr_knots!r:.80}"
             )
 
     @property

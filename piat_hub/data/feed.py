@@ -215,5 +215,7 @@ def shards(index: Tensor, world: int, accumulation: int) -> Tensor:
     """
     parts = world * accumulation
     if len(index) < parts:
-        raise InputError(f"a batch of {len(index)} images cannot be divided by {world} processes x {accumulation}")
+        raise InputError(
+            f"a batch of {len(index)} images cannot be divided by {world} processes x {accumulation} accumulation; lower one"
+        )
     return index[: len(index) // parts * parts].view(accumulation, world, -1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from piat_hub.config import DATASETS, InputError
+from piat_hub.config import DATASETS, InputError, shortened
 from piat_hub.data.encoded import Encoded
 from piat_hub.data.sources import _column, _table
 from piat_hub.data.split import Split, derived_seed
@@ -25,7 +25,7 @@ class Stream:
     Attributes:
         table: a `datasets.IterableDataset` with undecoded images.
         columns: the names of its images and labels.
-        head: the first images of the first shard, held encoded: those held out and then some that are trained on.
+        head: the first images of the first shard, held encoded: those held out and then `BUFFER` or more that are trained on.
         size: images of an epoch, over all processes.
     """
 
@@ -101,7 +101,7 @@ def open_stream(dataset: str, image_column: str | None, label_column: str | None
         )
     table = table.cast_column(columns[0], datasets.Image(decode=False)).select_columns(list(columns))
     first, *others = (table.shard(table.num_shards, k) for k in range(table.num_shards))
-    begun = list(islice(first, max(2 * holdout, holdout + 2) if holdout else BUFFER))
+    begun = list(islice(first, holdout + max(holdout, BUFFER)))
     if len(begun) < holdout + 2:
         raise InputError(
             f"the first shard of {name} has {len(begun)} images: too few for holdout={holdout}; lower --holdout"
@@ -112,6 +112,11 @@ def open_stream(dataset: str, image_column: str | None, label_column: str | None
     given = [example[columns[1]] for example in begun]
     if None in given:
         raise InputError(f"{name}: image {given.index(None)} of its first shard has no label; drop it")
-    labels = torch.tensor(given)
-    head = Split(images, labels, tuple(label_names), name)
+    labels, notes = torch.tensor(given), tuple[str, ...]()
+    if missing := sorted(set(range(len(label_names))) - set(labels[:holdout].tolist())) if holdout else []:
+        notes = (
+            f"warning: the {holdout} images held out of {name}, the first of its first shard, hold none of "
+            f"{shortened([label_names[k] for k in missing])}: the best epoch is chosen without; shuffle the data before",
+        )
+    head = Split(images, labels, tuple(label_names), name, notes=notes)
     return Stream(datasets.concatenate_datasets([first.skip(holdout), *others]), columns, head, size)

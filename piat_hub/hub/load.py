@@ -167,7 +167,9 @@ def from_timms_weights(backbone: str, source: str, **shape: Any) -> nn.Module | 
                 f"{source} normalises by {key} {said.get(key)}, {backbone} by {known[key]}; "
                 f"choose its tag, --backbone {config.architecture}.{said.get('tag') or 'TAG'}"
             )
-    untrusted.build(config, weights_file, source, renaming=True)  # timm itself takes what fits, if the classes are others
+    untrusted.build(
+        config, weights_file, source, renaming=True
+    )  # timm itself takes what fits, if the classes are others
     overlay = {"file": str(weights_file), "hf_hub_id": None, "url": "", "num_classes": config.num_classes}
     model: Any = create_model(backbone, **shape, pretrained=True, pretrained_cfg_overlay=overlay)
     model.pretrained_cfg |= {key: said.get(key) for key in ORIGIN}

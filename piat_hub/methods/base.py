@@ -1,11 +1,11 @@
 """What a method is, and the register of their names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from piat_hub.attacks.core import at_least_fp32 as at_least_fp32, attack_mode
 from piat_hub.config import InputError, lookup
@@ -32,7 +32,8 @@ class Method(Protocol):
     y are class numbers (B,), or where labels are smoothed or images blended probabilities (B, K): the loss is then its mean
     over classes so drawn, exactly where it is linear in the label. A method that needs the class itself, to tell whether an
     image is misclassified, sets `needs_class = True`: images are then never blended, and `likeliest` gives their class.
-    One that looks into the steps of its attack, or has one of its own, sets `needs_pgd = True`.
+    One that looks into the steps of its attack, or has one of its own, sets `needs_pgd = True`; one whose loss is no
+    mean over images, `needs_batch = True`: its batch is then never accumulated.
 
     A method that trains on each batch several times says how often in the attribute `replays`. One that has state
     offers `begin(config)`, which gives the callable of one run, with state_dict() and load_state_dict(): tensors by
@@ -124,3 +125,16 @@ def eval_logits(model: nn.Module, x: Tensor) -> Tensor:
     """
     with attack_mode(model) as frozen, torch.no_grad():
         return at_least_fp32(frozen(x))
+
+
+def average(tensors: Iterable[Tensor | None]) -> None:
+    """Give all processes the mean of their tensors, in place; nothing where there is one process.
+
+    Args:
+        tensors: of floating point, in the same order everywhere; None is left out.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        for tensor in tensors:
+            if tensor is not None:
+                distributed.all_reduce(tensor)
+                tensor.div_(distributed.get_world_size())

@@ -1,6 +1,6 @@
 """LAS-AT, adversarial training with learnable attack strategies (Jia et al. 2022)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, ResNet
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from piat_hub.attacks import ball
 from piat_hub.config import Checked, InputError, TrainConfig, option, schedules
-from piat_hub.methods.base import Attack, Method, at_least_fp32, eval_logits, likeliest, register
+from piat_hub.methods.base import Attack, Method, at_least_fp32, average, eval_logits, likeliest, register
 
 # what a strategy chooses from: budget and step size in levels, of which the run's eps is 8, and steps
 EPS, STEPS, STEP_SIZE, LEVELS = range(3, 16), range(3, 15), range(1, 6), 8
 DECAY = 5e-4  # weight decay of the lookahead's step
+SCALE = 2.0**10  # of the lookahead's loss, whose gradients would vanish in fp16; a power of two changes no other bit
 
 
 @register("las_at")
@@ -139,7 +140,7 @@ class LASRun:
         """The strategy network, the same on every process: a ResNet-18 with a 3x3 stem and no pooling before its stages."""
         width = self.method.width
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
+            torch.default_generator.manual_seed(self.config.seed)  # torch.manual_seed would seed a GPU's too, for good
             stages: dict[str, Any] = {"channels": [width * 2**k for k in range(4)], "zero_init_last": False}
             stages |= {"stem_type": "deep", "stem_width": width // 2}  # timm widens no other stem; it is replaced
             network = ResNet(BasicBlock, (2, 2, 2, 2), sum(map(len, (EPS, STEPS, STEP_SIZE))), **stages)
@@ -186,26 +187,13 @@ def lookahead(model: nn.Module, loss: Callable[[], Tensor], lr: float) -> Iterat
     tensors = [*parameters, *model.buffers()]
     before = [t.detach().clone() for t in tensors]
     try:
-        gradients = torch.autograd.grad(loss(), parameters, materialize_grads=True)
+        gradients = torch.autograd.grad(SCALE * loss(), parameters, materialize_grads=True)
         average(gradients)
         with torch.no_grad():
             for p, gradient in zip(parameters, gradients, strict=True):
-                p.sub_(lr * (gradient.nan_to_num(0, 0, 0) + DECAY * p))
+                p.sub_(lr * (gradient.nan_to_num(0, 0, 0) / SCALE + DECAY * p))
         yield
     finally:
         with torch.no_grad():
             for tensor, was in zip(tensors, before, strict=True):
                 tensor.copy_(was)
-
-
-def average(tensors: Iterable[Tensor | None]) -> None:
-    """Give all processes the mean of their tensors, in place; nothing where there is one process.
-
-    Args:
-        tensors: of floating point, in the same order everywhere; None is left out.
-    """
-    if distributed.is_available() and distributed.is_initialized():
-        for tensor in tensors:
-            if tensor is not None:
-                distributed.all_reduce(tensor)
-                tensor.div_(distributed.get_world_size())

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piat_hub.config import Checked, TrainConfig, option
+from piat_hub.config import Checked, InputError, TrainConfig, option
 from piat_hub.methods.base import Attack, Method, at_least_fp32, register
 
 
@@ -36,6 +36,14 @@ class NFGSM(Checked):
 
         Args:
             config: says eps.
+
+        Raises:
+            InputError: for noise beyond all levels.
         """
         eps = config.threat_model.eps
+        if config.threat_model.norm == "Linf" and self.noise * eps > 1:
+            raise InputError(
+                f"method.noise {self.noise:g} x eps {eps:g} is {self.noise * eps:g}, more than images in [0, 1] have; "
+                "lower --method.noise"
+            )
         return partial(self, eps=self.noise * eps, step_size=self.step * eps)

@@ -12,15 +12,18 @@ from piat_hub.config import InputError
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Measure BatchNorm's running mean and variance again: their plain average over `batches` in train mode.
+    """Measure BatchNorm's running mean and variance again: their plain average over `batches`, nothing dropped.
 
     Args:
-        model: its statistics are changed in place, modes and momenta put back.
+        model: its statistics are changed in place, modes and momenta put back; without BatchNorm nothing is computed.
         batches: images (B, C, H, W) in [0, 1] on the model's device.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
     modes = [(m, m.training) for m in model.modules()]
     momenta = [(m, m.momentum) for m in norms]
+    model.eval()  # dropout and drop-path draw from a generator
     for m in norms:
         m.reset_running_stats()
         m.momentum = None  # a cumulative average

@@ -87,7 +87,7 @@ class ParameterInterpolation:
         """End an epoch: write theta'_n into the model, in place, and return lam.
 
         Args:
-            batches: images (B, C, H, W) in [0, 1] on the model's device; needed, and used, only for bn="recalibrate".
+            batches: images (B, C, H, W) in [0, 1] on the model's device; needed, and used where lam > 0, only for bn="recalibrate".
 
         Returns:
             lam, the weight that theta'_{n-1} had.
@@ -103,7 +103,7 @@ class ParameterInterpolation:
         now, before = list(current.values()), [self.previous[name] for name in current]
         lerp(now, before, lam)  # Eq. 3: theta_n + lam (theta'_{n-1} - theta_n)
         torch._foreach_copy_(before, now)
-        if self.bn == "recalibrate" and batches is not None:
+        if lam and batches is not None and self.bn == "recalibrate":
             recalibrate(self.model, batches)
         return lam
 

@@ -150,6 +150,10 @@ def refuse_idle(config: TrainConfig) -> None:
             f"{config.epochs} epochs end before --interpolation.start-epoch {law.start_epoch}; lower it, "
             "or give --interpolation none"
         )
+    if config.swa is not None and config.swa_start == config.epochs:
+        raise InputError(
+            f"--swa {config.swa:g} averages the last of {config.epochs} epochs alone; lower it, .75 is usual"
+        )
     if config.schedule.min_lr and config.schedule.sched not in ("cosine", "onecycle"):
         raise InputError("--min-lr goes with --sched cosine or onecycle; give one of them, or leave it out")
 
@@ -269,6 +273,10 @@ def make_method(config: TrainConfig) -> methods.Method:
     method = cls(**config.method_args)
     if getattr(method, "replays", 1) > 1 and config.accumulation > 1:
         raise InputError(f"{config.method} replays each batch whole; leave out --accumulation {config.accumulation}")
+    if getattr(method, "needs_batch", False) and config.accumulation > 1:
+        raise InputError(
+            f"{config.method} weighs the images of a batch by each other; leave out --accumulation {config.accumulation}"
+        )
     if config.mixing.blends and getattr(method, "needs_class", False):
         raise InputError(
             f"{config.method} needs the class of each image, and mixup and cutmix give it two; "
@@ -322,6 +330,10 @@ def make_accelerator(config: TrainConfig, options: RunOptions, directory: Path) 
         log_with=None if options.tracker == "none" else options.tracker,
         project_dir=str(directory),
     )
+    if config.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise InputError(
+            f"mixed-precision fp16 is for GPUs, and this run's device is {accelerator.device}; leave it out, or give bf16"
+        )
     kind = getattr(accelerator.distributed_type, "value", str(accelerator.distributed_type))
     if kind not in PLAIN:
         refuse_sharding(kind)
