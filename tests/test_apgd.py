@@ -92,6 +92,29 @@ def test_steps_did_fail_in_that_test(tiny):
     assert 0 < unchanged.sum() < 40
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_a_misclassified_point_on_the_way_is_not_lost(tiny, norm):
+    """The point of highest cross-entropy may be right where one before was wrong, with three classes or more."""
+    torch.manual_seed(1)
+    model, x = tiny().double(), torch.rand(400, 3, 2, 2, dtype=torch.float64)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(6)
+    y = model(x).argmax(1)
+    eps, seen = 0.1 if norm == "Linf" else 0.3 if norm == "L2" else 0.8, torch.zeros(400, dtype=torch.bool)
+
+    class Seen(torch.nn.Module):
+        def forward(self, x):
+            logits = model(x)
+            seen.logical_or_(logits.argmax(1) != y)
+            return logits
+
+    best, left = (apgd(Seen(), x, y, eps, 10, norm=norm, leave=leave) for leave in (False, True))
+    wrong = [model(x_adv).argmax(1) != y for x_adv in (best, left)]
+    assert torch.equal(wrong[1], seen) and (wrong[0] <= wrong[1]).all()
+    assert torch.equal(best[~seen], left[~seen]) and 0 < seen.sum() < 400
+
+
 def test_objective_and_start_are_taken_as_the_core_does(tiny):
     model, x = tiny().double(), torch.rand(8, 3, 2, 2, dtype=torch.float64)
     y = 0.7 * one_hot(torch.randint(4, (8,)), 4).double() + 0.075

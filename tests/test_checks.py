@@ -103,9 +103,10 @@ def test_a_model_without_numbers_is_told(honest):
 
 
 def test_everything_is_left_as_it_was(honest):
-    model = honest[0].train()
-    state = torch.get_rng_state()
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(1), honest[0]).train()
+    state, buffers = torch.get_rng_state(), [b.clone() for b in model.buffers()]
     warned(model)
+    assert all(map(torch.equal, buffers, model.buffers()))
     assert model.training and torch.equal(state, torch.get_rng_state())
     assert all(p.requires_grad for p in model.parameters())
     model.eval()

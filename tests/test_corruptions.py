@@ -152,6 +152,20 @@ def test_killed_anywhere_it_goes_on_to_the_same_verdicts(tmp_path):
         assert all(np.array_equal(a[name], b[name]) for name in a.files) and a.files == b.files
 
 
+def test_a_severity_that_results_do_not_tell_of_yet_costs_nothing(tmp_path):
+    """Killed between corruptions.npz and results.json, which is written after it."""
+    folder(tmp_path / "C", COMMON[:2])
+    assert cli.main(["evaluate", *ASKED, "--output", "k"]) == 0
+    with np.load("k/corruptions.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    told = read_json(Path("k/results.json"))
+    told["corruptions"]["severities"][COMMON[1]].pop()
+    Path("k/results.json").write_text(json.dumps({k: v for k, v in told.items() if k != "checksum"}))
+    assert cli.main(["evaluate", *ASKED, "--output", "k"]) == 0 and not list(Path("k").glob("*.damaged"))
+    with np.load("k/corruptions.npz") as file:
+        assert all(np.array_equal(arrays[name], file[name]) for name in arrays)
+
+
 def test_a_time_budget_stops_between_severities(tmp_path, monkeypatch, capsys):
     folder(tmp_path / "C", COMMON[:2])
     monkeypatch.setattr("time.monotonic", itertools.count(0, 40).__next__)

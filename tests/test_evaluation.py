@@ -314,7 +314,7 @@ VALUE = 3
 LEAVES = {
     "beyond": r"own_attacks:beyond left its budget: it moved an image by 0.04706, the threat model is Linf eps 8/255; .* project",
     "outside": r"own_attacks:outside gave pixels in \[-.*\]; .* clamp",
-    "lost": "left its budget: it moved an image by nan",
+    "lost": "own_attacks:lost gave pixels that are not finite; an attack gives images in .0, 1., so mend them",
     "shape": r"gave torch.float32 of shape \(1, 3, 2, 2\); an attack gives images like x, floats of shape \(8, 3, 2, 2\)",
     "wrong": r"raised AttributeError: 'Tensor' object has no attribute 'undefined' \(own_attacks.py, line \d+\)",
     "lazy": "lazy cannot be called as .model, x, y, eps.: missing a required argument: 'depth'",

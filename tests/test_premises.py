@@ -188,6 +188,21 @@ def test_a_gradient_of_zero_is_said_beside_the_figures():
     assert results.attacks["pgd5"]["correct"] > 40
 
 
+@pytest.mark.parametrize("attack", ["pgd5", "apgd5", "malt", "fast"])
+def test_a_gradient_that_is_not_finite_makes_no_examples_and_is_said(attack):
+    """The slope of sqrt at 0 is infinite, and 0 times that is NaN: no budget of 1e-6 misleads these images."""
+    dark = images(20)
+    dark.images[:, :, 0, 0] = 0
+    model = Model(lambda net, x: net(x.sqrt()))
+    with torch.no_grad():
+        dark = Split(dark.images, model(to_unit(dark.images)).argmax(1), dark.label_names, "dark")
+    results = Results.of(dark, ThreatModel("L2", 1e-6))
+    list(measure(model, dark, [attack], results, batch_size=25))
+    assert results.attacks[attack]["correct"] >= 19
+    (note,) = results.notes
+    assert "the gradient is not finite at 8 of the first 8 images" in note and "figures may be too high" in note
+
+
 def test_inference_mode_around_an_evaluation_is_refused_and_no_grad_is_not():
     with torch.inference_mode(), pytest.raises(InputError, match="inference_mode.. forbids; torch.no_grad.. around"):
         measured(Model())

@@ -176,6 +176,23 @@ def test_other_images_by_the_same_name_do_not_compare():
     assert benchmarks([one, two]) == {"digits, Linf eps 0.15": [one, two]}
 
 
+def test_other_labels_of_the_same_images_do_not_pair(evaluated, tmp_path):
+    import shutil
+
+    import numpy as np
+
+    from piat_hub.records.compare import compare
+
+    shutil.copytree(evaluated, tmp_path / "s")
+    with np.load("s/verdicts.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez("s/verdicts.npz", **arrays | {"label": 9 - arrays["label"]})  # the same classes, numbered otherwise
+    assert compare(evaluated, tmp_path / "s")
+    np.savez("s/verdicts.npz", **arrays | {"label": arrays["label"] // 2})
+    with pytest.raises(InputError, match="was measured with other labels of these images"):
+        compare(evaluated, tmp_path / "s")
+
+
 def test_a_run_measured_only_at_its_best_has_no_attack_of_its_last_weights():
     best = run({"clean": 390, "pgd20": 300})
     best = changed(best, measured=[dataclasses.replace(best.measured[0], checkpoint="best")])

@@ -77,6 +77,33 @@ def test_code_that_was_changed_is_another_question(some_models):
         measured("some_models:shifted", output="r")
 
 
+@pytest.mark.parametrize(
+    ("text", "spec", "message"),
+    [
+        ("x = (", "broken:model", r"model 'broken:model' cannot be imported: SyntaxError: .*; mend it"),
+        ("1 / 0", "broken:model", r"cannot be imported: ZeroDivisionError: division by zero \(broken.py, line 1\)"),
+        (
+            "def model():\n    raise KeyError('w')",
+            "broken:model",
+            r"broken:model raised KeyError: 'w' \(broken.py, line 2\)",
+        ),
+    ],
+)
+def test_code_that_breaks_is_told_with_its_line(some_models, text, spec, message):
+    Path("broken.py").write_text(text)
+    sys.modules.pop("broken", None)
+    importlib.invalidate_caches()
+    with pytest.raises(InputError, match=message):
+        measured(spec)
+
+
+def test_a_front_part_that_is_no_function_is_told(some_models):
+    Path("some_models.py").write_text(MODELS + "\nthree = 3\n")
+    some_models()
+    with pytest.raises(InputError, match="some_models:three is a int; a front part is a function or nn.Module"):
+        measured("some_models:attacked", through="some_models:three")
+
+
 def test_an_attack_whose_code_was_changed_is_not_taken_for_the_one_measured(some_models):
     Path("an_attack.py").write_text("def nothing(model, x, y):\n    return x\n")
     measured("some_models:attacked", output="r", attacks=("clean", "an_attack:nothing"))

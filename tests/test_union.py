@@ -162,6 +162,23 @@ def test_compare_pairs_every_threat_model_and_the_union(united, capsys):
         compare.unions(Path("u"), Path("t"))
 
 
+def test_a_union_is_measured_further_where_the_run_lies_and_a_stale_one_stands_on_no_card(evaluated, capsys):
+    assert cli.main(["evaluate", "r", *ASKED]) == 0
+    more = ["--attacks", "clean", "apgd3", "apgd5", *ASKED[3:]]
+    (one, *_) = request.prepare(
+        "r", EvalConfig(attacks=("apgd5",), n=30, batch_size=8, norm="Linf", eps=0.1, output="r/Linf-0.1")
+    )
+    list(one.measure())  # the first of the folders alone, as a call does that is stopped then
+    assert RunDirectory.read("r").unions == {} and "The union of" not in card.render(RunDirectory.read("r"))
+    assert (
+        cli.main(["compare", "r", "r"]) == 2 and "does not tell what its folders hold by now" in capsys.readouterr().err
+    )
+    assert cli.main(["evaluate", "r", *more]) == 0
+    assert "APGD-5" in (evaluated / "README.md").read_text() and RunDirectory.read("r").unions
+    (evaluated / "L1-2.0/results.json").rename("moved.json")
+    assert RunDirectory.read("r").unions == {} and cli.main(["card", "r"]) == 0
+
+
 def test_it_needs_every_attack_to_its_end(monkeypatch, capsys):
     monkeypatch.setattr("time.monotonic", itertools.count(0, 40).__next__)
     assert cli.main(["evaluate", *OWN, "--output", "u", "--time-budget", "1m"]) == 0

@@ -1,5 +1,7 @@
 """APGD from the image on: an inner attack of training in few steps (Singh, Croce & Hein 2023), and an attack under L1."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,6 +40,7 @@ def apgd(
     norm: str = "Linf",
     objective: Objective = cross_entropy,
     start: Start = 0.0,
+    leave: bool = False,
 ) -> Tensor:
     """Adversarial examples by ascent that chooses its own steps, each image's best kept (Croce & Hein 2020, Alg. 1).
 
@@ -58,6 +61,7 @@ def apgd(
         norm: "Linf", "L2" or "L1".
         objective: objective(logits (B, K), y), a sum over the batch of what each image has of its own.
         start: "uniform" in the ball, or the scale in pixel units of Gaussian noise on x; 0 is x itself, as they train.
+        leave: for an image that was misclassified on the way, the last such point in place of that of the highest objective.
 
     Returns:
         x_adv, (B, C, H, W), within eps of x and in [0, 1].
@@ -68,8 +72,9 @@ def apgd(
     """
     if steps < 0:
         raise InputError(f"steps must be at least 0, got {steps}")
-    largest = look(model, x, y, soft=True)
-    return few_steps(model, x, y, eps, steps, norm=norm, objective=objective, start=start, largest=largest)
+    largest = look(model, x, y, soft=not leave)
+    options: dict[str, Any] = {"norm": norm, "objective": objective, "start": start}
+    return few_steps(model, x, y, eps, steps, **options, leave=leave, largest=largest)
 
 
 def few_steps(
@@ -82,6 +87,7 @@ def few_steps(
     norm: str = "Linf",
     objective: Objective = cross_entropy,
     start: Start = 0.0,
+    leave: bool = False,
     largest: int = -1,
 ) -> Tensor:
     """`apgd` without a look at what it is given, which would make a GPU wait; what training calls.
@@ -95,10 +101,11 @@ def few_steps(
         norm: "Linf", "L2" or "L1".
         objective: (logits (B, K), y) -> a sum over the batch, which is maximised.
         start: "uniform", the scale of Gaussian noise in pixel units, or the starting points.
+        leave: give a misclassified point where there was one.
         largest: the largest number in y, if it is known; it is held against the logits.
     """
     if norm == "L1":
-        return _sparse_steps(model, x, y, eps, steps, objective, start, largest)
+        return _sparse_steps(model, x, y, eps, steps, objective, start, leave, largest)
     (_, _, project), x = ball(norm), x.detach()
     now = before = best = start_at(x, eps, norm, start)
     step_size = 2 * eps * torch.ones_like(x[:, :1, :1, :1])  # (B, 1, 1, 1)
@@ -109,6 +116,7 @@ def few_steps(
         value = highest = at_checkpoint = of_each(objective, first, first, y)  # (B,)
         best_gradient = gradient
         rises, halved = torch.ones_like(value), torch.ones_like(value, dtype=torch.bool)
+        misled = Misled(first, now, y) if leave else None
         for k in range(steps):
             stepped = climb(now, gradient, x, eps, step_size, norm).clamp(0, 1)
             share = MOMENTUM if k else 1.0
@@ -116,6 +124,8 @@ def few_steps(
             before, now, last = now, moved, value
             logits, gradient = ask(frozen, now, y, objective, more=k + 1 < steps)
             value = of_each(objective, logits, first, y)
+            if misled:
+                misled.note(logits, now, y)
             rises = rises + (value > last) if k else rises
             better = value > highest
             highest = torch.where(better, value, highest)
@@ -127,11 +137,19 @@ def few_steps(
                 step_size = choose(halved, step_size / 2, step_size)
                 now, gradient = choose(halved, best, now), choose(halved, best_gradient, gradient)
                 waiting = interval = max(interval - shrink, least)
-    return best
+    return misled.or_else(best) if misled else best
 
 
 def _sparse_steps(
-    model: nn.Module, x: Tensor, y: Tensor, eps: Budget, steps: int, objective: Objective, start: Start, largest: int
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: Budget,
+    steps: int,
+    objective: Objective,
+    start: Start,
+    leave: bool,
+    largest: int,
 ) -> Tensor:
     """`few_steps` under L1."""
     x, entries = x.detach(), x[0].numel()
@@ -144,10 +162,13 @@ def _sparse_steps(
     with attack_mode(model) as frozen, torch.enable_grad():
         first, gradient = ask(frozen, now, y, objective, largest=largest)
         highest, best_gradient = of_each(objective, first, first, y), gradient
+        misled = Misled(first, now, y) if leave else None
         for k in range(steps):
             now = climb(now, l1.thinned(gradient, most), x, eps, step_size, "L1")
             logits, gradient = ask(frozen, now, y, objective, more=k + 1 < steps)
             value = of_each(objective, logits, first, y)
+            if misled:
+                misled.note(logits, now, y)
             better = value > highest
             highest = torch.where(better, value, highest)
             best, best_gradient = choose(better, now, best), choose(better, gradient, best_gradient)
@@ -156,7 +177,29 @@ def _sparse_steps(
                 fewer, most = moved < 0.95 * before, _two_thirds(moved)
                 step_size = choose(fewer, longest, (step_size / SHORTER).maximum(longest / 10))
                 now, gradient = choose(fewer, best, now), choose(fewer, best_gradient, gradient)
-    return best
+    return misled.or_else(best) if misled else best
+
+
+class Misled:
+    """Of each image the last point at which it was misclassified.
+
+    Args:
+        logits: at the first points, (B, K).
+        x_adv: the first points, (B, C, H, W).
+        y: class numbers, (B,).
+    """
+
+    def __init__(self, logits: Tensor, x_adv: Tensor, y: Tensor) -> None:
+        self.known, self.x_adv = logits.argmax(1) != y, x_adv
+
+    def note(self, logits: Tensor, x_adv: Tensor, y: Tensor) -> None:
+        """Look at the next points."""
+        wrong = logits.argmax(1) != y
+        self.known, self.x_adv = self.known | wrong, choose(wrong, x_adv, self.x_adv)
+
+    def or_else(self, best: Tensor) -> Tensor:
+        """These points, and of images without one those in `best`."""
+        return choose(self.known, self.x_adv, best)
 
 
 def _two_thirds(counts: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def nearest_classes(
             raise InputError(f"malt is undefined for {classes} classes: its loss needs {LEAST}; use apgd-ce")
         others = logits.detach().scatter(1, y[:, None], -torch.inf).topk(min(candidates, classes - 1)).indices
         gaps = logits.gather(1, y[:, None]) - logits.gather(1, others)  # (B, candidates)
-        slopes = [torch.autograd.grad(gap.sum(), x, retain_graph=True)[0] for gap in gaps.T]
-    steepness = torch.stack([slope.flatten(1).norm(powers(norm)[1], dim=1) for slope in slopes], 1)
+        slopes = (torch.autograd.grad(gap.sum(), x, retain_graph=True)[0] for gap in gaps.T)  # one at a time is held
+        steepness = torch.stack([slope.flatten(1).norm(powers(norm)[1], dim=1) for slope in slopes], 1)
     nearest = (gaps.detach() / steepness).topk(min(count, others.shape[1]), largest=False).indices
     return others.gather(1, nearest)

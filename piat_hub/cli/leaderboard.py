@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,15 +79,17 @@ def verify(argv: Sequence[str], prog: str) -> None:
     parser = Parser(prog=prog, description=f"{does} The exit status is 1 where the claim does not stand.")
     parser.add_argument("model", metavar="MODEL", help="as in evaluate, with results.json and verdicts.npz beside it")
     parser.add_argument("--n", type=int, help="images drawn, without replacement (default: 200, or all of fewer)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    parser.add_argument("--seed", type=int, help="of the draw (default: one that nobody knows before)")
     attacks = "of those claimed, beside clean (default: the one that leaves least)"
     parser.add_argument("--attacks", nargs="+", default=(), help=attacks)
     parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
     parser.add_argument("--claim", metavar="DIR", help="where results.json lies (default: in MODEL)")
     parser.add_argument("--dataset", help="where the images lie (default: the data the model was trained for)")
     given = vars(parser.parse_all(argv))
+    if given["seed"] is None:
+        given["seed"] = secrets.randbits(32)  # else a claim could be honest on the images of a known draw alone
     if given["seed"] < 0:
-        raise InputError(f"--seed must be at least 0, got {given['seed']}; leave it out for 0")
+        raise InputError(f"--seed must be at least 0, got {given['seed']}; leave it out")
 
     from piat_hub.leaderboard import verification
 
@@ -101,8 +104,11 @@ def verify(argv: Sequence[str], prog: str) -> None:
     _say(found)
     if objections := found.objections():
         raise Refuted(f"the claim does not stand: {'; '.join(objections)}")
-    points = 100 * verification.NOTICED / results.n
-    print(f"the claim stands; on these {results.n} images a figure {points:.1f} points too high would not")
+    points = 100 * verification.noticed(results.n)
+    print(
+        f"the claim stands; were it {points:.1f} points too high, 19 of 20 draws of {results.n} images would refute it, "
+        "if nothing turned by chance"
+    )
 
 
 def _say(found: Verification) -> None:

@@ -84,7 +84,9 @@ def check(
         if not len(y):
             yield _result("accuracy", False, "no image is classified correctly even without an attack")
             return
-        strong, classes = torch.ones_like(y, dtype=torch.bool), int(exact(x[:2]).shape[1])
+        strong = torch.ones_like(y, dtype=torch.bool)
+        with attack_mode(exact) as frozen, torch.no_grad():
+            classes = int(frozen(x[:2]).shape[1])
         own = "PGD without a gradient"
         yield (flat := gradients(exact, x, y))
         if not flat["none"]:

@@ -11,7 +11,7 @@ from torch import nn
 from piat_hub import data
 from piat_hub.backbones.normalization import Normalize
 from piat_hub.config import InputError, TrainConfig, from_dict
-from piat_hub.evaluation.own_code import Front, imported
+from piat_hub.evaluation.own_code import Front, imported, raised
 from piat_hub.evaluation.verdict import logits_of, verdict_mode
 from piat_hub.hub.load import from_pretrained, from_timm
 from piat_hub.records import tensors
@@ -85,6 +85,8 @@ def load_model(
     fronts: list[nn.Module] = [Normalize(torch.tensor(mean), torch.tensor(std))] if mean else []
     if through:
         part = imported(through, "front part")
+        if not callable(part):
+            raise InputError(f"{through} is a {type(part).__name__}; a front part is a function or nn.Module of images")
         fronts.insert(0, Front(part() if isinstance(part, type) else part, through))
     if fronts:
         carried = ("piat", "origin", "weights_sha256", "label_names", "pretrained_cfg")
@@ -131,6 +133,10 @@ def _from_code(spec: str) -> nn.Module:
         model = found if isinstance(found, nn.Module) else found()
     except TypeError as error:
         raise InputError(f"{spec} is no model and cannot be called without arguments ({error}); wrap it") from error
+    except InputError:
+        raise
+    except Exception as error:  # anyone's code
+        raise InputError(f"{spec} raised {raised(error)}; mend it") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec} gives a {type(model).__name__}, not an nn.Module; point it at a model or its factory")
     return model.eval()

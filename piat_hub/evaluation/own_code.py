@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,16 @@ def imported(spec: str, what: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise InputError(f"no {what} {spec!r}: {error}; give module:callable, importable from here") from error
+    except Exception as error:  # whatever anyone's module does when it is imported
+        raise InputError(f"{what} {spec!r} cannot be imported: {raised(error)}; mend it") from error
     return found
+
+
+def raised(error: Exception) -> str:
+    """What anyone's code raised, in one line: 'KeyError: 3 (net.py, line 7)'."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{said} ({Path(where.filename).name}, line {where.lineno})"
 
 
 def source_digest(spec: str) -> str:

@@ -167,7 +167,8 @@ def gradient_notes(model: nn.Module, x: Tensor, y: Tensor, follows: bool) -> lis
     """
 
     def moves(x: Tensor, y: Tensor) -> Tensor:
-        return gradient(model, x, y).flatten(1).any(1)
+        found = gradient(model, x, y).flatten(1)
+        return torch.stack([(found.isfinite() & (found != 0)).any(1), ~found.isfinite().all(1)], 1)
 
     try:
         found, _ = as_memory_allows(moves, x, y, len(x), 0)
@@ -175,7 +176,13 @@ def gradient_notes(model: nn.Module, x: Tensor, y: Tensor, follows: bool) -> lis
         if follows:
             raise
         return ["the model gives no gradient, and no attack here follows one"]
-    if found.any():
+    some, broken = found.any(0).tolist()
+    if broken:
+        return [
+            f"the gradient is not finite at {int(found[:, 1].sum())} of the first {len(x)} images: attacks that follow it "
+            "stand still at such pixels, and figures may be too high"
+        ]
+    if some:
         return []
     return [f"the gradient is zero at each of the first {len(x)} images, and attacks that follow it find nothing there"]
 

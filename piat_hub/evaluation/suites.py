@@ -2,11 +2,9 @@
 
 import inspect
 import re
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from piat_hub.attacks.autoattack import STANDARD, changes, components
 from piat_hub.attacks.core import NO_L1, ROUNDING, choose, distances
 from piat_hub.attacks.malt import LEAST, OF_L1, TARGETS
 from piat_hub.config import InputError, ThreatModel, nearest, pixels
-from piat_hub.evaluation.own_code import imported, source_digest
+from piat_hub.evaluation.own_code import imported, raised, source_digest
 
 Stage = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
 SLACK = 1e-4  # by which an image's distance may exceed eps, as rounding makes it; relative
@@ -138,8 +136,7 @@ def _registered(name: str, threat_model: ThreatModel, step_size: float | None, r
     stage, foreign = partial(attack, **given), ":" in name
     facts |= {"code": source_digest(name)} if foreign else {}
     nearest = None if foreign or takes("eps") else threat_model
-    if not nearest:
-        stage = partial(_held, name, stage, threat_model)
+    stage = partial(_held, name, stage, None if nearest else threat_model)
     follows = attack in map(ATTACKS.get, (*OWN, "apgd", "fmn"))
     return Suite({name: stage}, facts, follows=follows, foreign=foreign, nearest=nearest)
 
@@ -200,7 +197,7 @@ def _with_malt(name: str, threat_model: ThreatModel, num_classes: int, seed: int
             raise InputError(f"malt is undefined for {num_classes} classes: its loss needs {LEAST}; leave it out")
         stages, facts = {}, {"changed": f"malt left out, its loss needs {LEAST} classes"}
     if name == "fast":
-        last = partial(apgd, **budget, steps=20, start="uniform")
+        last = partial(apgd, **budget, steps=20, start="uniform", leave=not whole)
         stages = {"pgd10": _first_steps(threat_model, whole), **stages, "apgd-ce": last}
     if whole:
         stages = {name: partial(_one_after_the_other, stages.values())}
@@ -227,27 +224,29 @@ def _one_after_the_other(stages: Iterable[Stage], model: nn.Module, x: Tensor, y
 
 
 def _held(
-    name: str, attack: Callable[..., Any], threat_model: ThreatModel, model: nn.Module, x: Tensor, y: Tensor
+    name: str, attack: Callable[..., Any], threat_model: ThreatModel | None, model: nn.Module, x: Tensor, y: Tensor
 ) -> Tensor:
-    """What an attack gives, if it is images within the budget and the box; InputError with what was measured if not."""
+    """What an attack gives, if it is images within the budget, where there is one, and the box; InputError if not."""
     try:
         with attack_mode(model) as frozen, torch.enable_grad():
             x_adv = attack(frozen, x.clone(), y.clone())
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # anyone's code
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{name} raised {said} ({Path(where.filename).name}, line {where.lineno}); mend it") from error
+        raise InputError(f"{name} raised {raised(error)}; mend it") from error
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or not x_adv.is_floating_point():
         kind = (
             f"{x_adv.dtype} of shape {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else f"a {type(x_adv).__name__}"
         )
         raise InputError(f"{name} gave {kind}; an attack gives images like x, floats of shape {tuple(x.shape)}")
     x_adv = x_adv.detach().to(x)
-    moved = distances(x_adv - x, threat_model.norm)
+    if not (whole := x_adv.isfinite()).all():
+        if ":" in name:
+            raise InputError(f"{name} gave pixels that are not finite; an attack gives images in [0, 1], so mend them")
+        x_adv = torch.where(whole, x_adv, x)  # ours give such where the model's gradient is so, of which a note tells
+    moved = distances(x_adv - x, threat_model.norm) if threat_model else x_adv.new_zeros(1)
     farthest, low, high = torch.stack([moved.amax(), x_adv.amin(), x_adv.amax()]).tolist()
-    if not farthest <= threat_model.eps * (1 + SLACK) + ROUNDING:
+    if threat_model and not farthest <= threat_model.eps * (1 + SLACK) + ROUNDING:
         raise InputError(
             f"{name} left its budget: it moved an image by {farthest:.4g}, the threat model is {threat_model}; "
             "an attack gives images within eps of x, so project them"

@@ -70,7 +70,8 @@ def stands(model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Te
 def examples(model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(what the stage gives on `attacked`, (B,) bool: the model's class for it is still y).
 
-    Where that one is misled and by a rounding the model is not, the stage is run again, on the model itself.
+    Where that one is misled and by a rounding the model is not, the stage is run again, on the model itself. Pixels that are
+    not finite, as a gradient that is not may make them, are put back: something that is no image misleads nobody.
 
     Args:
         model: gives the verdicts.
@@ -79,12 +80,17 @@ def examples(model: nn.Module, attacked: nn.Module, stage: Stage, x: Tensor, y: 
         x: clean images, (B, C, H, W) in [0, 1].
         y: class numbers, (B,).
     """
-    x_adv = stage(attacked, x, y)
+    x_adv = _finite(stage(attacked, x, y), x)
     standing = correct(model, x_adv, y)
     if attacked is not model and (again := standing & ~correct(attacked, x_adv, y)).any():
-        x_adv = x_adv.index_put((again,), stage(model, x[again], y[again]))
+        x_adv = x_adv.index_put((again,), _finite(stage(model, x[again], y[again]), x[again]))
         standing[again] = correct(model, x_adv[again], y[again])
     return x_adv, standing
+
+
+def _finite(x_adv: Tensor, x: Tensor) -> Tensor:
+    """x_adv with the pixels of x where its own are not finite."""
+    return torch.where(x_adv.isfinite(), x_adv, x)
 
 
 def survives(
@@ -232,7 +238,7 @@ def accuracy(
         verdict = correct(model, x, y)
         if stage is not None and verdict.any():
             x, y = x[verdict], y[verdict]
-            verdict = correct(model, stage(attacked, x, y), y)
+            verdict = correct(model, _finite(stage(attacked, x, y), x), y)
         return verdict
 
     for batch, index in enumerate(torch.arange(len(split)).split(batch_size)[rank::world]):

@@ -19,7 +19,7 @@ from piat_hub.records.claims import HOW, Figures
 from piat_hub.records.files import WEIGHTS, own
 from piat_hub.records.labels import measured_name, method_name, place, said
 from piat_hub.records.model_config import ModelConfig
-from piat_hub.records.results import read_results, verdicts_digest
+from piat_hub.records.results import grouping, read_results, verdicts_digest
 from piat_hub.records.rundir import Measured, RunDirectory, digests_in, measured_in
 from piat_hub.records.statistics import paired
 
@@ -165,7 +165,8 @@ def content(models: Iterable[Model]) -> dict[str, Any]:
         for one in model.measured:
             record = one.record
             _, verdicts = read_results(model.directory / one.folder, one.checkpoint)
-            key = (record.dataset, record.split, str(record.threat_model), -record.n, record.images)
+            classes = grouping(model.directory / one.folder, one.checkpoint)
+            key = (record.dataset, record.split, str(record.threat_model), -record.n, record.images, classes)
             tables.setdefault(key, []).append(Row(model, one, verdicts))
     written = datetime.date.today().isoformat()
     return {"schema": 1, "written": written, "tables": [_table(tables[key]) for key in sorted(tables)]}

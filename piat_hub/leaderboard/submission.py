@@ -155,7 +155,10 @@ def submit(
         raise InputError(f"{run} is no submission: {'; '.join(reasons)}; --draft writes the files all the same")
     architecture = found.model.architecture
     name = identifier(paper, architecture)
-    built, extra = ARCHITECTURES.get(architecture, ("", architecture))[1], found.config.extra_data is not None
+    built = ARCHITECTURES.get(architecture, ("", architecture))[1]
+    extra = (
+        found.config.extra_data is not None or found.config.init_from is not None
+    )  # ImageNet's weights are of more images
     source = repo_id or str(home.resolve().name)
     texts = {
         f"model_info/{data}/{norm}/{name}.json": json.dumps(entry(results, claim, paper, built, extra), indent=2)
@@ -282,7 +285,7 @@ gives the model. The row for robustbench/model_zoo/{dataset}.py, among those of 
 
 from piat_hub import leaderboard
 
-leaderboard.register("{found}", "{source}", "{checkpoint}")  # a Hub id, or the model's directory
+leaderboard.register("{found}", {json.dumps(source)}, "{checkpoint}")  # a Hub id, or the model's directory
 '''
 
 

@@ -165,6 +165,13 @@ def prepare(
     return Verification(record, claimed, replace(whole, split=sample, results=results), chosen, index)
 
 
+def noticed(n: int) -> float:
+    """By what share of n images a figure must be too high to be refuted 95 times in 100, if nothing turns by chance."""
+    from scipy.stats import binom
+
+    return next(k for k in range(1, 1001) if binom.sf(NOTICED - 1, n, k / 1000) >= 0.95) / 1000
+
+
 def _strongest(record: Record) -> tuple[str, ...]:
     """Of the attacks that a claim names the one that leaves least; never code from elsewhere, which only a user may name."""
     left = {a: figures["correct"] for a, figures in record.attacks.items() if a != "clean" and ":" not in a}

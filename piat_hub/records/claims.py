@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from piat_hub.records.results import Record
 
 ROUNDING = 1e-9
-HOW = ("steps", "step_size", "restarts", "version", "targets", "search_precision")  # of figures: how an attack was run
+HOW = (
+    "steps",
+    "step_size",
+    "restarts",
+    "version",
+    "targets",
+    "search_precision",
+    "code",
+)  # of figures: how an attack was run
 
 
 class Figures(TypedDict, total=False):
@@ -20,7 +28,8 @@ class Figures(TypedDict, total=False):
 
     accuracy: correct / n. ci95: the Wilson interval. step_size: in pixel units, as text, "2/255". version:
     AutoAttack's; changed: how this differs from it, in words. per_attack: by stage, images attacked and broken, and
-    seconds. targets: classes that MALT aimed at. search_precision: "bf16" where examples were found on a twin in half precision.
+    seconds. targets: classes that MALT aimed at. search_precision: "bf16" where examples were found on a twin in half
+    precision. code: of the file that an attack from elsewhere lies in, the beginning of its sha256.
     """
 
     accuracy: float
@@ -34,6 +43,7 @@ class Figures(TypedDict, total=False):
     changed: str
     targets: int
     search_precision: str
+    code: str
     per_attack: dict[str, dict[str, Any]]
     seconds: float
     attacks: list[str]  # of the worst case: over which attacks
@@ -112,7 +122,7 @@ def _hold_figures(figures: Figures) -> None:
     correct, n = figures["correct"], figures["n"]
     if type(correct) is not int or type(n) is not int or not 0 <= correct <= n:
         raise ValueError("its counts are none")
-    if not all(isinstance(figures.get(key, ""), str) for key in ("version", "search_precision", "changed")):
+    if not all(isinstance(figures.get(key, ""), str) for key in ("version", "search_precision", "changed", "code")):
         raise ValueError("what it says of an attack is no text")
     known: dict[str, Any] = statistics.proportion(correct, n)
     told, true = ([f["accuracy"], *f["ci95"]] for f in (figures, known))

@@ -7,7 +7,7 @@ from piat_hub.config import InputError
 from piat_hub.records.claims import HOW
 from piat_hub.records.corruptions import Corruptions
 from piat_hub.records.files import WEIGHTS, file_digest, own
-from piat_hub.records.results import Record, read_results
+from piat_hub.records.results import Record, grouping, read_results
 from piat_hub.records.statistics import Paired, mean_of_images, paired
 from piat_hub.records.union import Union
 
@@ -21,7 +21,7 @@ def compare(a: Path, b: Path, checkpoint: str = "last") -> list[Paired]:
         checkpoint: "last" or "best", of both.
 
     Raises:
-        InputError: unless they measured the same images, threat model and steps, have an attack in common, and their
+        InputError: unless they measured the same images and labels, threat model and steps, have an attack in common, and their
             weights, where a model lies there too, are those that were measured.
     """
     (record_a, kept_a), (record_b, kept_b) = (read_results(path, checkpoint) for path in (a, b))
@@ -34,6 +34,8 @@ def compare(a: Path, b: Path, checkpoint: str = "last") -> list[Paired]:
                 f"{a} was measured with {key} {words_a[key]}, {b} with {words_b[key]}; "
                 "only the same images under the same threat model can be paired"
             )
+    if grouping(a, checkpoint) != grouping(b, checkpoint):
+        raise InputError(f"{a} was measured with other labels of these images than {b}; evaluate one of them again")
     common = [name for name in kept_a if name in kept_b]
     for name in common:
         _hold_attack(name, a, record_a, b, record_b)

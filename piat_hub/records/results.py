@@ -292,7 +292,7 @@ class Results(Record):
         for path in sorted(directory.glob(_partial(verdicts, "*").name)) if stopped else ():
             running = self._read_running(path)
             if running.attack in self.attacks:  # killed after its results were written
-                path.unlink()
+                path.unlink(missing_ok=True)
             else:
                 self.stopped[running.attack] = running
 
@@ -364,3 +364,23 @@ def read_results(directory: Path, checkpoint: str = "last") -> tuple[Record, dic
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{results} and {verdicts.name} cannot be read together ({error}); evaluate again") from error
     return record, kept
+
+
+def grouping(directory: Path, checkpoint: str = "last") -> bytes:
+    """Which images of an evaluated directory are of one class, whatever that is called: what verdicts to be paired share.
+
+    Args:
+        directory: as in `read_results`, which has read it.
+        checkpoint: "last" or "best".
+
+    Returns:
+        The class of each image, numbered in the order in which classes first come.
+
+    Raises:
+        InputError: where the verdicts do not say the labels.
+    """
+    labels = load_arrays(own(directory, VERDICTS[checkpoint])).get("label")
+    if labels is None:
+        raise InputError(f"{directory / VERDICTS[checkpoint]} does not say the labels of its images; evaluate again")
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return bytes(first.argsort().argsort()[inverse].astype(np.int64))

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from piat_hub.records.claims import Figures
 from piat_hub.records.files import RESULTS, UNIONS, VERDICTS, WEIGHTS, file_digest, own, read_lines, read_metrics
 from piat_hub.records.model_config import ModelConfig
 from piat_hub.records.results import Record, read_record
-from piat_hub.records.union import Union
+from piat_hub.records.union import Stale, Union
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,17 @@ class ModelDirectory:
 
     @cached_property
     def unions(self) -> dict[str, Union]:
-        """The union of several threat models, by checkpoint, where it was measured on the weights that lie there now.
+        """The union of several threat models, by checkpoint, where it tells what was measured on the weights that lie there now.
 
         InputError for a damaged file.
         """
-        there = [checkpoint for checkpoint, name in UNIONS.items() if own(self.directory, name).is_file()]
-        found = {checkpoint: Union.read(self.directory, checkpoint) for checkpoint in there}
-        return {
-            checkpoint: union
-            for checkpoint, union in found.items()
-            if union.first.weights == self.digests.get(checkpoint)
-        }
+        found: dict[str, Union] = {}
+        for checkpoint, name in UNIONS.items():
+            with suppress(Stale):
+                if own(self.directory, name).is_file():
+                    union = Union.read(self.directory, checkpoint)
+                    found |= {checkpoint: union} if union.first.weights == self.digests.get(checkpoint) else {}
+        return found
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,13 @@ from typing import Any, Self
 import numpy as np
 
 from piat_hub.config import InputError, to_dict
-from piat_hub.records.files import UNIONS, own, read_json, sealed, write_text
+from piat_hub.records.files import RESULTS, UNIONS, own, read_json, sealed, write_text
 from piat_hub.records.results import Record, Results, read_results, verdicts_digest
 from piat_hub.records.statistics import proportion
+
+
+class Stale(InputError):
+    """A union.json whose folders were measured further, or moved away, since it was written."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Union:
             checkpoint: "last" or "best".
 
         Raises:
-            InputError: if there is none, it is damaged, or a folder was measured further since.
+            InputError: if there is none, or it is damaged; Stale, if a folder was measured further since.
         """
         path = own(directory, UNIONS[checkpoint])
         if not path.exists():
@@ -61,16 +65,16 @@ class Union:
                 raise ValueError("its folders are none")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}); evaluate again with the same --threat-models") from error
+        if gone := [folder for folder in folders if not own(directory, f"{folder}/{RESULTS[checkpoint]}").is_file()]:
+            raise Stale(f"{path} is of the folder {gone[0]} too, which has no results; evaluate again")
         found = {folder: read_results(own(directory, folder), checkpoint) for folder in folders}
         parts = {folder: record for folder, (record, _) in found.items()}
         standing = {folder: np.logical_and.reduce(list(each.values())) for folder, (_, each) in found.items()}
         union = cls(parts, standing)
         if len({tuple(record.question(shared=True).items()) for record in parts.values()}) > 1:
-            raise InputError(
-                f"{path} is of folders that measured other images or weights than one another; evaluate again"
-            )
+            raise Stale(f"{path} is of folders that measured other images or weights than one another; evaluate again")
         if any(union.to_dict()[key] != told.get(key) for key in ("threat_models", "union")):
-            raise InputError(
+            raise Stale(
                 f"{path} does not tell what its folders hold by now; call evaluate again with the same --threat-models"
             )
         return union
