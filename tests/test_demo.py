@@ -284,6 +284,7 @@ BAD = [
     ("demo --dataset nowhere", "no data set 'nowhere'"),
     ("demo --export full", "full holds something already"),
     ("demo mine:grey --export new", "mine:grey is code on this machine, which a Space has not"),
+    ("demo --dataset full --export new", "full is a folder on this machine, which a Space has not"),
     ("demo nowhere --export new", "'nowhere' is no Hub id"),
     ("demo --export full/x", "full/x is a file"),
 ]
@@ -577,6 +578,16 @@ def test_a_space_names_models_of_the_hub_and_holds_the_others(tmp_path, monkeypa
         assert (written / "models" / "robust" / file).read_bytes() == (Path(shown.DIGITS[1]) / file).read_bytes()
     assert "models:\n- ORG/NAME\n" in (written / "README.md").read_text()
     assert not list(tmp_path.rglob("__pycache__")) and sorted(path.name for path in written.parent.iterdir()) == ["s"]
+
+
+def test_a_space_of_models_of_one_name_names_no_path_of_this_machine(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    shutil.copytree(shown.DIGITS[1], tmp_path / "a" / "robust")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "6.31.0")
+    space.export([str(tmp_path / "a/robust"), shown.DIGITS[1]], tmp_path / "s")
+    app, readme = ((tmp_path / "s" / name).read_text() for name in ("app.py", "README.md"))
+    assert "[str(HERE / 'models/robust'), str(HERE / 'models/robust-2')]" in app
+    assert "a step at a time: robust, robust." in readme and str(tmp_path) not in app + readme
 
 
 # what is written about it

@@ -190,6 +190,24 @@ def test_classes_may_lie_deeper_and_only_in_training(tmp_path):
     (tmp_path / "d/train/birds/empty").mkdir()
     assert counts(str(tmp_path / "d"), "train") == {"cat": 1, "dog": 1, "emu": 1}
     assert counts(str(tmp_path / "d"), "test") == {"cat": 1, "dog": 1}
+    (note,) = data.load(str(tmp_path / "d"), "train", img_size=8).notes
+    assert "folders within folders (birds/emu)" in note and "the innermost ones are the classes: cat, dog, emu" in note
+    assert data.load(str(tmp_path / "d"), "test", img_size=8).notes == ()  # its pets alone are no question
+
+
+def test_splits_below_the_classes_are_refused(tmp_path):
+    draw(*(tmp_path / "d" / name / split / "0.png" for name in ("cat", "dog") for split in ("train", "test")))
+    with pytest.raises(InputError, match="has the classes test, train, which are splits; put them above the classes"):
+        data.load(str(tmp_path / "d"), "train")
+
+
+def test_pictures_beside_the_splits_and_a_split_in_the_place_of_test_are_said(tmp_path):
+    draw(*(tmp_path / "d" / split / name / "0.png" for name in ("cat", "dog") for split in ("train", "val", "more")))
+    assert data.load(str(tmp_path / "d"), "train", img_size=8).notes == (
+        "d: 2 pictures in more/cat, more/dog belong to no split and are left out",
+    )
+    *_, note = data.load(str(tmp_path / "d"), "test", img_size=8).notes
+    assert note == "d has no split 'test': these are the images of its split 'validation'"
 
 
 def table(root, rows, split="train", kind="csv"):

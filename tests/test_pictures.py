@@ -48,6 +48,47 @@ def test_big_endian_tiffs_have_the_same_levels():
     assert np.array_equal(np.asarray(data.open_picture(raw, "it")), np.rint(ramp(np.float64) / 257))
 
 
+@pytest.mark.parametrize(
+    ("bits", "zero", "words"), [(12, 1, "levels of 12 bits in 16"), (16, 0, "levels where 0 is white")]
+)
+def test_levels_of_another_depth_or_upside_down_are_refused(bits, zero, words):
+    """Pillow hands 12 bits on as they are, which would be an almost black picture, and 16 without turning them."""
+    header = struct.pack("<2sHI", b"II", 42, 8)
+    data_ = ramp(np.uint16).tobytes() if bits == 16 else bytes(30)
+    tags = [
+        (256, 4),
+        (257, 5),
+        (258, bits),
+        (259, 1),
+        (262, zero),
+        (273, 8 + 2 + 9 * 12 + 4),
+        (277, 1),
+        (278, 5),
+        (279, len(data_)),
+    ]
+    table = (
+        struct.pack("<H", 9) + b"".join(struct.pack("<HHIHH", t, 3, 1, v, 0) for t, v in tags) + struct.pack("<I", 0)
+    )
+    with pytest.raises(InputError, match=f"it is no image .{words}, which Pillow does not scale"):
+        data.open_picture(header + table + body, "it")
+
+
+def test_a_picture_too_narrow_for_its_middle_is_refused_before_it_is_enlarged():
+    narrow, fit = Image.new("L", (5000, 1)), data.Fit((224, 224), "center", 0.875)
+    with pytest.raises(
+        InputError, match="a picture of 5000 x 1 pixels is too narrow to be cut to 224 x 224; crop it before"
+    ):
+        fit(narrow)
+    assert fit(Image.new("L", (500, 5))).shape == (1, 224, 224)
+    assert data.Fit((8, 8))(narrow).shape == (1, 8, 8)  # squeezed, it is no larger on its way
+
+
+def test_a_border_has_the_models_mean():
+    cfg = {"input_size": [3, 8, 8], "mean": [0.5, 0.25, 1.0], "crop_mode": "border", "crop_pct": 1.0}
+    found = data.Fit.of_timm(cfg)(Image.new("RGB", (16, 4)))
+    assert found[:, 0, 0].tolist() == [128, 64, 255] and found[:, 4, 4].tolist() == [0, 0, 0]
+
+
 def test_floats_in_the_unit_interval_are_scaled():
     share = np.linspace(0, 1, 20, dtype=np.float32).reshape(5, 4)
     assert np.array_equal(seen(Image.fromarray(share), "TIFF"), np.rint(share * 255))

@@ -147,12 +147,13 @@ def test_results_in_the_hubs_own_form_come_and_go_and_others_stay(endpoint, shel
     ours = {path for path in endpoint.files("models/org/net") if path.startswith(".eval_results/")}
     assert ours == {f".eval_results/piat-cifar10-{task}-first-40.yaml" for task in ("clean", "pgd-2-linf-eps-0.15")}
     repository = endpoint.repositories["models/org/net"]
-    tree = repository.tree("main") | {".eval_results/theirs.yaml": repository.store(b"[]")}
+    others = (".eval_results/theirs.yaml", "onnx/config.json", "docs/README.md", "a/b/results.json")
+    tree = repository.tree("main") | {path: repository.store(b"[]") for path in (*others, "old/results.json")}
     repository.refs["refs/heads/main"] = repository.commit(tree, repository.resolve("main"))
     (run / "results.json").unlink()
     assert shell(f"push {run} org/net").code == 0, shell.err
-    left = {path for path in endpoint.files("models/org/net") if path.startswith(".eval_results/")}
-    assert left == {".eval_results/theirs.yaml"}
+    left = endpoint.files("models/org/net")
+    assert {path for path in left if "/" in path} == set(others) and "results.json" not in left
 
 
 def test_what_was_pushed_is_on_a_board_without_its_weights_and_can_be_verified(endpoint, shell, run):
@@ -405,7 +406,9 @@ def test_others_repositories_are_left_alone(endpoint, shell, run):
     assert shell(f"push {run} other/net").code == 2 and "may not write to other/net" in shell.err
     with serve({"models/org/net": {"config.json": b'{"architecture": "bert"}', "model.safetensors": b"1"}}) as theirs:
         endpoint.repositories["models/org/net"] = theirs.repositories["models/org/net"]
-    assert shell(f"push {run} org/net").code == 2 and "holds something that piat_hub did not push" in shell.err
+    for flags in ("", " --revision new"):
+        assert shell(f"push {run} org/net{flags}").code == 2 and "holds something that piat_hub did not" in shell.err
+    assert set(endpoint.repositories["models/org/net"].refs) == {"refs/heads/main"}
     assert len(endpoint.commits("models/org/net")) == 1
 
 

@@ -274,6 +274,9 @@ def test_timms_own_models_come_behind_their_normalisation(rename, of_timm):
         ({"pretrained_cfg": {"mean": [0.5]}}, "must be 3 numbers each, std above 0"),
         ({"pretrained_cfg": {"std": [0.5, 0.0, 0.5]}}, "must be 3 numbers each, std above 0"),
         ({"pretrained_cfg": {"mean": "0.5"}}, "mean must be a list of numbers"),
+        ({"pretrained_cfg": {"crop_pct": 87.5}}, "crop_pct must be a share in"),
+        ({"pretrained_cfg": {"crop_mode": "fill"}}, "crop_mode 'fill' is none of timm's: center, squash, border"),
+        ({"pretrained_cfg": {"interpolation": "area"}}, "interpolation 'area' is none of timm's: nearest"),
     ],
 )
 def test_timms_own_models_get_the_same_guards(change, message, of_timm):

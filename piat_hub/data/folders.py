@@ -93,12 +93,34 @@ class PictureFolder:
         classes = self.classes(split)
         if len(classes) < 2:
             raise InputError(f"{where} holds a single class, {classes[0]!r}; a classifier needs at least two folders")
+        if all(map(_split_called, classes)):
+            raise InputError(
+                f"{where} has the classes {shortened(classes)}, which are splits; put them above the classes: {classes[0]}/CLASS"
+            )
         if split == "train" and "test" in self.splits:
             unseen = sorted(set(self.classes("test")) - set(classes))
             if unseen and not self.described("test"):
                 raise InputError(
                     f"{where} has no picture of {shortened(unseen)}, which the test split has; add some, or take it out of both"
                 )
+
+    def notes(self, split: str) -> tuple[str, ...]:
+        """What a split's pictures leave to be said: which of several folders is the class, and which are of no split."""
+        found, name = [], self.root.name
+        above = self.splits[split]
+        within = [
+            f.parent.relative_to(folder).parts for folder in above for f in self.pictures if f.is_relative_to(folder)
+        ]
+        if not self.described(split) and sum(len(set(level)) > 1 for level in zip(*within, strict=False)) > 1:
+            found.append(
+                f"{name}: pictures lie in folders within folders ({'/'.join(within[0])}); the innermost ones are the classes: "
+                f"{shortened(self.classes(split))}"
+            )
+        folders = [folder for each in self.splits.values() for folder in each]
+        if lost := [f for f in self.pictures if not any(f.is_relative_to(folder) for folder in folders)]:
+            where = shortened(sorted({str(f.parent) for f in lost}))
+            found.append(f"{name}: {len(lost)} pictures in {where} belong to no split and are left out")
+        return tuple(found)
 
     def classes(self, split: str) -> list[str]:
         """The names of the folders that hold the split's pictures, sorted."""

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from timm.data import create_transform
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from piat_hub.config import InputError, first_line
 # read by Pillow alone, unlike EPS, which it hands to Ghostscript
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 LARGEST = 2**30  # bytes of a picture's file
+LARGEST_CUT = 178_956_970  # pixels of a picture on its way to the middle that is cut out of it: as many as Pillow opens
 
 
 def content(path: str | Path) -> bytes:
@@ -43,8 +45,8 @@ def content(path: str | Path) -> bytes:
 def open_picture(file: bytes | str | Path, name: str, widest: int | None = None) -> Image.Image:
     """A picture as people see it; whatever reads one, reads it here.
 
-    It is turned upright as its EXIF orientation says, and stands on white where it is transparent. 16-bit levels are
-    divided by 257, floats in [0, 1] multiplied by 255; both are rounded.
+    It is turned upright as its EXIF orientation says, and stands on white where it is transparent. Grey levels of 16 bits are
+    divided by 257, floats in [0, 1] multiplied by 255; both are rounded. Of colours of 16 bits Pillow takes the upper 8.
 
     Args:
         file: its path, or what stands in it.
@@ -83,6 +85,11 @@ def open_picture(file: bytes | str | Path, name: str, widest: int | None = None)
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """A loaded picture as mode L or RGB. ValueError where its levels have no known range."""
+    if isinstance(picture, TiffImageFile) and picture.mode.startswith("I;16"):
+        bits, zero = picture.tag_v2.get(258, (16,)), picture.tag_v2.get(262, 1)
+        if tuple(bits) != (16,) or zero == 0:
+            what = "where 0 is white" if zero == 0 else f"of {bits[0]} bits in 16"
+            raise ValueError(f"levels {what}, which Pillow does not scale")
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
         return Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
     if picture.mode in ("I", "F"):
@@ -120,12 +127,14 @@ class Fit:
             cuts out the middle; "border" fills up.
         crop_pct: in (0, 1].
         interpolation: "bilinear", "bicubic" and so on.
+        mean: what "border" fills up with, a level in [0, 1] a channel; () for timm's usual.
     """
 
     size: tuple[int, int]
     crop_mode: str = "squash"
     crop_pct: float = 1.0
     interpolation: str = "bilinear"
+    mean: tuple[float, ...] = ()
 
     @classmethod
     def trained(cls, size: tuple[int, int], crop_pct: float | None) -> Self:
@@ -140,7 +149,8 @@ class Fit:
             return None
         said = {key: pretrained_cfg.get(key) for key in ("crop_mode", "crop_pct", "interpolation")}
         usual = {"crop_mode": "center", "crop_pct": 0.875, "interpolation": "bicubic"}  # timm's
-        return cls((size[1], size[2]), **{key: said[key] or usual[key] for key in usual})  # type: ignore[arg-type]
+        known: dict[str, Any] = {key: said[key] or usual[key] for key in usual}
+        return cls((size[1], size[2]), **known, mean=tuple(pretrained_cfg.get("mean") or ()))
 
     def words(self) -> dict[str, Any]:
         """The same for a pretrained_cfg."""
@@ -149,12 +159,19 @@ class Fit:
     @cached_property
     def transform(self) -> Callable[[Image.Image], Any]:
         """timm's for evaluation, which gives levels 0..255."""
-        return create_transform(self.size, use_prefetcher=True, **self.words())
+        filled = {"mean": self.mean} if self.mean else {}
+        return create_transform(self.size, use_prefetcher=True, **self.words(), **filled)
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """A picture of mode L or RGB as (1 or 3, H, W) uint8."""
         if picture.size == self.size[::-1] and self.crop_pct == 1:
             return levels(picture)
+        short, long = sorted(picture.size)
+        if self.crop_mode == "center" and max(self.size) ** 2 * long > LARGEST_CUT * short * self.crop_pct**2:
+            raise InputError(
+                f"a picture of {picture.width} x {picture.height} pixels is too narrow to be cut to {self.size[1]} x "
+                f"{self.size[0]}; crop it before, or drop it"
+            )
         return torch.as_tensor(self.transform(picture))
 
 

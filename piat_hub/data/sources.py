@@ -101,14 +101,15 @@ def load_encoded(
     """
     if dataset == "digits":
         return _digits(split)
-    table, name, files = _table(dataset, split)
+    table, name, files, notes = _table(dataset, split)
     if dataset in DATASETS:
         image_column, label_column = image_column or DATASETS[dataset][2], label_column or DATASETS[dataset][3]
     if columns_may_lack:
         image_column, label_column = (c if c in table.features else None for c in (image_column, label_column))
     image_column = _column(table, name, "image", image_column)
     label_column = _column(table, name, "label", label_column)
-    labels, label_names, inferred, notes = _labels(table, name, label_column)
+    labels, label_names, inferred, more = _labels(table, name, label_column)
+    notes += more
     images = _encoded(table, name, image_column)
     if files and (rest := sorted(set(files) - {cell["path"] for cell in images.cells if cell})):
         notes += (
@@ -138,12 +139,12 @@ def load_pictures(
     """
     if dataset == "digits":
         return _digits(split).images, ()  # type: ignore[return-value]  # encoded by that
-    table, name, _ = _table(dataset, split, labelled=False)
+    table, name, _, notes = _table(dataset, split, labelled=False)
     usual = DATASETS[dataset][2] if dataset in DATASETS else None
-    images, notes = _encoded(table, name, _column(table, name, "image", image_column or usual)), tuple[str, ...]()
+    images = _encoded(table, name, _column(table, name, "image", image_column or usual))
     if skip_broken:
-        opened, notes = images.whole()
-        images = images.select(opened)
+        opened, broken = images.whole()
+        images, notes = images.select(opened), (*notes, *broken)
     if not len(images.rows):
         raise InputError(f"{name} has no picture in this split that can be opened; name another data set")
     return images.looked_at().in_colour(), notes
@@ -230,17 +231,19 @@ def _digits(split: str) -> Split:
     return whole[parts[split]]
 
 
-def _table(dataset: str, split: str, labelled: bool = True, **how: Any) -> tuple[Any, str, Sequence[str]]:
-    """The split as a `datasets.Dataset`, the data set's name for results, and of a folder of pictures its files.
+def _table(
+    dataset: str, split: str, labelled: bool = True, **how: Any
+) -> tuple[Any, str, Sequence[str], tuple[str, ...]]:
+    """The split as a `datasets.Dataset`, the data set's name for results, of a folder of pictures its files, and notes.
 
-    Those must lie in folders of their classes if they are to be `labelled`. `how` goes to `load_dataset`; with
+    Those files must lie in folders of their classes if they are to be `labelled`. `how` goes to `load_dataset`; with
     streaming=True it is an IterableDataset.
     """
     import datasets
 
     hub_id, configuration = DATASETS.get(dataset, (dataset, None))[:2]
     root = Path(dataset)
-    local, files = root.is_dir() and dataset not in DATASETS, list[str]()
+    local, files, asked, notes = root.is_dir() and dataset not in DATASETS, list[str](), split, tuple[str, ...]()
     if dataset not in DATASETS and not local and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", dataset):
         raise InputError(
             f"no data set {dataset!r}{nearest(dataset, [*DATASETS, 'digits'])}; give --dataset digits, cifar10, cifar100, "
@@ -256,7 +259,7 @@ def _table(dataset: str, split: str, labelled: bool = True, **how: Any) -> tuple
                 folder.check(split)
             else:
                 how = {"drop_labels": True}
-            files = folder.paths(split)
+            files, notes = folder.paths(split), folder.notes(split) if labelled else ()
             table = datasets.load_dataset("imagefolder", data_files={split: folder.patterns(split)}, split=split, **how)
         elif local and not declared(root):
             splits = datasets.load_dataset_builder(str(root.resolve())).config.data_files
@@ -283,7 +286,10 @@ def _table(dataset: str, split: str, labelled: bool = True, **how: Any) -> tuple
             f"data set {hub_id!r} could not be loaded from the Hub ({reason}); "
             "pass --dataset DIR with a local copy that datasets.load_dataset reads"
         ) from error
-    return table, local_name(root) if local else dataset, files
+    name = local_name(root) if local else dataset
+    if split != asked:
+        notes += (f"{name} has no split {asked!r}: these are the images of its split {split!r}",)
+    return table, name, files, notes
 
 
 def _which(dataset: str, split: str, splits: Sequence[str]) -> str:

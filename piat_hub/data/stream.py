@@ -86,7 +86,7 @@ def open_stream(dataset: str, image_column: str | None, label_column: str | None
     """
     import datasets
 
-    table, name, _ = _table(dataset, "train", streaming=True)
+    table, name, *_ = _table(dataset, "train", streaming=True)
     if table.features is None:
         raise InputError(
             f"{name} does not say which columns it has; give it a README.md with dataset_info, or leave out --stream"

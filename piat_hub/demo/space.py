@@ -53,7 +53,7 @@ def export(specs: Sequence[str], directory: Path, dataset: str | None = None) ->
         The directory.
 
     Raises:
-        InputError: for a model from code, a directory that holds something, or as `load` does.
+        InputError: for a model from code, a folder of data, a directory that holds something, or as `load` does.
         Broken: if the system refuses to write.
     """
     if directory.exists() and any(directory.iterdir()):
@@ -61,6 +61,8 @@ def export(specs: Sequence[str], directory: Path, dataset: str | None = None) ->
     for spec in specs:
         if ":" in spec and not spec.startswith("hf-hub:") and not Path(spec).is_dir():
             raise InputError(f"{spec} is code on this machine, which a Space has not; push a model and give its id")
+    if dataset and Path(dataset).is_dir():
+        raise InputError(f"{dataset} is a folder on this machine, which a Space has not; give a data set of the Hub")
     models = load(specs, dataset)
     place = directory.absolute()
     with written(directory):
@@ -76,7 +78,10 @@ def _fill(space: Path, models: Sequence[Shown], dataset: str | None) -> None:
     package = Path(piat_hub.__file__).parent
     shutil.copytree(package, space / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     named = [_by_name(model, space) for model in models]
-    words = {"names": ", ".join(model.name for model in models), "gradio": importlib.metadata.version("gradio")}
+    words = {
+        "names": ", ".join(Path(model.name).name for model in models),
+        "gradio": importlib.metadata.version("gradio"),
+    }
     card: dict[str, Any] = {"title": "See an attack", "emoji": "🔍", "colorFrom": "red", "colorTo": "blue"}
     card |= {"sdk": "gradio", "sdk_version": words["gradio"], "python_version": platform.python_version()}
     card |= {"app_file": "app.py", "pinned": False, "tags": ["adversarial-robustness"]}
@@ -100,7 +105,9 @@ def _by_name(model: Shown, space: Path) -> str:
     """What app.py calls a model, as an expression; a local one's config.json and weights are copied."""
     if not Path(model.spec).is_dir():
         return repr(model.spec)
-    folder = Path("models") / re.sub(r"[^\w.-]+", "-", model.name).strip("-.")
+    name = re.sub(r"[^\w.-]+", "-", Path(model.name).name).strip("-.")
+    taken = len(list((space / "models").glob(f"{name}*")))
+    folder = Path("models") / (f"{name}-{taken + 1}" if taken else name)
     (space / folder).mkdir(parents=True)
     for file in ("config.json", WEIGHTS["last"]):
         shutil.copyfile(own(model.spec, file), space / folder / file)

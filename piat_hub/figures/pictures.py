@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from piat_hub.config import InputError
 from piat_hub.figures.probes import Examples, Surface
 from piat_hub.figures.style import VERMILION, canvas, styled
 
@@ -25,6 +26,8 @@ def landscape(surfaces: dict[str, Surface]) -> Figure:
     figure, _ = canvas(4 * len(surfaces), 6.8, rows=0)
     every = np.array([s.losses for s in surfaces.values()])
     low, high = float(every.min()), float(every.max())
+    if not (np.isfinite(every).all() and high > 1e-3):
+        raise InputError(f"losses from {low:.3g} to {high:.3g} have no landscape; leave it out with --only")
     levels = np.geomspace(max(low, 1e-3), high, 12)
     for column, (label, found) in enumerate(surfaces.items(), 1):
         at, losses = np.array(found.at), np.array(found.losses)

@@ -99,24 +99,38 @@ def _pushed(api: HfApi, files: Mapping[str, Any], repo_id: str, options: PushOpt
 
 def _push(api: HfApi, files: Mapping[str, Any], repo_id: str, options: PushOptions) -> Pushed:
     api.create_repo(repo_id, private=options.private, exist_ok=True)
-    if (branch := options.revision or "main") != "main":
-        api.create_branch(repo_id, branch=branch, exist_ok=True)
-    head = api.model_info(repo_id, revision=branch)
-    there = {sibling.rfilename for sibling in head.siblings or ()}
+    head, there = _at_head(api, repo_id, "main")
     if options.private and not head.private:
         raise InputError(f"{repo_id} is public already; make it private in its settings first, or name another")
-    if there - {".gitattributes", ".gitignore", "README.md", "LICENSE"}:
-        theirs = api.hf_hub_download(repo_id, "config.json", revision=head.sha) if "config.json" in there else None
-        known = ModelConfig.read(Path(theirs)) if theirs else None
-        if not known or (known.piat is None and not known.origin):
-            raise InputError(f"{repo_id} holds something that piat_hub did not push; choose another name")
+    if (branch := options.revision or "main") != "main":
+        api.create_branch(repo_id, branch=branch, exist_ok=True)
+        head, there = _at_head(api, repo_id, branch)
     operations: list[Any] = [CommitOperationAdd(path, content) for path, content in files.items()]
-    ours = {path for path in there if path.rpartition("/")[2] in RECORDS or path.startswith(eval_results.OURS)}
+    ours = {path for path in there if _pushed_as(path) or path.startswith(eval_results.OURS)}
     operations += [CommitOperationDelete(path) for path in sorted(ours - set(files))]
     message = f"{'Update' if there & set(RECORDS) else 'Add'} {repo_id.rpartition('/')[2]}"
     where: dict[str, Any] = {"revision": branch, "create_pr": options.create_pr, "parent_commit": head.sha}
     done = api.create_commit(repo_id, operations, commit_message=message, **where)
     return Pushed(str(done.pr_url or done.commit_url), str(done.oid), done.oid != head.sha)
+
+
+def _at_head(api: HfApi, repo_id: str, branch: str) -> tuple[Any, set[str]]:
+    """(what the Hub says of a branch's last commit, the files in it); InputError where others put them there."""
+    head = api.model_info(repo_id, revision=branch)
+    there = {sibling.rfilename for sibling in head.siblings or ()}
+    if there - {".gitattributes", ".gitignore", "README.md", "LICENSE"}:
+        theirs = api.hf_hub_download(repo_id, "config.json", revision=head.sha) if "config.json" in there else None
+        known = ModelConfig.read(Path(theirs)) if theirs else None
+        if not known or (known.piat is None and not known.origin):
+            raise InputError(f"{repo_id} holds something that piat_hub did not push; choose another name")
+    return head, there
+
+
+def _pushed_as(path: str) -> bool:
+    """Whether a push may have written this file: a run's own, or what was measured in a folder of it."""
+    folder, _, name = path.rpartition("/")
+    measured = (*RESULTS.values(), *VERDICTS.values(), *CORRUPTIONS.values())
+    return name in (measured if folder else RECORDS) and "/" not in folder
 
 
 def publication(run: ModelDirectory, repo_id: str) -> dict[str, bytes | str]:

@@ -10,6 +10,9 @@ from piat_hub.config import WIDEST, InputError, TrainConfig, from_dict, printabl
 from piat_hub.records.files import is_number, read_json, texts
 from piat_hub.records.origin import Origin
 
+CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -107,11 +110,16 @@ def _hold_preprocessing(preprocessing: Mapping[str, Any], source: str) -> None:
         if not isinstance(numbers, list) or not all(map(is_number, numbers)):
             raise InputError(f"{source}: {key} must be a list of numbers; it is no model of timm's format")
     crop = preprocessing.get("crop_pct")
-    if crop is not None and not (is_number(crop) and crop > 0):
-        raise InputError(f"{source}: crop_pct must be a number above 0, not {crop!r:.40}; write the model again")
-    for key in ("crop_mode", "interpolation", "tag"):
-        if not isinstance(preprocessing.get(key) or "", str):
+    if crop is not None and not (is_number(crop) and 0 < crop <= 2):
+        raise InputError(f"{source}: crop_pct must be a share in (0, 2], not {crop!r:.40}; write the model again")
+    for key, known in (("crop_mode", CROP_MODES), ("interpolation", INTERPOLATIONS), ("tag", ())):
+        word = preprocessing.get(key) or ""
+        if not isinstance(word, str):
             raise InputError(f"{source}: {key} must be text; it is no model of timm's format")
+        if word and known and word not in known:
+            raise InputError(
+                f"{source}: {key} {word!r:.40} is none of timm's: {', '.join(known)}; write the model again"
+            )
     image = preprocessing.get("input_size")
     if image is not None and not (
         isinstance(image, list) and len(image) == 3 and all(type(side) is int and 0 < side <= WIDEST for side in image)
