@@ -13,7 +13,8 @@ from conftest import python
 from torch import nn
 
 from piat_hub.attacks import ATTACKS
-from piat_hub.config import InputError, ThreatModel
+from piat_hub.cli import entry
+from piat_hub.config import Alone, InputError, ThreatModel
 from piat_hub.data import Split, derived_seed, to_unit
 from piat_hub.evaluation.loop import Processes, Progress, evaluate, measure
 from piat_hub.evaluation.suites import suite
@@ -336,6 +337,19 @@ def test_an_attack_of_ones_own_that_leaves_the_budget_never_counts(own_attacks, 
     dark.images[0] = 2
     with pytest.raises(InputError, match=LEAVES[name]):
         evaluate(Threshold(), dark, [f"own_attacks:{name}"])
+
+
+def test_what_one_of_several_processes_refuses_it_tells_itself(own_attacks, monkeypatch, capsys):
+    """Its share of the images is its own: the first process may meet nothing of it."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    results = Results.of(bright(), ThreatModel("Linf", 8 / 255))
+    with pytest.raises(Alone, match="left its budget") as refusal:
+        list(measure(Threshold(), bright(), ["own_attacks:beyond"], results, batch_size=4, processes=Processes(1, 2)))
+    assert entry._fail("piat evaluate", refusal.value, 2) == 2
+    assert "piat evaluate: error (process 1): own_attacks:beyond left its budget" in capsys.readouterr().err
+    entry._fail("piat evaluate", InputError("what all of them meet"), 2)
+    assert capsys.readouterr().err == ""
 
 
 def test_an_attack_of_ones_own_gives_verdicts_as_ours_do(own_attacks, tmp_path):

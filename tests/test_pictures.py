@@ -53,24 +53,12 @@ def test_big_endian_tiffs_have_the_same_levels():
 )
 def test_levels_of_another_depth_or_upside_down_are_refused(bits, zero, words):
     """Pillow hands 12 bits on as they are, which would be an almost black picture, and 16 without turning them."""
-    header = struct.pack("<2sHI", b"II", 42, 8)
-    data_ = ramp(np.uint16).tobytes() if bits == 16 else bytes(30)
-    tags = [
-        (256, 4),
-        (257, 5),
-        (258, bits),
-        (259, 1),
-        (262, zero),
-        (273, 8 + 2 + 9 * 12 + 4),
-        (277, 1),
-        (278, 5),
-        (279, len(data_)),
-    ]
-    table = (
-        struct.pack("<H", 9) + b"".join(struct.pack("<HHIHH", t, 3, 1, v, 0) for t, v in tags) + struct.pack("<I", 0)
-    )
+    body = ramp(np.uint16).tobytes() if bits == 16 else bytes(30)
+    tags = [(256, 4), (257, 5), (258, bits), (259, 1), (262, zero), (273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, 5)]
+    entries = b"".join(struct.pack("<HHIHH", t, 3, 1, v, 0) for t, v in (*tags, (279, len(body))))
+    raw = struct.pack("<2sHIH", b"II", 42, 8, 9) + entries + struct.pack("<I", 0) + body
     with pytest.raises(InputError, match=f"it is no image .{words}, which Pillow does not scale"):
-        data.open_picture(header + table + body, "it")
+        data.open_picture(raw, "it")
 
 
 def test_a_picture_too_narrow_for_its_middle_is_refused_before_it_is_enlarged():

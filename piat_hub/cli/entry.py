@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from piat_hub.cli.signals import go_on, handling, terminate
-from piat_hub.config import Broken, Diverged, InputError, Refuted, lookup
+from piat_hub.config import Alone, Broken, Diverged, InputError, Refuted, lookup
 
 COMMANDS = {  # command: (its function as MODULE:NAME in this folder, what it does)
     "train": ("train:train", "train a recipe, on its own data or yours"),
@@ -99,7 +99,7 @@ def _from_outside(error: RuntimeError, command: str | None, argv: Sequence[str])
 def _fail(prog: str, error: object, code: int) -> int:
     """Tell it once on every machine; what can happen to one of several processes alone, from each that it happens to."""
     rank, local = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
-    if local == "0" or isinstance(error, Broken | OSError):
+    if local == "0" or isinstance(error, Alone | Broken | OSError):
         print(f"{prog}: error{f' (process {rank})' if rank != '0' else ''}: {error}", file=sys.stderr)
     return code
 

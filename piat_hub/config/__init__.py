@@ -12,6 +12,7 @@ from piat_hub.config.corruptions import (
     SEVERITIES as SEVERITIES,
 )
 from piat_hub.config.errors import (
+    Alone as Alone,
     Broken as Broken,
     Diverged as Diverged,
     InputError as InputError,

@@ -44,6 +44,10 @@ class Broken(RuntimeError):
     """The work cannot go on from here for a reason outside it: a disk, another process. What was saved is whole."""
 
 
+class Alone(InputError):
+    """What was given cannot be used, as one of several processes found on its share of the images: each may say it."""
+
+
 class Refuted(RuntimeError):
     """A claim does not stand against what was measured."""
 

@@ -7,6 +7,7 @@ four. A misclassified clean image counts as broken under every attack: the clean
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from piat_hub import data
 from piat_hub.attacks.core import INFERENCE
-from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict
+from piat_hub.config import Alone, EvalConfig, InputError, ThreatModel, TrainConfig, from_dict
 from piat_hub.data import Encoded, Split, derived_seed, to_unit
 from piat_hub.evaluation import premises
 from piat_hub.evaluation.model import label_names
@@ -43,6 +44,16 @@ class Processes:
     rank: int = 0
     world: int = 1
     least: Callable[[Tensor], Tensor] = Tensor.clone
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """What is refused inside, of several processes maybe by this one alone, is told by it, whichever it is."""
+        try:
+            yield
+        except InputError as error:
+            if self.world == 1:
+                raise
+            raise Alone(str(error)) from error
 
 
 ALONE = Processes()
@@ -304,14 +315,15 @@ def _attack(
                 index = batches[mine]
                 batch = to_unit(images[index]), labels[index]
                 drawn = derived_seed(seed, *now.attack.encode(), number, mine)
-                if attack.nearest and far is not None:
-                    sought = partial(reach, model, attacked, run, attack.nearest.norm)
-                    found, most = as_memory_allows(sought, *batch, most, drawn)
-                    far[index] = torch.minimum(far[index], found)  # where it is wrong when clean, that is 0
-                    verdict = far[index] > attack.nearest.eps
-                else:
-                    verdict, most = survives(model, attacked, run, *batch, most, drawn)
-                _whole_batches(most, attack, now.batch_size, len(index))
+                with processes.telling():
+                    if attack.nearest and far is not None:
+                        sought = partial(reach, model, attacked, run, attack.nearest.norm)
+                        found, most = as_memory_allows(sought, *batch, most, drawn)
+                        far[index] = torch.minimum(far[index], found)  # where it is wrong when clean, that is 0
+                        verdict = far[index] > attack.nearest.eps
+                    else:
+                        verdict, most = survives(model, attacked, run, *batch, most, drawn)
+                    _whole_batches(most, attack, now.batch_size, len(index))
                 standing[index] = torch.minimum(standing[index], verdict.to(torch.uint8))
             verdicts = processes.least(standing).cpu().numpy().astype(bool)
             now.reach = None if far is None else processes.least(far).cpu().numpy()
