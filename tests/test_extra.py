@@ -342,6 +342,11 @@ def test_where_images_lie_changes_nothing(tmp_path):
     real = data.load(folder, "train")[:20]
     packed = {"image": random_images(60), "label": np.arange(60) % 3}
     np.savez(tmp_path / "d.npz", **packed)
+    for split, notes in (("train", 0), ("test", 1)):
+        (tmp_path / "d/piat-label.json").write_text(json.dumps({"split": split}))
+        warned = [note for note in loaded(folder, real).notes if "labelled from the split 'test'" in note]
+        assert len(warned) == notes
+    (tmp_path / "d/piat-label.json").unlink()
     sets = [
         loaded(folder, real),
         loaded(folder, real, limit=0),

@@ -141,6 +141,12 @@ def test_another_run_in_a_members_place_is_refused_before_anything_runs(small_di
         members_of("mu", [DIGITS], ["clean"], StudyOptions(n=401))
 
 
+def test_a_member_that_was_measured_on_other_images_is_refused_before_anything_runs(evaluated):
+    sweep._refuse_other_images(evaluated, 30)
+    with pytest.raises(InputError, match="was measured on the first 30 images, this study on 40; give --n 30, or move"):
+        sweep._refuse_other_images(evaluated, 40)
+
+
 PART = """
 import os, sys, time
 from pathlib import Path

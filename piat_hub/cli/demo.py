@@ -25,6 +25,8 @@ def demo(argv: Sequence[str], prog: str) -> None:
     given = parser.parse_all(argv)
     if given.port is not None and not 0 < given.port < 2**16:
         raise InputError(f"--port must be from 1 to 65535, got {given.port}; leave it out for a free one")
+    if given.export and (given.port is not None or given.no_browser):
+        raise InputError("--export writes the page and opens none; leave out --port and --no-browser")
     if not find_spec("gradio"):
         raise InputError("the page needs one more package: pip install 'piat-hub[demo]'")
     if given.export:

@@ -78,6 +78,8 @@ def _read(
     parser.add_argument("--dataset", help="where the test images lie (default: the data the model was trained for)")
     parser.add_argument("--threads", type=int, default=argparse.SUPPRESS, help="CPU threads (default: all cores)")
     given = parser.parse_all(argv)
+    if given.filterwise and "landscape" not in given.only:
+        raise InputError("--filterwise is of the landscape, which --only leaves out; name it there too")
     check(Path(given.output))
     threads = RunOptions(threads=vars(given).get("threads")).threads  # or InputError
 

@@ -62,6 +62,7 @@ def _refuse_idle(config: TrainConfig, given: Mapping[str, Any]) -> None:
         **{f"interpolation.{letter}": (law.kind == "piat", "--interpolation piat") for letter in "abcd"},
         "interpolation.start_epoch": (averaged, "--interpolation piat or constant"),
         "interpolation.bn": (averaged, "--interpolation piat or constant"),
+        "crop_pad": (not config.crop_shift and config.pictures.augment != "rrc", "--augment pad, and no --crop-shift"),
         "scale": (config.pictures.augment != "pad", "--augment rrc"),
         "steps": (not own_steps, "a method whose attack takes them, pgd_at say"),
         "step_size": (not own_steps and config.attack.crafting == "pgd", "--crafting pgd, and a method that takes it"),

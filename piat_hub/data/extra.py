@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -113,6 +115,9 @@ def _fitted(extra: Split, config: TrainConfig, real: Split) -> Split:
         note = f"label k of {extra.name} is class k of {real.name}: {real.label_names[0]!r} for 0"
         extra = replace(extra, label_names=real.label_names, inferred=False, notes=(*extra.notes, note))
     extra = numbered_as(extra, real.label_names, real.name)
+    if (part := _labelled_split(config.extra_data)) not in ("", "train"):
+        note = f"warning: {extra.name} was labelled from the split {part!r}: figures on that split will flatter"
+        extra = replace(extra, notes=(*extra.notes, note))
     if extra.shape != real.shape:
         shapes = " and ".join("x".join(map(str, split.shape)) for split in (extra, real))
         raise InputError(
@@ -129,6 +134,12 @@ def _fitted(extra: Split, config: TrainConfig, real: Split) -> Split:
             f"an epoch is the {len(real)} images of {real.name}, less than one batch of {config.batch_size}; give --epoch-size"
         )
     return extra
+
+
+def _labelled_split(folder: str | None) -> str:
+    """Of which split `piat label` made a folder; "" for any other data."""
+    told = Path(folder or "") / "piat-label.json"
+    return str(json.loads(told.read_text(encoding="utf-8")).get("split", "")) if folder and told.is_file() else ""
 
 
 def _gib(split: Split) -> float:

@@ -100,6 +100,8 @@ def load_encoded(
         InputError: as `load` does, but for the sizes.
     """
     if dataset == "digits":
+        if not columns_may_lack and (image_column or label_column):
+            raise InputError("digits are no table; leave out --image-column and --label-column")
         return _digits(split)
     table, name, files, notes = _table(dataset, split)
     if dataset in DATASETS:

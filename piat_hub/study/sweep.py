@@ -100,6 +100,8 @@ def members_of(name: str, bases: Sequence[TrainConfig], attacks: Sequence[str], 
         test = data.load_encoded(base.dataset, "test", *columns).first(options.n)
         for attack in attacks:
             suite(attack, base.threat_model, len(test.label_names))
+        for directory in configs:
+            _refuse_other_images(directory, len(test))
         found += [Member(directory, config, len(test)) for directory, config in configs.items()]
     each = [to_dict(dataclasses.replace(member.config, recipe="")) for member in found]
     if any(one in each[:k] for k, one in enumerate(each)):
@@ -114,6 +116,15 @@ def _refuse_another(directory: Path, config: TrainConfig) -> None:
         if trained != (asked := as_decided(asked, trained)):
             words = " ".join(flags(trained, asked) or flags(asked, trained)) or "its method's fields"
             raise InputError(f"{directory} holds another run ({words}); name another --output")
+
+
+def _refuse_other_images(directory: Path, n: int) -> None:
+    record = RunDirectory.read(directory).record("last") if (directory / "config.json").exists() else None
+    if record and record.n != n:
+        raise InputError(
+            f"{directory} was measured on the first {record.n} images, this study on {n}; give --n {record.n}, or move its "
+            "results.json and verdicts.npz away"
+        )
 
 
 def next_command(member: Member, attacks: Sequence[str], options: StudyOptions) -> list[str] | None:
