@@ -27,6 +27,7 @@ from piat_hub.records.labels import HEADERS, attack_name, percent, rows
 from piat_hub.records.published import paper
 from piat_hub.records.results import read_record, read_results
 from piat_hub.records.rundir import RunDirectory
+from piat_hub.records.statistics import paired as paired_images
 from piat_hub.study.table import between, table_text
 from piat_hub.training.guards import collapsed
 
@@ -268,7 +269,7 @@ def extra_paired():
 
 
 def last_and_best(study, names):
-    """Runs in docs/results/STUDY, {folder: name}: both checkpoints on test images, the last under AutoAttack on 300 where that was run."""
+    """Runs in docs/results/STUDY, {folder: name}: both checkpoints on test images, of the last also AutoAttack on 300."""
     lines = []
     for folder, who in names.items():
         metrics = read_lines(DOCS / f"results/{study}/{folder}/metrics.jsonl")
@@ -282,13 +283,22 @@ def last_and_best(study, names):
 
 
 def image_by_image(study, names, against):
-    """B minus A for pairs (A, B) of such runs, last checkpoints."""
+    """B minus A for pairs (A, B) of such runs: last checkpoints, or the best one of "FOLDER best"."""
     lines = []
     for pair in against:
-        a, b = (DOCS / "results" / study / folder for folder in pair)
-        few = (a / "aa300", b / "aa300")
-        pairs = compare(a, b) + [p for p in (compare(*few) if all(d.exists() for d in few) else ()) if p.attack == "aa"]
-        who = f"{names[pair[1]]}, minus {names[pair[0]]}"
+        (folder_a, *of_a), (folder_b, *of_b) = (words.split() for words in pair)
+        a, b = (DOCS / "results" / study / folder for folder in (folder_a, folder_b))
+        if of_a or of_b:
+            (one, kept_a), (other, kept_b) = (read_results(d, *of) for d, of in ((a, of_a), (b, of_b)))
+            assert one.images == other.images
+            pairs = [paired_images(name, kept_a[name], kept_b[name]) for name in kept_a if name in kept_b]
+        else:
+            few = [directory / "aa300" for directory in (a, b)]
+            pairs = compare(a, b) + [
+                p for p in (compare(*few) if all(d.exists() for d in few) else ()) if p.attack == "aa"
+            ]
+        best = ["'s best" if of else "" for of in (of_a, of_b)]
+        who = f"{names[folder_b]}{best[1]}, minus {names[folder_a]}{best[0]}"
         lines += [[who, f"{attack_name(p.attack)}, n {p.n}", *pair_cells(p)] for p in pairs]
     return markdown(lines, ["B minus A", "", "points", "95 % interval", "only A / only B stands", "McNemar's p"])
 
@@ -407,36 +417,49 @@ def swept(name):
     return table_text(name, facts["rows"], attacks, facts["failed"])
 
 
+LONG = {  # folder of docs/results/long with a run that was trained to its end: what was trained
+    "pgd_at-none-0": "PGD-AT, seed 0",
+    "pgd_at-piat-1": "PIAT, seed 1",
+    "nmse-piat-1": "PIAT+NMSE, seed 1",
+}
+
+
 def overfitting():
-    """Long training on 2,500 images: held-out and training PGD-10 in three stretches of ten epochs, each seed's mean."""
+    """Long training on 2,500 images: held-out and training PGD-10 in stretches of ten epochs, each run's mean."""
     arms = {"pgd_at-none": "PGD-AT", "pgd_at-ema": "PGD-AT with EMA", "pgd_at-piat": "PIAT"}
     arms |= {"nmse-none": "NMSE", "nmse-piat": "PIAT+NMSE", "trades-none": "TRADES", "trades-piat": "PIAT+TRADES"}
+    columns = [("held-out PGD-10", "holdout_pgd10_acc", first) for first in (21, 73, 91, 111)]
+    columns += [("training PGD-10", "train_pgd10_acc", first) for first in (21, 73, 91, 111)]
+    columns += [("held-out clean", "holdout_clean_acc", first) for first in (73, 111)]
     lines = []
     for arm, who in arms.items():
-        runs = [read_lines(file) for file in sorted((DOCS / "results/long").glob(f"{arm}-?-metrics.jsonl"))]
+        home = DOCS / "results/long"
+        files = [*home.glob(f"{arm}-?-metrics.jsonl"), *home.glob(f"{arm}-?/metrics.jsonl")]
+        runs = [read_lines(file) for file in sorted(files, key=lambda file: file.as_posix().split(arm)[1])]
         line = [who, " / ".join(str(len(run)) for run in runs)]
-        for key in ("holdout_pgd10_acc", "train_pgd10_acc", "holdout_clean_acc"):
-            for first in (21, 73, 91):
-                tens = [run[first - 1 : first + 9] for run in runs if len(run) >= first + 9]
-                means = [f"{100 * statistics.fmean(epoch[key] for epoch in ten):.1f}" for ten in tens]
-                line += [" / ".join(means)] if (key, first) != ("holdout_clean_acc", 21) else []
+        for _, key, first in columns:
+            tens = [run[first - 1 : first + 9] for run in runs if len(run) >= first + 9]
+            line.append(" / ".join(f"{100 * statistics.fmean(epoch[key] for epoch in ten):.1f}" for ten in tens))
         fives = [
             [statistics.fmean(e["holdout_pgd10_acc"] for e in run[k : k + 5]) for k in range(len(run) - 4)]
             for run in runs
         ]
         line.append(" / ".join(f"{100 * max(five):.1f} ({five.index(max(five)) + 1})" for five in fives))
         lines.append(line)
-    headers = [
-        "",
-        "epochs",
-        "held-out PGD-10, epochs 21-30",
-        "73-82",
-        "91-100",
-        "training PGD-10, 21-30",
-        "73-82",
-        "91-100",
-    ]
-    return markdown(lines, [*headers, "held-out clean, 73-82", "91-100", "held-out PGD-10, best five epochs (from)"])
+    headers = [f"{what}, epochs {first}-{first + 9}" for what, _, first in columns]
+    return markdown(lines, ["", "epochs", *headers, "held-out PGD-10, best five epochs (from)"])
+
+
+def long_tests():
+    """The long runs that came to their end, last and best checkpoint, on test images."""
+    return last_and_best("long", LONG)
+
+
+def long_paired():
+    """The same against each other, image by image, last checkpoint."""
+    plain, piat, both = LONG
+    early = [(plain, f"{plain} best"), (f"{plain} best", piat), (f"{plain} best", both), (both, f"{both} best")]
+    return image_by_image("long", LONG, [(plain, piat), (plain, both), (piat, both), *early])
 
 
 def study_lambda():
