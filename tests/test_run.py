@@ -231,16 +231,25 @@ def test_timms_backbones_want_square_images(small_digits, do_train, tmp_path, mo
         ({"method": "gairat", "accumulation": 2}, "gairat weighs the images of a batch by each other; leave out --acc"),
         ({"method": "n_fgsm", "threat_model": ThreatModel(eps=0.6)}, "method.noise 2 x eps 0.6 is 1.2, more than"),
         ({"mixed_precision": "fp16"}, "mixed-precision fp16 is for GPUs, and this run's device is cpu; leave it out"),
-        ({"swa": 0.9, "epochs": 4}, "--swa 0.9 averages the last of 4 epochs alone; lower it"),
-        ({"crop_pad": 8}, "crop-pad 8 may leave nothing of an image of 8x8 pixels; lower it"),
         ({"cutout": 16}, "cutout 16 covers an image of 8x8 pixels wherever it falls; lower it"),
-        ({"pictures": PictureConfig(scale=(0.3, 1.0))}, "--scale goes with --augment rrc; give it too"),
     ],
 )
 def test_what_would_spoil_a_run_is_refused_before_it_begins(small_digits, do_train, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         do_train(small_digits(**changes), tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+def test_averages_of_one_epoch_and_crops_of_nothing_are_told_when_a_run_begins(small_digits):
+    config = small_digits(swa=0.9, epochs=2, crop_pad=8, pictures=PictureConfig(scale=(0.3, 1.0)))
+    said = []
+    for event in run.train(config, RunOptions(output="r")):
+        if not isinstance(event, run.Notice):
+            break
+        said.append(event.text)
+    assert "warning: --swa 0.9 averages the last of 2 epochs alone; lower it, .75 is usual" in said
+    assert "warning: --crop-pad 8 leaves nothing of some images of 8x8 pixels; lower it" in said
+    assert "warning: --scale does nothing for images of one size; it goes with --augment rrc" in said
 
 
 @pytest.mark.slow

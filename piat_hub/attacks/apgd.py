@@ -193,12 +193,18 @@ class Misled:
         self.known, self.x_adv = logits.argmax(1) != y, x_adv
 
     def note(self, logits: Tensor, x_adv: Tensor, y: Tensor) -> None:
-        """Look at the next points."""
+        """Look at the next points.
+
+        Args:
+            logits: at them, (B, K).
+            x_adv: the points, (B, C, H, W).
+            y: class numbers, (B,).
+        """
         wrong = logits.argmax(1) != y
         self.known, self.x_adv = self.known | wrong, choose(wrong, x_adv, self.x_adv)
 
     def or_else(self, best: Tensor) -> Tensor:
-        """These points, and of images without one those in `best`."""
+        """These points, and of images without one those in `best`, (B, C, H, W)."""
         return choose(self.known, self.x_adv, best)
 
 

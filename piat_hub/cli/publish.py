@@ -82,8 +82,11 @@ def import_checkpoint(argv: Sequence[str], prog: str) -> None:
     parser.add_argument("--output", help="the directory to write (default: runs/FILE's name)")
     given = parser.parse_all(argv)
     asked = {"mean": tuple(given.mean), "std": tuple(given.std), "img_size": given.img_size}
-    if bool(given.name) == bool(given.layout) or (given.name and any(asked.values())) or (given.layout and given.zoo):
-        parser.error("give --name (with --zoo), which says all of the rest, or --layout with what belongs to it")
+    if bool(given.name) == bool(given.layout) or (given.name and any(asked.values())):
+        parser.error("give --name, which says all of the rest, or --layout with what belongs to it")
+
+    if given.zoo and not given.name:
+        parser.error("--zoo goes with --name; give it too, or leave --zoo out")
 
     from piat_hub.hub import layouts
 

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,7 +36,8 @@ def train(argv: Sequence[str], prog: str) -> None:
     arguments = {k.removeprefix("method."): v for k, v in given.items() if k.startswith("method.")}
     inherited = config.method_args if chosen == config.method else {}
     config = with_flags(dataclasses.replace(config, method_args={**inherited, **arguments}), given)
-    _refuse_idle(config, given)
+    for warning in _idle(config, given) if os.environ.get("RANK", "0") == "0" else ():
+        print(warning)
     run_training(config, with_flags(RunOptions(), given))
 
 
@@ -54,8 +55,8 @@ def _parser(prog: str, name: str, config: TrainConfig, methods: str = "", **opti
     return parser
 
 
-def _refuse_idle(config: TrainConfig, given: Mapping[str, Any]) -> None:
-    """InputError for a flag that was given and would do nothing with the others; a recipe may well hold such a value."""
+def _idle(config: TrainConfig, given: Mapping[str, Any]) -> Iterator[str]:
+    """A warning of each flag that was given and does nothing with the others; a recipe may well hold such a value."""
     law, own_steps = config.interpolation, config.method in ("fgsm_rs", "n_fgsm", "las_at", "free_at", "standard")
     averaged = law.kind != "none"
     useful: dict[str, tuple[bool, str]] = {  # flag -> whether it does something, and what it goes with
@@ -71,8 +72,7 @@ def _refuse_idle(config: TrainConfig, given: Mapping[str, Any]) -> None:
     }
     for flag, (works, goes_with) in useful.items():
         if flag in given and not works:
-            name = flag.replace("_", "-")
-            raise InputError(f"--{name} goes with {goes_with}, and does nothing here; give that too, or leave it out")
+            yield f"warning: --{flag.replace('_', '-')} does nothing here; it goes with {goes_with}"
 
 
 def run_training(config: TrainConfig, options: RunOptions) -> None:

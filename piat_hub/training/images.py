@@ -5,7 +5,7 @@ import dataclasses
 from accelerate import Accelerator
 
 from piat_hub import data
-from piat_hub.config import TRACKED, InputError, PictureConfig, RunOptions, TrainConfig, printable
+from piat_hub.config import TRACKED, InputError, RunOptions, TrainConfig, printable
 
 
 def load_images(
@@ -41,10 +41,6 @@ def load_images(
         raise InputError(
             f"crop-shift {config.crop_shift} may cut all off an image of {whole.shape[1]}x{whole.shape[2]} pixels; lower it"
         )
-    if config.pictures.augment != "rrc" and not config.crop_shift and config.crop_pad >= min(whole.shape[1:]):
-        raise InputError(
-            f"crop-pad {config.crop_pad} may leave nothing of an image of {whole.shape[1]}x{whole.shape[2]} pixels; lower it"
-        )
     if config.cutout >= 2 * min(whole.shape[1:]):
         raise InputError(
             f"cutout {config.cutout} covers an image of {whole.shape[1]}x{whole.shape[2]} pixels wherever it falls; lower it"
@@ -76,8 +72,6 @@ def fitting(config: TrainConfig, found: data.Split) -> tuple[TrainConfig, data.F
         raise InputError(
             "--crop-shift and --cutout are for images that are not cut anew; give --augment pad, or --scale and --reprob"
         )
-    if not cut and asked.augment is None and asked.scale != PictureConfig().scale:
-        raise InputError("--scale goes with --augment rrc; give it too, or leave --scale out")
     if cut:
         crop_pct = asked.crop_pct or (0.875 if mixed else 1.0)
         asked = dataclasses.replace(asked, augment="rrc", crop_pct=crop_pct)

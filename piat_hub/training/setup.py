@@ -20,7 +20,7 @@ from piat_hub import backbones, data, methods
 from piat_hub.attacks import Twin, pgd
 from piat_hub.attacks.apgd import few_steps
 from piat_hub.attacks.core import ascend
-from piat_hub.config import DATASETS, InputError, InterpolationConfig, RunOptions, TrainConfig, nearest
+from piat_hub.config import DATASETS, InputError, InterpolationConfig, PictureConfig, RunOptions, TrainConfig, nearest
 from piat_hub.evaluation.suites import Stage
 from piat_hub.evaluation.verdict import accuracy, class_count, verdict_mode
 from piat_hub.hub.load import from_timms_weights, keep_origin, start_from
@@ -150,10 +150,6 @@ def refuse_idle(config: TrainConfig) -> None:
             f"{config.epochs} epochs end before --interpolation.start-epoch {law.start_epoch}; lower it, "
             "or give --interpolation none"
         )
-    if config.swa is not None and config.swa_start == config.epochs:
-        raise InputError(
-            f"--swa {config.swa:g} averages the last of {config.epochs} epochs alone; lower it, .75 is usual"
-        )
     if config.schedule.min_lr and config.schedule.sched not in ("cosine", "onecycle"):
         raise InputError("--min-lr goes with --sched cosine or onecycle; give one of them, or leave it out")
 
@@ -223,7 +219,18 @@ def describe(setup: Setup, options: RunOptions) -> list[str]:
                 f"warning: {shared} of the {len(setup.held):,} held-out images are among the extra data: held-out accuracy "
                 "flatters, and with it the best epoch; take them out"
             )
-    if setup.parts.config.mixed_precision == "bf16":
+    config, (height, width) = setup.parts.config, split.shape[1:]
+    if config.swa is not None and config.swa_start == config.epochs:
+        lines.append(
+            f"warning: --swa {config.swa:g} averages the last of {config.epochs} epochs alone; lower it, .75 is usual"
+        )
+    if config.pictures.augment != "rrc" and not config.crop_shift and config.crop_pad >= min(height, width):
+        lines.append(
+            f"warning: --crop-pad {config.crop_pad} leaves nothing of some images of {height}x{width} pixels; lower it"
+        )
+    if config.pictures.augment is None and config.pictures.scale != PictureConfig().scale:
+        lines.append("warning: --scale does nothing for images of one size; it goes with --augment rrc")
+    if config.mixed_precision == "bf16":
         lines += filter(None, [bf16_warning(setup.parts.accelerator.device)])
     return lines
 
