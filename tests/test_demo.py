@@ -587,6 +587,15 @@ def test_a_space_of_models_of_one_name_names_no_path_of_this_machine(tmp_path, m
     space.export([str(tmp_path / "a/robust"), shown.DIGITS[1]], tmp_path / "s")
     app, readme = ((tmp_path / "s" / name).read_text() for name in ("app.py", "README.md"))
     assert "[str(HERE / 'models/robust'), str(HERE / 'models/robust-2')]" in app
+    shutil.copytree(shown.DIGITS[1], tmp_path / "robust-2")
+    taken = [
+        str(tmp_path / "robust-2"),
+        str(tmp_path / "a/robust"),
+        shown.DIGITS[1],
+    ]  # the name that a second would get
+    assert sorted(path.name for path in (space.export(taken, tmp_path / "t") / "models").iterdir()) == [
+        "robust", "robust-2", "robust-3",
+    ]  # fmt: skip
     assert "a step at a time: robust, robust." in readme and str(tmp_path) not in app + readme
 
 

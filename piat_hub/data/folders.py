@@ -111,9 +111,7 @@ class PictureFolder:
         within = [
             f.parent.relative_to(folder).parts for folder in above for f in self.pictures if f.is_relative_to(folder)
         ]
-        several = [
-            level for level in zip(*within, strict=False) if len(set(level)) > 1
-        ]  # levels of more than one folder
+        several = [level for level in zip(*within, strict=False) if len(set(level)) > 1]
         if len(several) > 1 and not self.described(split):
             found.append(
                 f"{name}: pictures lie in folders within folders ({'/'.join(within[0])}); the innermost ones are the classes: "

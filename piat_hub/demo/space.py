@@ -106,8 +106,8 @@ def _by_name(model: Shown, space: Path) -> str:
     if not Path(model.spec).is_dir():
         return repr(model.spec)
     name = re.sub(r"[^\w.-]+", "-", Path(model.name).name).strip("-.")
-    taken = len(list((space / "models").glob(f"{name}*")))
-    folder = Path("models") / (f"{name}-{taken + 1}" if taken else name)
+    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+    folder = next(Path("models") / one for one in names if not (space / "models" / one).exists())
     (space / folder).mkdir(parents=True)
     for file in ("config.json", WEIGHTS["last"]):
         shutil.copyfile(own(model.spec, file), space / folder / file)
