@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import copy
+import gc
 import hashlib
 import os
 import shutil
@@ -243,6 +244,7 @@ def killed(work, arm):
     An error in it fails the test.
     """
     if (child := os.fork()) == 0:
+        gc.freeze()  # what the tests before left may wait for threads that are not in here
         try:
             arm()
             work()
@@ -260,6 +262,7 @@ def another(directory):
     """Inside the block a process of its own, whose number this gives, writes in the directory; killed at its end."""
     ready, told = os.pipe()
     if (child := os.fork()) == 0:
+        gc.freeze()
         from piat_hub.records.lock import only_writer
 
         with contextlib.suppress(BaseException), only_writer(directory):

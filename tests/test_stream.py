@@ -28,6 +28,12 @@ def config(folder):
     return dataclasses.replace(recipes.get("digits"), epochs=2, clean_epochs=1, batch_size=16, **changes)
 
 
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch):
+    """Datasets waits seconds whenever a stream is closed, for a process that might end right after; these do not."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
+
 def stream_of(config):
     stream = data.open_stream(config.dataset, None, None, config.epoch_size, config.holdout)
     return dataclasses.replace(stream, head=data.of_one_size(stream.head[config.holdout :], limit=0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -229,6 +230,7 @@ def in_workers(work: Callable[[Any], Any], batches: Iterable[Any], pinned: bool 
     settings: dict[str, Any] = {"num_workers": min(8, cores()), "pin_memory": pinned}
     settings["generator"] = torch.Generator()  # else it draws from the global one
     loader = DataLoader(_Work(work), batch_sampler=batches, collate_fn=_as_it_is, **settings)
+    gc.collect()  # a half-read stream that nobody holds is closed by threads, which a forked worker would wait for in vain
     for given in loader:
         if isinstance(given, InputError):
             raise given
