@@ -137,12 +137,8 @@ NESTS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model
 PREFIX = re.compile(
     r"^(?:(?:module|model|net|normalize|normalizer|_orig_mod|\d+)\.)+"
 )  # of wrappers around the network
-UNUSED = (
-    "sub_block1.",
-    "model_preact_hl1.",
-    "attacker.",
-    "n_averaged",
-)  # beside the network or twice in it; not for forward
+# beside the network or twice in it: forward takes none of these
+UNUSED = ("sub_block1.", "model_preact_hl1.", "attacker.", "n_averaged")
 STATISTICS = (("mu", "sigma"), ("mean", "std"), ("new_mean", "new_std"))
 BLOCK = re.compile(r"(?:stages\.|layer)(\d+)\.(?:blocks\.)?\d+\.conv1\.weight")
 
