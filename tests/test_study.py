@@ -28,6 +28,7 @@ from piat_hub.records.published import PAPER_ATTACKS, method_of, paper
 from piat_hub.study import studies, sweep
 from piat_hub.study.sweep import Busy, Done, Member, members_of, next_command, run_members
 from piat_hub.study.table import reference, table_rows, table_text, write_table
+from piat_hub.training.interpolation import g
 
 DIGITS = recipes.get("digits")
 
@@ -46,6 +47,12 @@ def test_lambda_mu_and_averaging_change_only_what_they_are_about():
     assert list(found) == ["nmse-none", *(f"nmse-{lam}" for lam in (0.1, 0.3, 0.5, 0.7, 0.9)), "nmse-piat"]
     assert found["nmse-piat"] == DIGITS and found["nmse-0.3"].interpolation.constant == 0.3
     assert all(dataclasses.replace(c, interpolation=DIGITS.interpolation) == DIGITS for c in found.values())
+    laws = {name: c.interpolation for name, c in studies.STUDIES["speed"](DIGITS).items()}
+    assert [law.kind for law in laws.values()] == ["none"] + 4 * ["piat"]
+    assert laws["nmse-piat-1n"] == DIGITS.interpolation
+    for s in (0.0625, 0.25, 4):
+        law = laws[f"nmse-piat-{s:g}n"]
+        assert [g(n, a=law.a, b=law.b, c=law.c, d=law.d) for n in range(1, 40)] == [g(s * n) for n in range(1, 40)]
     assert {name: c.method_args for name, c in studies.STUDIES["mu"](DIGITS).items()} == {
         "nmse-piat-mu3": {"mu": 3.0},
         "nmse-piat-mu4": {"mu": 4.0},

@@ -43,6 +43,25 @@ def lambda_(base: TrainConfig) -> Sweep:
     }
 
 
+def speed(base: TrainConfig) -> Sweep:
+    """Interpolation by g(s n), which grows s times as fast as g(n): s of 1/16 to 4, and none.
+
+    s = 120 / epochs brings lam as far in this run as g(n) in the paper's 120 epochs; s = steps of an epoch / 390 lets it
+    grow by steps as it does there.
+    """
+    piat = with_method(base, base.method, "piat")
+    law = piat.interpolation
+    return {
+        f"{base.method}-none": constant(base, 0),
+        **{
+            f"{base.method}-piat-{s:g}n": dataclasses.replace(
+                piat, interpolation=dataclasses.replace(law, a=s * law.a, c=s * law.c)
+            )
+            for s in (1 / 16, 1 / 4, 1, 4)
+        },
+    }
+
+
 def mu(base: TrainConfig) -> Sweep:
     """The weight mu of NMSE, under PIAT (Fig. 5)."""
     from piat_hub import methods  # loads torch, which naming a study does without
@@ -130,6 +149,7 @@ def table(number: int) -> Callable[[TrainConfig], Sweep]:
 
 STUDIES: dict[str, Callable[[TrainConfig], Sweep]] = {
     "lambda": lambda_,
+    "speed": speed,
     "mu": mu,
     "methods": methods_,
     "nmse-vs-alp": nmse_vs_alp,
