@@ -342,11 +342,13 @@ class Watched(list):
 
     def __init__(self, oids):
         super().__init__()
-        self.missing, self.complete = set(oids), threading.Event()
+        self.oids, self.missing, self.complete = list(oids), set(oids), threading.Event()
 
     def append(self, request):
         super().append(request)
-        self.missing -= {oid for oid in self.missing if request.method == "PUT" and oid in request.path}
+        for oid in self.oids if request.method == "PUT" else ():  # from several threads
+            if oid in request.path:
+                self.missing.discard(oid)
         if not self.missing:
             self.complete.set()
 
@@ -359,7 +361,8 @@ def test_a_killed_upload_goes_on_where_it_stopped(endpoint, shell, run, tmp_path
     monkeypatch.setattr(endpoint, "log", Watched(oids.values()))
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | endpoint.environment(tmp_path / "home")
     push = subprocess.Popen([PYTHON, "-m", "piat_hub", "push", run, "org/net"], env=environment)
-    endpoint.log.complete.wait()
+    while not endpoint.log.complete.wait(0.1):
+        assert push.poll() is None, "it ended before"
     push.kill()
     push.wait()
     assert set(endpoint.files("models/org/net")) == {".gitattributes"}

@@ -38,7 +38,13 @@ def test_torch_is_there_and_nothing_that_reads_the_environment():
     assert "torch" in loaded and not {"timm", "huggingface_hub", "datasets", "accelerate", "piat_hub"} & set(loaded)
 
 
-WAITS = "import signal, sys; {before}; print('ready', flush=True); signal.pause()"
+WAITS = """
+import signal, sys, time
+{before}
+print('ready', flush=True)
+while True:
+    time.sleep(0.01)  # a signal between two bytecodes would leave signal.pause() waiting for the next
+"""
 
 
 def waiting(before):
