@@ -62,6 +62,8 @@ def ask(path, *words):
         for number in PASSED_ON:
             signal.signal(number, lambda number, _: os.kill(pid, number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+        while not select.select([server], [], [], 0.1)[0]:
+            pass  # a signal that came just before this wait is passed on after it
         (code,) = struct.unpack("i", server.recv(4))
     if code < 0:
         with suppress(OSError):  # SIGKILL has no other way
