@@ -467,6 +467,22 @@ def study_lambda():
     return swept("lambda")
 
 
+def study_speed():
+    """g(s n) for several s on digits at 30 epochs, five seeds."""
+    return swept("speed")
+
+
+def speed_held_out():
+    """The same on held-out images, where a law would be chosen: PGD-10, the mean of the last ten epochs of each seed."""
+    lines = []
+    for law in ("none", "piat-0.0625n", "piat-0.25n", "piat-1n", "piat-4n"):
+        runs = [read_lines(file) for file in sorted((DOCS / "results/studies/speed").glob(f"nmse-{law}-?.jsonl"))]
+        found = [statistics.fmean(epoch["holdout_pgd10_acc"] for epoch in run[-10:]) for run in runs]
+        lam = f"{runs[0][-1]['lam']:.2f}"
+        lines.append([law.removeprefix("piat-"), lam, len(runs), between(mean_interval(found), ".2f")])
+    return markdown(lines, ["law: none or g(s n)", "last lambda", "seeds", "held-out PGD-10, %, epochs 21-30"])
+
+
 def study_averaging():
     """Averages of weights on digits, five seeds."""
     return swept("averaging")

@@ -67,7 +67,7 @@ def runs_of(*configs, correct=(390, 300), epochs=6):
     """Runs without files: each of (changes of the digits recipe), attacked by PGD-20 on 400 images."""
     found = []
     for k, changes in enumerate(configs):
-        law = {key: changes[key] for key in ("kind", "constant") if key in changes}
+        law = {key: changes[key] for key in ("kind", "constant", "a", "c", "bn") if key in changes}
         changes = {key: value for key, value in changes.items() if key not in law}
         base = recipes.get("digits")
         config = dataclasses.replace(base, interpolation=dataclasses.replace(base.interpolation, **law), **changes)
@@ -151,6 +151,17 @@ def test_lambdas_draw_each_schedule_and_its_accuracy():
     assert [len(dots.get_offsets()) for dots in bottom.collections if len(dots.get_offsets()) > 1] == [2, 2, 2]
     with pytest.raises(InputError, match="fewer than three schedules of lam among runs that share all else"):
         plots.lambdas(runs_of({}, {"kind": "none"}))
+
+
+def test_lambdas_at_other_speeds_are_told_apart_and_stand_in_their_order():
+    speeds = [{"kind": "piat", "a": s, "c": s} for s in (1.0, 4.0, 0.0625)]
+    others = [{"kind": "piat", "a": 1.0, "c": 2.0}, {"kind": "piat", "bn": "copy"}]
+    runs = runs_of({"kind": "none"}, *speeds, *others)
+    for run, lam in zip(runs, (0.0, 0.5, 0.8, 0.2, 0.4, 0.5), strict=True):
+        for metrics in run.metrics:
+            metrics["lam"] = lam
+    ticks = [t.get_text() for t in plots.lambdas(runs).axes[1].get_xticklabels()]
+    assert ticks == [f"λ = {law}" for law in ("0", "g(0.0625n)", "(1n + 1) / (2n + 10)", "g(n)", "g(4n)")]
 
 
 def test_lambdas_leave_other_averages_out():

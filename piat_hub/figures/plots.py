@@ -203,22 +203,27 @@ def tested(groups: Sequence[Sequence[RunDirectory]], attack: str) -> str:
 
 
 def schedule(run: RunDirectory) -> str:
-    """'0', '0.3' or 'g(n)': the run's lam in words."""
+    """'0', '0.3', 'g(n)', 'g(4n)' or '(2n + 1) / (3n + 9)': the run's lam in words."""
     law = run.config.interpolation
-    return {"none": "0", "constant": f"{law.constant:g}", "piat": "g(n)"}[law.kind]
+    paper = InterpolationConfig()
+    if (law.b, law.c, law.d) == (paper.b, law.a, paper.d):
+        g = "g(n)" if law.a == paper.a else f"g({law.a:g}n)"
+    else:
+        g = f"({law.a:g}n + {law.b:g}) / ({law.c:g}n + {law.d:g})"
+    return {"none": "0", "constant": f"{law.constant:g}", "piat": g}[law.kind]
 
 
 @styled
 def lambdas(runs: Sequence[RunDirectory]) -> Figure:
     """Schedules of lam, and robust accuracy after each (He et al. 2023, Fig. 4): a dot a seed, mean and interval."""
-    groups = recorded.varied(runs, *recorded.LAW)
-    by_law = {schedule(group[0]): group for group in groups if recorded.law_of(group[0].config) != "other"}
-    if len(by_law) < 3:
+    usual = [run for run in runs if recorded.usual(run.config)]
+    groups = recorded.varied(usual, *recorded.LAW) if usual else []
+    if len(groups) < 3:
         raise InputError(
-            "fewer than three schedules of lam among runs that share all else; `piat study lambda` makes them"
+            "fewer than three schedules of lam among runs that share all else; `piat study lambda` and `piat study speed` make them"
         )
-    by_law = dict(sorted(by_law.items(), key=lambda one: float("inf") if one[0] == "g(n)" else float(one[0])))
-    groups = list(by_law.values())
+    groups.sort(key=lambda g: (g[0].config.interpolation.kind == "piat", g[0].metrics[-1]["lam"]))  # constants first
+    by_law = {schedule(group[0]): group for group in groups}
     figure, (top, bottom) = canvas(6.5, 6, 2, height_ratios=(2, 3))
     shades = [style.WITH if name == "g(n)" else style.GREY for name in by_law]
     lasts = []

@@ -99,6 +99,12 @@ def law_of(config: TrainConfig) -> str:
     return law.kind if usual or law.kind == "none" else "other"
 
 
+def usual(config: TrainConfig) -> bool:
+    """Whether interpolation, if there is any, begins with the first epoch and takes BatchNorm's statistics along."""
+    law, paper = config.interpolation, InterpolationConfig()
+    return law.kind == "none" or (law.start_epoch, law.bn) == (paper.start_epoch, paper.bn)
+
+
 def same_but_law(a: TrainConfig, b: TrainConfig) -> bool:
     """Whether two configurations differ in nothing but interpolation and seed."""
     one, other = ({k: v for k, v in settings(config).items() if k not in LAW} for config in (a, b))
