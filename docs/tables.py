@@ -377,7 +377,8 @@ def steadiness():
             ]
             for constant in (True, False)
         }
-        lines.append([folder.name, *(f"{100 * statistics.mean(m):.2f} (n {len(m)})" for m in moves.values())])
+        if all(moves.values()):
+            lines.append([folder.name, *(f"{100 * statistics.mean(m):.2f} (n {len(m)})" for m in moves.values())])
     return markdown(lines, ["model", "mean change at constant learning rate, points", "while it falls"])
 
 
@@ -752,14 +753,18 @@ def suite_rows(facts):
 def thousand():
     """The models in model_cards under fast, MALT and AutoAttack: what stands, AutoAttack's breaks missed, seconds."""
     lines = []
-    for folder in sorted(path.parent for path in CARDS.glob("*/aa1000")):
-        record, stand = read_record(folder / "aa1000" / "results.json"), read_results(folder / "aa1000")[1]
+    homes = {path.parent: read_record(path) for path in sorted(CARDS.glob("*/aa1000/results.json"))}
+    homes = {home: record for home, record in homes.items() if "malt" in record.attacks}
+    for home, record in homes.items():
+        stand = read_results(home)[1]
         for attack in ("pgd20", "fast", "malt", "aa"):
             missed, more = (stand[attack] & ~stand["aa"]).sum(), (stand["aa"] & ~stand[attack]).sum()
             seconds = f"{record.attacks[attack]['seconds']:.1f}"
-            lines.append([folder.name, attack_name(attack), cell(record, attack), str(missed), str(more), seconds])
+            name = home.parent.name
+            lines.append([name, attack_name(attack), cell(record, attack), str(missed), str(more), seconds])
     table = markdown(lines, ["model", "attack", "stand", "AutoAttack's breaks missed", "others", "s"])
-    return f"{record.n} images of {record.dataset}, {record.environment['device']}:\n\n{table}"
+    (device,) = {record.environment["device"] for record in homes.values()}
+    return f"{record.n} images of {record.dataset}, {device}:\n\n{table}"
 
 
 SUITES = ["images", "attack", "search", "clean", "stand", "AutoAttack's breaks missed", "others", "CPU s"]
