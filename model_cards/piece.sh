@@ -13,10 +13,11 @@ shift 2
 
 left() { echo $((${PIECE:-540} - SECONDS)); }
 again() { echo "$name: more to $1; the same command goes on" && exit 3; }
+data() { "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["piat"]["dataset"])' "$half/config.json"; }
 measure() { # evaluate.py ends well when its time is spent, and says so
   local seconds && seconds=$(left)
   ((seconds > 0)) || again measure
-  "$python" evaluate.py "$half" "$@" --time-budget "${seconds}s" --resume | tee "$half.log"
+  "$python" evaluate.py "$half" --dataset "$(data)" "$@" --time-budget "${seconds}s" --resume | tee "$half.log"
   ! grep -q "^the time budget" "$half.log" || again measure
 }
 

@@ -53,6 +53,15 @@ def launched_without(name: str) -> bool:
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(days=1))
 
 
+def see_cpu_processes() -> None:
+    """Let Accelerate, when it begins, see the processes that torchrun started where there is no GPU.
+
+    Without being told so it takes each of them for the only one: each would train the whole, into the same directory.
+    """
+    if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+
+
 def restarted() -> bool:
     """Whether torchrun has started this process again, after a failure of one of its launch."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -12,6 +12,7 @@ import tomllib
 import datasets
 import numpy as np
 import pytest
+import torch
 from conftest import PYTHON, ROOT, python
 from PIL import Image
 
@@ -296,8 +297,10 @@ def test_resuming_a_finished_run_says_so(small_digits, do_train, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_run_directory(tmp_path):
-    """DDP as Accelerate launches it on CPU: one set of files, checked by both, resumable."""
+def test_two_processes_train_the_same_run_directory(tmp_path, monkeypatch):
+    """DDP as torchrun and Accelerate launch it on CPU, untold that it is one: one set of files, checked by both, resumable."""
+    if not torch.accelerator.is_available():
+        monkeypatch.delenv("ACCELERATE_USE_CPU")
     flags = "--epochs 2 --clean-epochs 0 --train-size 128 --holdout 50 --steps 2 --threads 1 --output r"
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py", *flags.split()]
     done = python(*words, check=True)

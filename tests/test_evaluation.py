@@ -348,8 +348,10 @@ def test_what_one_of_several_processes_refuses_it_tells_itself(own_attacks, monk
         list(measure(Threshold(), bright(), ["own_attacks:beyond"], results, batch_size=4, processes=Processes(1, 2)))
     assert entry._fail("piat evaluate", refusal.value, 2) == 2
     assert "piat evaluate: error (process 1): own_attacks:beyond left its budget" in capsys.readouterr().err
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
     entry._fail("piat evaluate", InputError("what all of them meet"), 2)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "" and waited == [3], "the first process tells it, and ends before this one"
 
 
 def test_an_attack_of_ones_own_gives_verdicts_as_ours_do(own_attacks, tmp_path):

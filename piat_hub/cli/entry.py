@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -101,6 +102,8 @@ def _fail(prog: str, error: object, code: int) -> int:
     rank, local = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
     if local == "0" or isinstance(error, Alone | Broken | OSError):
         print(f"{prog}: error{f' (process {rank})' if rank != '0' else ''}: {error}", file=sys.stderr)
+    else:
+        time.sleep(3)  # a launcher stops them all when one ends: let the first be that, and tell it
     return code
 
 

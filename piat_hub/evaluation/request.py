@@ -25,7 +25,7 @@ from piat_hub.evaluation.own_code import source_digest
 from piat_hub.evaluation.suites import suite
 from piat_hub.evaluation.verdict import class_count, verdict_mode
 from piat_hub.hub import card
-from piat_hub.machine import PATIENCE, device_of, images_at_a_time, set_threads
+from piat_hub.machine import PATIENCE, device_of, images_at_a_time, see_cpu_processes, set_threads
 from piat_hub.records.budgets import add_point, point_at, read_off
 from piat_hub.records.claims import precision_of
 from piat_hub.records.files import check_output
@@ -225,6 +225,7 @@ def prepare(spec: str, config: EvalConfig) -> list[Evaluation]:
         InputError: for a model, data, an attack or a budget that cannot be had, an output that holds another model or
             other results, or damaged ones, which are moved aside; InUse, while another process writes in the output.
     """
+    see_cpu_processes()
     accelerator = Accelerator(kwargs_handlers=[PATIENCE])
     set_threads(config.threads)
     with accelerator.main_process_first():

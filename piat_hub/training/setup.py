@@ -24,7 +24,7 @@ from piat_hub.config import DATASETS, InputError, InterpolationConfig, PictureCo
 from piat_hub.evaluation.suites import Stage
 from piat_hub.evaluation.verdict import accuracy, class_count, verdict_mode
 from piat_hub.hub.load import from_timms_weights, keep_origin, start_from
-from piat_hub.machine import PATIENCE, bf16_warning, images_at_a_time, set_threads
+from piat_hub.machine import PATIENCE, bf16_warning, images_at_a_time, see_cpu_processes, set_threads
 from piat_hub.training import averages, engine, guards, optimizers, state
 from piat_hub.training.images import load_extra, load_images
 from piat_hub.training.interpolation import ParameterInterpolation
@@ -330,6 +330,7 @@ def make_accelerator(config: TrainConfig, options: RunOptions, directory: Path) 
     for flag in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{flag}", "false").lower() in ("true", "1"):
             refuse_sharding(flag)
+    see_cpu_processes()
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         kwargs_handlers=[PATIENCE],
