@@ -342,6 +342,8 @@ def leaderboard():
             sum(line["train_seconds"] + line["check_seconds"] for line in read_lines(folder / "timing.jsonl")) / 3600
         )
         budget = f"{run.config.epochs} ({hours:.1f} h)"
+        if run.config.init_from:
+            budget += f" from {Path(run.config.init_from).name}"
         row = [name, facts["method"], facts["architecture"], budget, *cells.values()]
         lines.append((facts.get("pgd20_acc", 0), row))
     headers = ["model", "method", "architecture", "epochs (time)", "clean", "PGD-20", "AutoAttack"]
@@ -384,17 +386,21 @@ def steadiness():
 
 def paired():
     """PIAT+NMSE against PGD-AT, image by image."""
-    a, b = (CARDS / f"resnet20-cifar10-jpeg{suffix}" for suffix in ("-pgd_at", ""))
+    return shelf_pair("", "PIAT+NMSE")
+
+
+def tuned_paired():
+    """PGD-AT's network tuned on with TRADES against itself as it was, image by image."""
+    return shelf_pair("-trades", "tuned on")
+
+
+def shelf_pair(suffix, name):
+    """A model of model_cards against the one of PGD-AT: both checkpoints, and AutoAttack."""
+    a, b = (CARDS / f"resnet20-cifar10-jpeg{end}" for end in ("-pgd_at", suffix))
     few = [(p, "last") for p in compare(a / "aa1000", b / "aa1000") if p.attack == "aa"]
     pairs = [*((p, which) for which in ("last", "best") for p in compare(a, b, which)), *few]
     lines = [[f"{attack_name(p.attack)}, {which}, n {p.n}", *pair_cells(p)] for p, which in pairs]
-    headers = [
-        "",
-        "PIAT+NMSE minus PGD-AT, points",
-        "95 % interval",
-        "only PGD-AT / only PIAT+NMSE stands",
-        "McNemar's p",
-    ]
+    headers = ["", f"{name} minus PGD-AT, points", "95 % interval", f"only PGD-AT / only {name} stands", "McNemar's p"]
     return markdown(lines, headers)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import shutil
 import sys
@@ -250,6 +251,18 @@ def test_averages_of_one_epoch_and_crops_of_nothing_are_told_when_a_run_begins(s
     assert "warning: --swa 0.9 averages the last of 2 epochs alone; lower it, .75 is usual" in said
     assert "warning: --crop-pad 8 leaves nothing of some images of 8x8 pixels; lower it" in said
     assert "warning: --scale does nothing for images of one size; it goes with --augment rrc" in said
+
+
+@pytest.mark.parametrize(("clean_epochs", "told"), [(None, True), (0, False), (2, False)])
+def test_clean_epochs_that_nobody_asked_for_are_told_to_who_tunes_a_model_on(
+    small_digits, finished, clean_epochs, told
+):
+    begun = finished(small_digits())
+    config = small_digits(epochs=24, clean_epochs=clean_epochs, init_from=str(begun))
+    events = run.train(config, RunOptions(output="r"))
+    said = [event.text for event in itertools.takewhile(lambda event: isinstance(event, run.Notice), events)]
+    line = f"warning: 2 clean epochs come first, and undo what robustness {begun} has; --clean-epochs 0 leaves them out"
+    assert (line in said) == told
 
 
 @pytest.mark.slow

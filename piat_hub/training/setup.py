@@ -230,6 +230,11 @@ def describe(setup: Setup, options: RunOptions) -> list[str]:
         )
     if config.pictures.augment is None and config.pictures.scale != PictureConfig().scale:
         lines.append("warning: --scale does nothing for images of one size; it goes with --augment rrc")
+    if config.init_from not in (None, "imagenet") and config.clean_epochs is None and config.warmup:
+        lines.append(
+            f"warning: {config.warmup} clean epochs come first, and undo what robustness {config.init_from} has; "
+            "--clean-epochs 0 leaves them out"
+        )
     if config.mixed_precision == "bf16":
         lines += filter(None, [bf16_warning(setup.parts.accelerator.device)])
     return lines
