@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import python
 
 import piat_hub
 from piat_hub.config import ThreatModel
@@ -24,7 +25,16 @@ def _in_the_repository(monkeypatch):
 
 
 def test_there_are_models():
-    assert {"resnet20-cifar10-jpeg", "resnet20-cifar10-jpeg-pgd_at"} <= set(MODELS)
+    assert {"resnet20-cifar10-jpeg", "resnet20-cifar10-jpeg-pgd_at", "resnet20-cifar10-jpeg-trades"} <= set(MODELS)
+
+
+@pytest.mark.slow
+def test_a_run_is_put_beside_them_as_it_would_be_pushed(evaluated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    python(ROOT / "model_cards/collect.py", evaluated, check=True)
+    there = {path.name for path in (tmp_path / "model_cards/r").iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "results.json", "verdicts.npz", "metrics.jsonl"} <= there
+    assert "state" not in there
 
 
 @pytest.mark.parametrize("name", MODELS)
