@@ -134,7 +134,7 @@ def collected(batch):
 
 
 def test_what_a_process_abandoned_is_closed_in_it_and_not_in_its_workers(tmp_path):
-    """The threads that a half-read stream waits for are no worker's: seven in twelve that collected one hung for ever."""
+    """The threads that a half-read stream waits for are no worker's, which would wait for ever."""
     gc.collect()
     gc.disable()
     try:

@@ -95,8 +95,8 @@ def with_and_without(runs: Sequence[RunDirectory]) -> dict[str, tuple[list[RunDi
 def law_of(config: TrainConfig) -> str:
     """The kind of interpolation, or "other" where g(n)'s numbers, its start or BatchNorm's treatment are not the paper's."""
     law, paper = config.interpolation, InterpolationConfig()
-    usual = dataclasses.replace(law, kind=paper.kind, constant=paper.constant) == paper
-    return law.kind if usual or law.kind == "none" else "other"
+    papers = dataclasses.replace(law, kind=paper.kind, constant=paper.constant) == paper
+    return law.kind if papers or law.kind == "none" else "other"
 
 
 def usual(config: TrainConfig) -> bool:
