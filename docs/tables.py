@@ -98,6 +98,12 @@ def pair_cells(p):
     return [f"{100 * p.difference:+.2f}", interval, f"{p.only_a} / {p.only_b}", f"{p.p_value:.2g}"]
 
 
+def in_points(p):
+    """Of a Paired: '+6.55 (+4.66 to +8.43)', B minus A and its 95 % interval."""
+    difference, interval, *_ = pair_cells(p)
+    return f"{difference} ({interval})"
+
+
 def markdown(rows, headers):
     """A table as GitHub shows it."""
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
@@ -283,24 +289,26 @@ def last_and_best(study, names):
 
 
 def image_by_image(study, names, against):
-    """B minus A for pairs (A, B) of such runs: last checkpoints, or the best one of "FOLDER best"."""
-    lines = []
+    """B minus A in points for pairs (A, B) of such runs: last checkpoints, or the best one of "FOLDER best"."""
+    lines, sizes = [], {}
     for pair in against:
         (folder_a, *of_a), (folder_b, *of_b) = (words.split() for words in pair)
         a, b = (DOCS / "results" / study / folder for folder in (folder_a, folder_b))
         if of_a or of_b:
             (one, kept_a), (other, kept_b) = (read_results(d, *of) for d, of in ((a, of_a), (b, of_b)))
             assert one.images == other.images
-            pairs = [paired_images(name, kept_a[name], kept_b[name]) for name in kept_a if name in kept_b]
+            found = [paired_images(name, kept_a[name], kept_b[name]) for name in kept_a if name in kept_b]
         else:
             few = [directory / "aa300" for directory in (a, b)]
-            pairs = compare(a, b) + [
+            found = compare(a, b) + [
                 p for p in (compare(*few) if all(d.exists() for d in few) else ()) if p.attack == "aa"
             ]
         best = ["'s best" if of else "" for of in (of_a, of_b)]
         who = f"{names[folder_b]}{best[1]}, minus {names[folder_a]}{best[0]}"
-        lines += [[who, f"{attack_name(p.attack)}, n {p.n}", *pair_cells(p)] for p in pairs]
-    return markdown(lines, ["B minus A", "", "points", "95 % interval", "only A / only B stands", "McNemar's p"])
+        lines.append([who, {p.attack: in_points(p) for p in found}])
+        sizes |= {p.attack: p.n for p in found}
+    headers = [f"{attack_name(attack)}, n {n}" for attack, n in sizes.items()]
+    return markdown([[who, *(cells.get(attack, "") for attack in sizes)] for who, cells in lines], ["", *headers])
 
 
 def extra_overfitting():
