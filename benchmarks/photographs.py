@@ -23,7 +23,7 @@ from tabulate import tabulate
 
 from piat_hub import data
 from piat_hub.backbones import create_model
-from piat_hub.config import PictureConfig, recipes
+from piat_hub.config import AttackConfig, PictureConfig, recipes
 from piat_hub.machine import device_name, set_threads
 from piat_hub.training.setup import make_attack
 
@@ -73,7 +73,8 @@ def main():
     set_threads(1)
     data.encoded.cores = lambda: args.workers  # else one a core
     pictures = PictureConfig(augment="rrc", scale=(0.3, 1.0), crop_pct=0.875)
-    config = dataclasses.replace(recipes.get("photos"), dataset=args.dataset, img_size=args.img_size, pictures=pictures)
+    given = dict(dataset=args.dataset, img_size=args.img_size, pictures=pictures)
+    config = dataclasses.replace(recipes.get("photos"), batch_size=64, attack=AttackConfig(steps=2), **given)
     fit = data.Fit.trained((args.img_size,) * 2, pictures.crop_pct)
     split = data.of_one_size(data.load_encoded(args.dataset, "train"), limit=0, fit=fit)
     sides = {
