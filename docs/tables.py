@@ -338,11 +338,11 @@ def cifar10_jpeg_methods():
 
 
 def leaderboard():
-    """The models in model_cards, most robust first."""
+    """The models in model_cards by what they were trained on, those that PGD-20 leaves most of first."""
     lines = []
     for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
         facts, run = card.summary(folder), RunDirectory.read(folder)
-        cells = {"clean": "", "pgd20": "", "aa": ""}
+        cells = {"clean": "", "pgd20": "", "fast": "", "aa": ""}
         for record in [found.record for found in reversed(run.measured) if found.checkpoint == "last"]:
             cells |= {a: f"{cell(record, a)}, n {record.n}" for a in cells if a in record.attacks}
         name = f"[{folder.name}]({folder.name}/README.md)"
@@ -352,16 +352,19 @@ def leaderboard():
         budget = f"{run.config.epochs} ({hours:.1f} h)"
         if run.config.init_from:
             budget += f" from {Path(run.config.init_from).name}"
-        row = [name, facts["method"], facts["architecture"], budget, *cells.values()]
-        lines.append((facts.get("pgd20_acc", 0), row))
-    headers = ["model", "method", "architecture", "epochs (time)", "clean", "PGD-20", "AutoAttack"]
-    return markdown([row for _, row in sorted(lines, key=lambda line: -line[0])], headers)
+        images = f"{run.config.dataset}, {run.config.threat_model}"
+        row = [name, images, facts["method"], facts["architecture"], budget, *cells.values()]
+        lines.append((images, -facts.get("pgd20_acc", 0), row))
+    attacks = ["clean", "PGD-20", "`fast`", "AutoAttack"]
+    return markdown(
+        [row for *_, row in sorted(lines)], ["model", "images", "method", "architecture", "epochs (time)", *attacks]
+    )
 
 
 def best_and_last():
-    """Both checkpoints of the models in model_cards on the same images."""
+    """Both checkpoints of the ResNet-20s in model_cards on the same images."""
     lines = []
-    for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
+    for folder in sorted(path.parent for path in CARDS.glob("resnet20-*/config.json")):
         metrics = read_lines(folder / "metrics.jsonl")
         best = best_epoch(metrics)
         for found in RunDirectory.read(folder).measured:
@@ -436,6 +439,7 @@ LONG = {  # folder of docs/results/long with a run that was trained to its end: 
     "pgd_at-none-0": "PGD-AT, seed 0",
     "pgd_at-piat-1": "PIAT, seed 1",
     "nmse-piat-1": "PIAT+NMSE, seed 1",
+    "pgd_at-ema-0": "PGD-AT with EMA, seed 0",
 }
 
 
@@ -467,9 +471,18 @@ def long_tests():
 
 def long_paired():
     """The same against each other, image by image, last checkpoint."""
-    plain, piat, both = LONG
-    early = [(plain, f"{plain} best"), (f"{plain} best", piat), (f"{plain} best", both), (both, f"{both} best")]
-    return image_by_image("long", LONG, [(plain, piat), (plain, both), (piat, both), *early])
+    plain, piat, both, ema = LONG
+    early, early_ema = f"{plain} best", f"{ema} best"
+    ends = [(plain, piat), (plain, both), (plain, ema), (piat, both), (ema, both)]
+    stopped = [
+        (plain, early),
+        (early, piat),
+        (early, both),
+        (early, early_ema),
+        (early_ema, both),
+        (both, f"{both} best"),
+    ]
+    return image_by_image("long", LONG, ends + stopped)
 
 
 def study_lambda():
