@@ -197,6 +197,7 @@ def cifar10_jpeg():
 
 PHOTOGRAPHS = {  # folder of docs/results/photographs: what was trained
     "standard": "ordinary",
+    "apgd": "PGD-AT at 2/255, APGD of two steps",
     "two-steps": "PGD-AT at 2/255, two steps of 1.5/255",
     "pgd_at-e2": "PGD-AT at 2/255, five steps of 1/255",
     "nmse-piat-e2": "PIAT+NMSE at 2/255, five steps of 1/255",
@@ -440,6 +441,7 @@ LONG = {  # folder of docs/results/long with a run that was trained to its end: 
     "pgd_at-piat-1": "PIAT, seed 1",
     "nmse-piat-1": "PIAT+NMSE, seed 1",
     "pgd_at-ema-0": "PGD-AT with EMA, seed 0",
+    "nmse-none-0": "NMSE, seed 0",
 }
 
 
@@ -471,9 +473,9 @@ def long_tests():
 
 def long_paired():
     """The same against each other, image by image, last checkpoint."""
-    plain, piat, both, ema = LONG
+    plain, piat, both, ema, nmse = LONG
     early, early_ema = f"{plain} best", f"{ema} best"
-    ends = [(plain, piat), (plain, both), (plain, ema), (piat, both), (ema, both)]
+    ends = [(plain, piat), (plain, both), (plain, ema), (plain, nmse), (piat, both), (ema, both)]
     stopped = [
         (plain, early),
         (early, piat),

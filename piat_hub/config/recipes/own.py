@@ -45,7 +45,8 @@ def photos() -> TrainConfig:
 
     Command: accelerate launch train.py photos --dataset DIR
     Source: our own; the attack is Singh et al. 2023's. Expected: docs/photographs.md, measured on 3,068 photographs of clothing.
-    Time: less than an hour of one core for those. Hardware: a CPU; with a GPU give --img-size 224 --batch-size 128.
+    Time: those in 2.5 hours, beside two other trainings on two cores. Hardware: a CPU; with a GPU give --img-size 224 and
+    --batch-size 128.
     """
     return TrainConfig(
         recipe="photos",
