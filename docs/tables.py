@@ -472,7 +472,7 @@ def long_tests():
 
 
 def long_paired():
-    """The same against each other, image by image, last checkpoint."""
+    """The same against each other, image by image: last checkpoints, then what stopping early changes."""
     plain, piat, both, ema, nmse = LONG
     early, early_ema = f"{plain} best", f"{ema} best"
     ends = [(plain, piat), (plain, both), (plain, ema), (plain, nmse), (piat, both), (ema, both)]
