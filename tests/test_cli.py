@@ -106,7 +106,7 @@ BAD = [
     ("label m trio --output README", "README is a file; name another --output"),
     (
         "label m trio --output o --keep-confident 0",
-        "--keep-confident must be in .0, 1., got 0; .5 keeps the surer half",
+        "--keep-confident must be in .0, 1., got 0; 0.5 keeps the surer half",
     ),
     ("label m trio --output o --keep-confident 1.5", "--keep-confident must be in .0, 1., got 1.5"),
     ("label m trio --output o --batch-size 0", "--batch-size must be at least 1, got 0"),

@@ -248,7 +248,7 @@ def test_averages_of_one_epoch_and_crops_of_nothing_are_told_when_a_run_begins(s
         if not isinstance(event, run.Notice):
             break
         said.append(event.text)
-    assert "warning: --swa 0.9 averages the last of 2 epochs alone; lower it, .75 is usual" in said
+    assert "warning: --swa 0.9 averages the last of 2 epochs alone; lower it, 0.75 is usual" in said
     assert "warning: --crop-pad 8 leaves nothing of some images of 8x8 pixels; lower it" in said
     assert "warning: --scale does nothing for images of one size; it goes with --augment rrc" in said
 

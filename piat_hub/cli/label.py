@@ -39,7 +39,7 @@ def label(argv: Sequence[str], prog: str) -> None:
         if value is not None and value < 1:
             raise InputError(f"{flag} must be at least 1, got {value}; leave it out for the usual one")
     if not 0 < given.keep_confident <= 1:
-        raise InputError(f"--keep-confident must be in (0, 1], got {given.keep_confident:g}; .5 keeps the surer half")
+        raise InputError(f"--keep-confident must be in (0, 1], got {given.keep_confident:g}; 0.5 keeps the surer half")
     output = Path(given.output)
     check_output(output)
 

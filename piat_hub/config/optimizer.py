@@ -12,7 +12,7 @@ class OptimizerConfig(Checked):
     """The optimizer beside its learning rate, momentum and weight decay."""
 
     opt: str = option("momentum", "optimizer, by timm's name: momentum, sgd (Nesterov's), adamw, lamb, lion, …")
-    opt_betas: tuple[float, ...] = option((), "the optimizer's betas (default: its own, .9 .999 for adamw)")
+    opt_betas: tuple[float, ...] = option((), "the optimizer's betas (default: its own, 0.9 0.999 for adamw)")
     undecayed: Literal["none", "norms", "1d"] = option(
         "none",
         "what weight decay leaves out: nothing, norms, or as timm one-dimensional parameters and position embeddings",
@@ -25,7 +25,7 @@ class OptimizerConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not all(0 <= beta < 1 for beta in self.opt_betas):
-            raise InputError(f"opt-betas must lie in [0, 1), got {self.opt_betas}; .9 .999 is usual")
+            raise InputError(f"opt-betas must lie in [0, 1), got {self.opt_betas}; 0.9 0.999 is usual")
 
 
 @dataclass(frozen=True)

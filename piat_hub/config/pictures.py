@@ -23,7 +23,7 @@ class PictureConfig:
     reprob: float = option(0.0, "random erasing: probability of a grey rectangle after that", least=0, most=1)
     crop_pct: float | None = option(
         None,
-        "evaluate the middle of a picture: its short side becomes img-size / crop-pct (default: .875 where sizes "
+        "evaluate the middle of a picture: its short side becomes img-size / crop-pct (default: 0.875 where sizes "
         "differ, 1 for rrc on one size, else pictures are squeezed)",
         above=0,
         most=1,
@@ -34,5 +34,5 @@ class PictureConfig:
         check(self)
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise InputError(
-                f"scale must be two shares of the picture, 0 < from <= to <= 1, got {self.scale}; .08 1 is usual"
+                f"scale must be two shares of the picture, 0 < from <= to <= 1, got {self.scale}; 0.08 1 is usual"
             )

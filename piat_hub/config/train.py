@@ -168,7 +168,7 @@ class TrainConfig(Checked):
     )
     bn_momentum: float | None = option(
         None,
-        "weight of a batch in BatchNorm's running statistics (default: the backbone's, mostly .1)",
+        "weight of a batch in BatchNorm's running statistics (default: the backbone's, mostly 0.1)",
         above=0,
         most=1,
     )
@@ -285,7 +285,7 @@ class TrainConfig(Checked):
             if low > self.lr:
                 raise InputError(f"{name} {low:g} is above lr {self.lr:g}, the highest of the schedule; lower it")
         if self.ema is None and (self.ema_start or self.ema_bn != "average"):
-            raise InputError("--ema-start and --ema-bn go with --ema; give its decay too, .999 is usual")
+            raise InputError("--ema-start and --ema-bn go with --ema; give its decay too, 0.999 is usual")
         if self.stream and self.epoch_size is None:
             raise InputError("--stream and --epoch-size go together: say how many images of the stream are an epoch")
         if self.epoch_size and not self.stream and self.extra_data is None:
@@ -346,7 +346,7 @@ class TrainConfig(Checked):
     @property
     def swa_start(self) -> int:
         """The first epoch in SWA's mean."""
-        return math.floor(round((self.swa or 0) * self.epochs, 9)) + 1  # .57 of 100 is a little less than 57
+        return math.floor(round((self.swa or 0) * self.epochs, 9)) + 1  # 0.57 of 100 is a little less than 57
 
 
 def as_decided(config: TrainConfig, run: TrainConfig) -> TrainConfig:

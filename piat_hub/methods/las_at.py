@@ -28,7 +28,7 @@ class LASAT(Checked):
     y~ has `label` on the class, the rest is shared by the others. Each image's eps, steps and step size are drawn from
     the softmax of a ResNet-18, which learns by REINFORCE every `interval` batches. The reward is what the examples
     cost the model, and how robust and how accurate the model is after one step on them. The attack's own steps and
-    step size play no part. Called by itself, without `begin`, the attack is the plain one. The authors take label .6
+    step size play no part. Called by itself, without `begin`, the attack is the plain one. The authors take label 0.6
     for CIFAR-100.
     """
 

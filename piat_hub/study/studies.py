@@ -35,7 +35,7 @@ def with_method(config: TrainConfig, method: str, kind: Any) -> TrainConfig:
 
 
 def lambda_(base: TrainConfig) -> Sweep:
-    """Interpolation by a constant lam of 0 to .9, and by g(n) (Fig. 4)."""
+    """Interpolation by a constant lam of 0 to 0.9, and by g(n) (Fig. 4)."""
     return {
         f"{base.method}-none": constant(base, 0),
         **{f"{base.method}-{lam}": constant(base, lam) for lam in (0.1, 0.3, 0.5, 0.7, 0.9)},

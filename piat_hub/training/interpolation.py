@@ -11,7 +11,7 @@ from piat_hub.training.averages import lerp, recalibrate
 
 
 def g(n: int, *, a: float = 1.0, b: float = 1.0, c: float = 1.0, d: float = 10.0) -> float:
-    """lam = (a n + b) / (c n + d), the law of He et al. 2023, Eq. 4: .182 at n = 1, .55 at 10, .931 at 120.
+    """lam = (a n + b) / (c n + d), the law of He et al. 2023, Eq. 4: 0.182 at n = 1, 0.55 at 10, 0.931 at 120.
 
     Args:
         n: the epoch, counted from 1.

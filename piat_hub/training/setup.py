@@ -222,7 +222,7 @@ def describe(setup: Setup, options: RunOptions) -> list[str]:
     config, (height, width) = setup.parts.config, split.shape[1:]
     if config.swa is not None and config.swa_start == config.epochs:
         lines.append(
-            f"warning: --swa {config.swa:g} averages the last of {config.epochs} epochs alone; lower it, .75 is usual"
+            f"warning: --swa {config.swa:g} averages the last of {config.epochs} epochs alone; lower it, 0.75 is usual"
         )
     if config.pictures.augment != "rrc" and not config.crop_shift and config.crop_pad >= min(height, width):
         lines.append(

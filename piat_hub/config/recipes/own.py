@@ -77,7 +77,7 @@ def vit_tiny_cifar10() -> TrainConfig:
 
     Command: accelerate launch train.py vit-tiny-cifar10
     Source: our own. Liu et al. 2025 (IEEE TIFS 20) train ViTs with PIAT+NMSE too; their settings are not known here.
-    Patches, epochs and clipping are those of Mo et al. 2022 (NeurIPS), who take SGD (lr .1, weight decay 1e-4), mixup and
+    Patches, epochs and clipping are those of Mo et al. 2022 (NeurIPS), who take SGD (lr 0.1, weight decay 1e-4), mixup and
     ImageNet's weights: --init-from imagenet. Time: not measured here. Hardware: one GPU.
     """
     return TrainConfig(
