@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from piat_hub.attacks import attack_mode, autoattack, core, cross_entropy, cw, fmn, malt, margin, mim, pgd
+from piat_hub.attacks import apgd, attack_mode, autoattack, core, cross_entropy, cw, fmn, malt, margin, mim, pgd
 from piat_hub.attacks.autoattack import changes, components
 from piat_hub.config import InputError
 
@@ -241,6 +241,36 @@ def test_budget_and_step_per_image(tiny):
     for i in range(3):
         alone = pgd(model, x[i : i + 1], y[i : i + 1], eps[i].item(), eps[i].item() / 4, 6, start=0.0)
         assert torch.allclose(together[i], alone[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("attack", [pgd, mim, cw])
+def test_a_step_is_a_quarter_of_eps_and_none_outside_its_bounds(tiny, attack):
+    model, (x, y), found = tiny(), GOOD, []
+    for step in ({}, {"step_size": 0.05}):
+        torch.manual_seed(0)
+        found.append(attack(model, x, y, 0.2, **step))
+    assert torch.equal(*found)
+    for step in (0.0, -0.01, 0.41, float("nan")):
+        with pytest.raises(ValueError, match=r"step-size must be in \(0, 2 eps\]"):
+            attack(model, x, y, 0.2, step)
+
+
+@pytest.mark.parametrize("attack", [pgd, apgd])
+def test_a_budget_for_each_image_is_not_read_as_one_for_each_column(tiny, attack):
+    model, x, y = tiny(), torch.rand(2, 3, 2, 2), torch.tensor([0, 1])
+    with pytest.raises(
+        ValueError, match=r"eps is of shape \(2,\); give one number, or one for each image, \(2, 1, 1, 1\)"
+    ):
+        attack(model, x, y, torch.tensor([0.1, 0.2]))
+    with pytest.raises(ValueError, match="8 levels is 8/255"):
+        attack(model, x, y, torch.tensor(8.0))
+    assert (attack(model, x, y, torch.tensor(0.1)) - x).abs().max() <= 0.1 + 1e-6
+
+
+@pytest.mark.parametrize("options", [{"norm": "L1"}, {"objective": margin}])
+def test_apgd_of_no_images_is_none(tiny, options):
+    x, y = GOOD
+    assert apgd(tiny(), x[:0], y[:0], 1.0, 5, **options).shape == (0, 3, 2, 2)
 
 
 def test_a_start_that_is_given_is_taken_as_it_is_and_projected_by_the_steps(tiny):

@@ -22,6 +22,7 @@ from piat_hub.attacks.core import (
     start_at,
     usable,
 )
+from piat_hub.attacks.pgd import budgets
 from piat_hub.config import InputError
 
 MOMENTUM = 0.75  # share of a new step; the rest repeats the step before
@@ -73,6 +74,9 @@ def apgd(
     if steps < 0:
         raise InputError(f"steps must be at least 0, got {steps}")
     largest = look(model, x, y, soft=not leave)
+    if not len(x):
+        return x.clone()
+    eps, _ = budgets(x, norm, eps)
     options: dict[str, Any] = {"norm": norm, "objective": objective, "start": start}
     return few_steps(model, x, y, eps, steps, **options, leave=leave, largest=largest)
 

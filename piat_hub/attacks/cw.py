@@ -32,7 +32,7 @@ def cw(
     x: Tensor,
     y: Tensor,
     eps: Budget = 8 / 255,
-    step_size: Budget = 2 / 255,
+    step_size: Budget | None = None,
     steps: int = 20,
     **options: Any,
 ) -> Tensor:
@@ -43,7 +43,7 @@ def cw(
         x: clean images, (B, C, H, W) in [0, 1].
         y: class numbers, (B,).
         eps: budget in pixel units, 8/255 for eight levels.
-        step_size: length of a step in pixel units.
+        step_size: length of a step in pixel units; eps/4 if None.
         steps: iterations.
         **options: of `pgd`, but for its objective.
 

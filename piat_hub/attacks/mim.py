@@ -14,7 +14,7 @@ def mim(
     x: Tensor,
     y: Tensor,
     eps: Budget = 8 / 255,
-    step_size: Budget = 2 / 255,
+    step_size: Budget | None = None,
     steps: int = 20,
     *,
     momentum: float = 1.0,
@@ -29,7 +29,7 @@ def mim(
         x: clean images, (B, C, H, W) in [0, 1].
         y: class numbers, (B,).
         eps: budget in pixel units, 8/255 for eight levels.
-        step_size: length of a step in pixel units.
+        step_size: length of a step in pixel units; eps/4 if None.
         steps: iterations.
         momentum: the share of v that is kept at each step; 1 in the paper, 0 forgets all earlier gradients.
         **options: of `pgd`.

@@ -12,12 +12,13 @@ from piat_hub.attacks.core import (
     Start,
     ascend,
     attack_mode,
+    ball,
     choose,
     cross_entropy,
     look,
     register,
 )
-from piat_hub.config import InputError
+from piat_hub.config import InputError, ThreatModel
 
 
 @register
@@ -26,7 +27,7 @@ def pgd(
     x: Tensor,
     y: Tensor,
     eps: Budget = 8 / 255,
-    step_size: Budget = 2 / 255,
+    step_size: Budget | None = None,
     steps: int = 10,
     *,
     norm: str = "Linf",
@@ -46,7 +47,7 @@ def pgd(
         x: clean images, (B, C, H, W) in [0, 1].
         y: class numbers (B,), or probabilities (B, K) for an objective that takes them, with one restart and no leaving.
         eps: perturbation budget in pixel units, 8/255 for eight levels; or per image, (B, 1, 1, 1).
-        step_size: length of a step in pixel units; or per image, (B, 1, 1, 1).
+        step_size: length of a step in pixel units, at most 2 eps; or per image, (B, 1, 1, 1); eps/4 if None.
         steps: iterations.
         norm: "Linf" (sign steps) or "L2" (steps along the gradient, of length step_size).
         objective: objective(logits (B, K), y), summed over the batch, is maximised.
@@ -65,12 +66,13 @@ def pgd(
 
     Raises:
         InputError: a ValueError, for images outside [0, 1] and whatever else `core.look` refuses, an unknown norm, an
-            eps that is none for it (Linf: 0 < eps <= 1; a budget per image is not looked at), steps < 0, restarts < 1,
-            `leave` together with on_step or a budget per image, or a model without a gradient.
+            eps or step that is none for it (see `budgets`), steps < 0, restarts < 1, `leave` together with on_step or a
+            budget per image, or a model without a gradient.
     """
     if restarts < 1 or steps < 0:
         raise InputError(f"restarts must be at least 1 and steps at least 0, got {restarts} and {steps}")
     largest = look(model, x, y, soft=restarts == 1 and not leave)
+    eps, step_size = budgets(x, norm, eps, step_size)
     if not len(x):
         return x.clone()
     inner: dict[str, Any] = {"norm": norm, "objective": objective, "start": start, "noise": noise}
@@ -82,3 +84,31 @@ def pgd(
         again = ascend(model, x, y, eps, step_size, steps, **inner)
         x_adv = choose(standing, again, x_adv)
     return x_adv
+
+
+def budgets(x: Tensor, norm: str, eps: Budget, step_size: Budget | None = None) -> tuple[Budget, Budget]:
+    """(eps, step size), once they are such: numbers within their bounds, or one for each image.
+
+    Args:
+        x: clean images, (B, C, H, W).
+        norm: "Linf", "L2" or "L1".
+        eps: budget in pixel units; or per image, (B, 1, 1, 1), whose values are not looked at.
+        step_size: length of a step, likewise; eps/4 if None.
+
+    Raises:
+        InputError: for an unknown norm, an eps that is none for it (Linf: 0 < eps <= 1), a step outside (0, 2 eps], or a
+            tensor of another shape, which would be read as a budget per row or column.
+    """
+    ball(norm)  # or InputError
+    given = [eps, eps / 4 if step_size is None else step_size]
+    for k, (name, value) in enumerate(zip(("eps", "step_size"), given, strict=True)):
+        if not isinstance(value, Tensor) or not value.dim():
+            given[k] = float(value)
+        elif value.shape != (each := (len(x), *[1] * (x.dim() - 1))):
+            raise InputError(f"{name} is of shape {tuple(value.shape)}; give one number, or one for each image, {each}")
+    eps, step_size = given
+    if not isinstance(eps, Tensor):
+        threat_model = ThreatModel(norm, eps)  # type: ignore[arg-type]  # or InputError: 8 levels is 8/255
+        if not isinstance(step_size, Tensor):
+            threat_model.check_step(step_size)
+    return eps, step_size
