@@ -17,12 +17,10 @@ from conftest import PYTHON, ROOT, python
 from PIL import Image
 
 from piat_hub import cli
-from piat_hub.cli import evaluate
 from piat_hub.cli.flags import Parser, add_fields
 from piat_hub.cli.signals import go_on
-from piat_hub.config import Diverged, EvalConfig, RunOptions, ThreatModel, TrainConfig, recipes
+from piat_hub.config import Diverged, EvalConfig, RunOptions, TrainConfig, recipes
 from piat_hub.evaluation import suites
-from piat_hub.records import results
 
 BAD = [
     ("train resnet18-cifar1", "unknown recipe 'resnet18-cifar1' .did you mean 'resnet18-cifar10'"),
@@ -55,6 +53,9 @@ BAD = [
     ("evaluate README", "README is a file; MODEL is a run directory"),
     ("evaluate nobody.nothing:Net --dataset digits", "no model 'nobody.nothing:Net'"),
     ("train digits --image-column nope", "digits are no table; leave out --image-column and --label-column"),
+    ("import f.pt --layout cifar_resnet8 --img-size 0", "img-size must be >= 1, got 0"),
+    ("train photos", "no data set is named; give --dataset DIR, the folder of your pictures, or a Hub id"),
+    ("train vit-small-cvst-imagenet --sched constant --dataset trio", "give one of them, or --min-lr 0"),
     ("import f.pt --layout robustbench-wrn --zoo mine.toml", "--zoo goes with --name; give it too, or leave --zoo out"),
     ("figures r --filterwise --only epochs", "--filterwise is of the landscape, which --only leaves out"),
     ("demo --export new --port 7000", "--export writes the page and opens none; leave out --port and --no-browser"),
@@ -543,11 +544,41 @@ def test_normalised_models_and_timms_own(tmp_path, monkeypatch, capsys):
     assert "no config.json for 'nobody/nothing'" in capsys.readouterr().err
 
 
-def test_the_first_images_of_a_folder_sorted_by_class_are_told():
-    found = results.Results(ThreatModel(), "d", "test", 12, labels=np.repeat([0, 1], 6), label_names=("a", "b", "c"))
-    assert evaluate._missing_of_sorted(found) == "c"
-    for labels in (np.tile([1, 0], 6), np.repeat([0, 1, 2], 4), np.array([0])):
-        assert evaluate._missing_of_sorted(dataclasses.replace(found, labels=labels)) == ""
+def test_what_evaluate_did_not_write_is_not_listed(small_digits, trained, tmp_path, capsys):
+    trained(small_digits(epochs=2), "r")
+    (tmp_path / "mine").mkdir()
+    for name in ("README.md", "corruptions.png", "sweep.png", "curves.png"):
+        (tmp_path / "mine" / name).touch()
+    assert (
+        cli.main(
+            ["evaluate", "local-dir:r", "--dataset", "digits", "--attacks", "clean", "--n", "20", "--output", "mine"]
+        )
+        == 0
+    )
+    assert capsys.readouterr().out.split("\n")[-3:] == ["results  mine/results.json", "verdicts mine/verdicts.npz", ""]
+
+
+def test_a_licence_given_to_a_run_stays_when_it_goes_on(tmp_path):
+    flags = "train digits --epochs 2 --clean-epochs 0 --train-size 64 --holdout 32 --steps 2 --threads 1 --output r"
+    assert cli.main(flags.split()) == 0
+    assert '"license"' not in (tmp_path / "r/config.json").read_text()
+    assert cli.main(["card", "r", "--license", "mit"]) == 0
+    assert cli.main([*flags.split(), "--resume"]) == 0
+    assert json.loads((tmp_path / "r/config.json").read_text())["pretrained_cfg"]["license"] == "mit"
+    assert "\nlicense: mit\n" in (tmp_path / "r/README.md").read_text()
+
+
+def test_none_takes_away_what_a_recipe_has(monkeypatch, capsys):
+    got = []
+    monkeypatch.setattr("piat_hub.cli.train.run_training", lambda config, options: got.append(config))
+    words = "train photos --dataset d --backbone cifar_resnet8 --init-from none --ema none --img-size none"
+    assert cli.main(words.split()) == 0
+    assert (got[0].init_from, got[0].ema, got[0].img_size) == (None, None, None)
+    assert cli.main(["train", "photos", "--dataset", "d", "--ema", "nine"]) == 2
+    assert "'nine' is not a number" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["train", "photos", "--help"])
+    assert "(default: imagenet, or none)" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow

@@ -200,6 +200,25 @@ def test_digits_are_scikit_learns():
         data.load("digits", "tests")
 
 
+def test_images_from_all_over_are_of_all_classes_and_always_the_same():
+    labels = torch.arange(3).repeat_interleave(60)
+    split = data.Split(torch.arange(180, dtype=torch.uint8)[:, None, None, None], labels, ("a", "b", "c"), "sorted")
+    some = split.spread(30)
+    assert len(some) == 30 and set(some.labels.tolist()) == {0, 1, 2}
+    assert torch.equal(some.images, split.spread(30).images) and (some.images.flatten().diff() > 0).all()
+    assert torch.equal(split.spread(180).images, split.images) and len(split.spread(1000)) == 180
+
+
+def test_the_first_images_of_a_folder_sorted_by_class_are_told():
+    labels = torch.tensor([2, 0, 1]).repeat_interleave(20)  # class by class, in any order
+    split = data.Split(torch.zeros(60, 1, 2, 2, dtype=torch.uint8), labels, ("a", "b", "c"), "d")
+    (note,) = split.first(40).notes
+    assert note == "the first 40 images of d, which lie class by class, hold none of b; take all, or shuffle them"
+    assert split.first(60).notes == split.first(45).notes == split.first(5).notes == split.first(None).notes == ()
+    mixed = data.Split(split.images, torch.arange(60) % 2, ("a", "b", "c"), "d")
+    assert mixed.first(40).notes == ()
+
+
 def test_hold_out_is_disjoint_and_nested():
     train = data.load("digits", "train")
     numbers = torch.stack([torch.arange(1397) // 256, torch.arange(1397) % 256], 1).to(torch.uint8)

@@ -133,7 +133,7 @@ def test_same_seed_same_verdicts_other_seed_other_starts():
 
 @pytest.mark.parametrize(("name", "guess"), [("pgd-20", "pgd20"), ("autoattack", ""), ("pgd0", "pgd"), ("PGD20", "")])
 def test_unknown_attacks(name, guess):
-    with pytest.raises(InputError, match=f"unknown attack {name!r}.*{guess}.*known: clean, apgdN"):
+    with pytest.raises(InputError, match=f"unknown attack {name!r}.*{guess}.*known: clean, pgdN, apgdN"):
         suite(name, ThreatModel(), 10)
 
 
@@ -551,8 +551,14 @@ def test_images_or_attacks_of_another_kind_are_refused():
     _, split, _ = noisy()
     with pytest.raises(InputError, match=r"dataset must be a name or a piat_hub.data.Split, got a tuple"):
         evaluate(Threshold(), (split.images, split.labels))
-    with pytest.raises(InputError, match=r"attacks must be a list of names, got 'clean'; write \['clean'\]"):
-        evaluate(Threshold(), split, "clean")
+    for attacks in ("clean", None):
+        with pytest.raises(InputError, match=rf"attacks must be a list of names, got {attacks!r}; write \['pgd20'\]"):
+            evaluate(Threshold(), split, attacks)
+    with pytest.raises(InputError, match=r"the model is a function, not an nn.Module; wrap it in one"):
+        evaluate(lambda x: x, split)
+    with pytest.raises(InputError, match=r"threat model '8/255' must be NORM:EPS"):
+        evaluate(Threshold(), split, threat_model="8/255")
+    assert evaluate(Threshold(), split, ["clean"], threat_model="L2:1/2").threat_model == ThreatModel("L2", 0.5)
 
 
 def test_what_cannot_be_copied_is_attacked_as_it_is():

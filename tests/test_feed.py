@@ -19,8 +19,7 @@ import piat_hub
 from piat_hub import cli, data
 from piat_hub.config import InputError, PictureConfig, RunOptions, recipes
 from piat_hub.data import encoded, views
-from piat_hub.evaluation.model import load_model, predict
-from piat_hub.evaluation.request import images_for
+from piat_hub.evaluation.model import images_for, load_model, predict
 from piat_hub.training import run
 
 HEAVY = PictureConfig(augment="rrc", scale=(0.2, 1.0), aa="rand-m9-mstd0.5-inc1", reprob=0.5)
@@ -207,6 +206,32 @@ def test_a_folder_of_photographs_is_trained_on_evaluated_and_told_about(folder, 
     cli.main(["evaluate", "r", "--attacks", "clean", "--output", "e"])
     results = json.loads(Path("e/results.json").read_text())
     assert results["attacks"]["clean"]["n"] == 24 and results["images_sha256"] == test.digest()
+
+
+def test_in_python_a_named_data_set_gets_the_models_size_as_the_command_gives_it(folder):
+    trained_on(folder)
+    found = piat_hub.evaluate(piat_hub.from_pretrained("r"), folder, ["clean"])
+    assert found.images == images_for(load_model("r")[0], folder, "test").digest()
+
+
+@pytest.mark.parametrize("limit", [data.LIMIT, 0.0])
+def test_a_grey_test_split_of_a_model_that_takes_colour(tmp_path, monkeypatch, limit):
+    photographs(tmp_path / "d", sizes=((16, 16),), kind="png")
+    for file in Path(tmp_path, "d", "test").rglob("*.png"):
+        Image.open(file).convert("L").save(file)
+    monkeypatch.setattr("piat_hub.data.sources.of_one_size.__defaults__", (None, limit, None))
+    folder = str(tmp_path / "d")
+    trained_on(folder, "--track-test", output="r")
+    assert json.loads(Path("r/metrics.jsonl").read_text().splitlines()[0])["test_clean_acc"] is not None
+    found = images_for(load_model("r")[0], folder, "test")
+    first = found.images[:4]
+    assert found.shape[0] == 3 and torch.equal(first, first[:, :1].expand(-1, 3, -1, -1))
+    assert found.notes[-1].endswith(
+        "is all grey; the model, which takes colour, sees each picture in three equal channels"
+    )
+    assert isinstance(found.images, data.Encoded) == (not limit)
+    with pytest.warns(UserWarning, match="all grey"):
+        assert piat_hub.evaluate(piat_hub.from_pretrained("r"), folder, ["clean"]).n == len(found)
 
 
 def test_squeezed_where_that_is_asked_for_and_remembered(folder):

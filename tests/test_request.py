@@ -21,6 +21,7 @@ from torch import nn
 torch.manual_seed(0)
 attacked = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+wide = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
 half = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).bfloat16()
 
 class Shifted(nn.Module):
@@ -65,6 +66,12 @@ def test_mean_and_std_stand_before_the_model_and_not_before_its_surrogate():
 
     assert prepared.surrogate is some_models.other
     assert prepared.model[1] is some_models.attacked and prepared.model[0].mean.flatten().tolist() == [0.5]
+
+
+def test_a_surrogate_that_does_not_take_the_images_is_refused_before_anything_runs():
+    said = "--surrogate some_models:wide does not go with the images: the model cannot take the 1x8x8"
+    with pytest.raises(InputError, match=said):
+        request.prepare_evaluation("some_models:attacked", asked(surrogate="some_models:wide", checks=True))
 
 
 def test_code_that_was_changed_is_another_question(some_models):

@@ -89,6 +89,21 @@ def test_a_family_takes_a_step_of_piat_and_nmse_and_is_rebuilt(base, tmp_path):
         assert other(x).shape == (4, 3)
 
 
+def test_a_normalisation_of_ones_own_before_patches_is_saved_with_the_model(tmp_path):
+    shape = {"num_classes": 3, "img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    model = piat_hub.create_model("vit_tiny_patch16_224", **shape, mean=(0.5,) * 3, std=(0.2,) * 3).eval()
+    plain = piat_hub.create_model("vit_tiny_patch16_224", **shape).eval()
+    assert isinstance(plain, timm.models.VisionTransformer)
+    save_pretrained(model, tmp_path, input_size=(3, 32, 32))
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(from_pretrained(str(tmp_path))(x), model(x))
+        inner = model.patch_embed.proj[-1].state_dict()
+        weights = {k: v for k, v in model.state_dict().items() if not k.startswith("patch_embed.proj.")}
+        plain.load_state_dict(weights | {f"patch_embed.proj.{k}": v for k, v in inner.items()})
+        assert torch.allclose(plain((x - 0.5) / 0.2), model(x), atol=1e-5)
+
+
 def test_at_least_twelve_families():
     assert len({small_image.family(base) for base in FAMILIES}) >= 12
 

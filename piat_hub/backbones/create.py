@@ -46,7 +46,8 @@ def create_model(
         img_size = timm.get_pretrained_cfg(name).input_size[-1]
     if img_size is None:
         return timm.create_model(name, **kwargs)
-    if small_image.family(name) in small_image.KEYWORDS and not kwargs.get("features_only"):
+    plain = not {"mean", "std", "features_only"} & {k for k, v in kwargs.items() if v}
+    if plain and small_image.family(name) in small_image.KEYWORDS:
         model = small_image.adapt(name, img_size, **dict(kwargs))
         if small_image.folds(name, model):  # plain timm can rebuild it from its own arguments
             return model

@@ -31,7 +31,7 @@ from piat_hub.records.labels import (
     table,
     union_rows,
 )
-from piat_hub.records.results import Results, result_files
+from piat_hub.records.results import result_files
 from piat_hub.records.union import Union
 
 if TYPE_CHECKING:
@@ -88,14 +88,14 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         for done in finished:
             results, verdicts = result_files(done.directory, done.results.checkpoint)
             print(f"results  {results}\nverdicts {verdicts}")
-            for what, name in (
-                ("card    ", "README.md"),
-                ("curves  ", "curves.png"),
-                ("sweep   ", "sweep.png"),
-                ("figure  ", "corruptions.png"),
+            for what, path, written in (
+                ("card    ", done.output / "README.md", done.of_run),
+                ("curves  ", done.output / "curves.png", done.of_run),
+                ("sweep   ", done.directory / "sweep.png", bool(done.results.sweep)),
+                ("figure  ", done.output / "corruptions.png", bool(done.results.corruptions)),
             ):
-                if (done.output / name).exists():
-                    print(what, done.output / name)
+                if written and path.exists():
+                    print(what, path)
 
 
 def follow(events: Iterable[Progress], model: str, at_a_time: int, *, quiet: bool = False) -> None:
@@ -133,10 +133,6 @@ def _evaluate_one(model: str, done: Evaluation, ends: float) -> Evaluation:
     print(table(rows(results), HEADERS))
     for sentence in said(results):
         print(f"note: {sentence}")
-    if config.n and (missing := _missing_of_sorted(results)):
-        print(
-            f"warning: these images are sorted by class and hold none of {missing}; leave out --n, or shuffle the data"
-        )
     if config.per_class:
         shares = {a: ["-" if s is None else percent(s) for s in each] for a, each in results.per_class.items()}
         classes = [(name, {a: each[k] for a, each in shares.items()}) for k, name in enumerate(results.label_names)]
@@ -169,14 +165,6 @@ def _unite(output: Path, parts: list[Evaluation]) -> None:
     if parts[0].processes.rank == 0:
         print(f"union    {union.save(output)}")
         parts[0].write_card()
-
-
-def _missing_of_sorted(results: Results) -> str:
-    """The classes that images in the order of their classes lack, as the first n of a folder may; "" for others."""
-    labels = results.labels
-    if len(labels) < 10 or (labels[1:] < labels[:-1]).any():
-        return ""
-    return shortened([name for k, name in enumerate(results.label_names) if k not in labels])
 
 
 def _corruptions(model: str, done: Evaluation, ends: float) -> bool:

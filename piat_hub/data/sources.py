@@ -243,6 +243,8 @@ def _table(
     """
     import datasets
 
+    if not dataset:
+        raise InputError("no data set is named; give --dataset DIR, the folder of your pictures, or a Hub id")
     hub_id, configuration = DATASETS.get(dataset, (dataset, None))[:2]
     root = Path(dataset)
     local, files, asked, notes = root.is_dir() and dataset not in DATASETS, list[str](), split, tuple[str, ...]()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from piat_hub.config import InputError
+from piat_hub.config import InputError, shortened
 from piat_hub.data.arrays import images_of, labels_of
 from piat_hub.data.encoded import Encoded, in_workers
 
@@ -76,7 +76,7 @@ class Split:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def first(self, n: int | None) -> Split:
-        """The first n images, or all for None.
+        """The first n images, or all for None; a note says where they lack classes because the images lie class by class.
 
         Raises:
             InputError: if there are fewer, or none.
@@ -85,7 +85,28 @@ class Split:
             raise InputError(f"{self.name} has no images; give a split that has some")
         if n is not None and n > len(self):
             raise InputError(f"n={n} is larger than the split of {self.name}, which has {len(self)} images; lower it")
-        return self if n is None else self[:n]
+        if n is None:
+            return self
+        some = self[:n]
+        one_by_one = len(some.labels.unique_consecutive()) == len(some.labels.unique())
+        if n < 10 or not one_by_one or not (missing := sorted({*self.labels.tolist()} - {*some.labels.tolist()})):
+            return some
+        lacks = shortened([self.label_names[k] for k in missing])
+        note = f"the first {n} images of {self.name}, which lie class by class, hold none of {lacks}; take all, or shuffle them"
+        return replace(some, notes=(*some.notes, note))
+
+    def spread(self, n: int) -> Split:
+        """n of the images from all over, always the same, in their order; all where there are no more."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        return self[order[:n].sort().values.to(self.labels.device)] if n < len(self) else self
+
+    def in_colour(self) -> Split:
+        """The images with three channels: grey ones have three alike."""
+        if self.shape[0] != 1:
+            return self
+        if isinstance(self.images, Encoded):
+            return replace(self, images=replace(self.images, each=(3, *self.images.each[1:])))
+        return replace(self, images=self.images.expand(-1, 3, -1, -1))
 
     def digest(self) -> str:
         """The sha256 of all pixels."""

@@ -21,7 +21,7 @@ from piat_hub.attacks.core import INFERENCE
 from piat_hub.config import Alone, EvalConfig, InputError, ThreatModel, TrainConfig, from_dict
 from piat_hub.data import Encoded, Split, derived_seed, to_unit
 from piat_hub.evaluation import premises
-from piat_hub.evaluation.model import label_names
+from piat_hub.evaluation.model import images_for, label_names
 from piat_hub.evaluation.suites import Suite, suite
 from piat_hub.evaluation.verdict import as_memory_allows, class_count, reach, survives, twin_of, verdict_mode
 from piat_hub.machine import device_of, environment
@@ -85,7 +85,7 @@ def evaluate(
     dataset: str | Split,
     attacks: Sequence[str] = ("clean", "pgd20"),
     *,
-    threat_model: ThreatModel | None = None,
+    threat_model: ThreatModel | str | None = None,
     n: int | None = None,
     split: str = "test",
     step_size: float | None = None,
@@ -102,10 +102,12 @@ def evaluate(
 
     Args:
         model: maps images (B, C, H, W) in [0, 1] to logits (B, K); left as it was found, and evaluated where it lies.
-        dataset: a name as in `data.load`, or images of your own, `piat_hub.data.Split(images, labels, label_names,
-            name)`, levels 0..255 or floats in [0, 1], and class numbers from 0.
+        dataset: a name as in `data.load`, whose images get the model's size as in training, or images of your own,
+            `piat_hub.data.Split(images, labels, label_names, name)`, levels 0..255 or floats in [0, 1], and class numbers
+            from 0.
         attacks: names as in `suite`, run in this order, after "clean".
-        threat_model: if None, the one the model was trained against, where `from_pretrained` knows it, else Linf 8/255.
+        threat_model: or "Linf:8/255", say; if None, the one the model was trained against, where `from_pretrained` knows
+            it, else Linf 8/255.
         n: only the first n images; all by default.
         split: which split of a named data set; for images of your own, what results call it.
         step_size: of PGD, MIM and CW, in pixel units, 0 < step_size <= 2 eps; eps/4 if None.
@@ -129,10 +131,16 @@ def evaluate(
         raise InputError(
             f"dataset must be a name or a piat_hub.data.Split, got a {kind}; make one of images and labels"
         )
-    if isinstance(attacks, str):
-        raise InputError(f"attacks must be a list of names, got {attacks!r}; write [{attacks!r}]")
-    given = data.load(dataset, split) if isinstance(dataset, str) else dataset
-    images = data.numbered_as(given, label_names(model)).first(n)
+    if isinstance(attacks, str) or not isinstance(attacks, Sequence):
+        raise InputError(f"attacks must be a list of names, got {attacks!r}; write ['pgd20']")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}, not an nn.Module; wrap it in one")
+    if isinstance(dataset, str):
+        images = images_for(model, dataset, split).first(n)
+    else:
+        images = data.numbered_as(dataset, label_names(model)).first(n)
+    if isinstance(threat_model, str):
+        threat_model = ThreatModel.parse(threat_model)
     results = Results.of(images, threat_model or trained_against(model) or ThreatModel(), split=split, seed=seed)
     for _ in measure(model, images, attacks, results, **asked):
         pass

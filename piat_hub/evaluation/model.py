@@ -121,6 +121,42 @@ def fit_of(model: nn.Module, mixed: bool, img_size: int | None = None) -> data.F
     return data.Fit(side) if side else None
 
 
+def images_for(
+    model: nn.Module,
+    dataset: str,
+    split: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    img_size: int | None = None,
+    files: str | None = None,
+) -> data.Split:
+    """A split as a model takes it: in its size, cropped or squeezed as it was trained, labels numbered as its classes.
+
+    Args:
+        model: as `load_model` gives it.
+        dataset: as `data.load` takes it, and so are the columns.
+        split: "test", say.
+        image_column: by default found.
+        label_column: by default found.
+        img_size: pixels a side, in place of the model's own.
+        files: a text file that names the images to take.
+
+    Raises:
+        InputError: where it has other classes, or `data.load` refuses.
+    """
+    found = data.load_encoded(dataset, split, image_column, label_column)
+    found = data.listed(found, files) if files else found
+    mixed = isinstance(found.images, data.Encoded) and found.images.mixed
+    sized = data.of_one_size(found, fit=fit_of(model, mixed, img_size))
+    known = getattr(model, "piat", None) or getattr(model, "origin", None)  # else timm's config may name other channels
+    facts = (known and getattr(model, "pretrained_cfg", None)) or {}
+    channels = facts.get("input_size", sized.shape)[0]
+    if (channels, sized.shape[0]) == (3, 1):
+        note = f"{sized.name}'s {split} split is all grey; the model, which takes colour, sees each picture in three equal channels"
+        sized = replace(sized.in_colour(), notes=(*sized.notes, note))
+    return data.numbered_as(sized, label_names(model))
+
+
 def _one_checkpoint(spec: str, checkpoint: str) -> None:
     if checkpoint != "last":
         raise InputError(f"{spec} is one model, without a {checkpoint} checkpoint; leave out --checkpoint")

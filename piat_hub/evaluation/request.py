@@ -20,7 +20,7 @@ from piat_hub import data
 from piat_hub.config import EvalConfig, InputError, ThreatModel, TrainConfig, from_dict, number
 from piat_hub.evaluation import checks, corruptions, loop
 from piat_hub.evaluation.loop import ALONE, Processes, Progress, trained_against
-from piat_hub.evaluation.model import fit_of, is_code, label_names, load_model, weights_digest
+from piat_hub.evaluation.model import images_for, is_code, label_names, load_model, weights_digest
 from piat_hub.evaluation.own_code import source_digest
 from piat_hub.evaluation.suites import suite
 from piat_hub.evaluation.verdict import class_count, verdict_mode
@@ -162,10 +162,10 @@ class Evaluation:
         self.write_card()
 
     def check(self, images: int = 100) -> Iterator[dict[str, Any]]:
-        """The honesty report on the first images; yields each check, all saved at the end.
+        """The honesty report on some of the images; yields each check, all saved at the end.
 
         Args:
-            images: how many of the split's.
+            images: how many of the split's, from all over (see `Split.spread`).
 
         Yields:
             Each check as `checks.check` does, with "n", the images that it is of.
@@ -174,7 +174,7 @@ class Evaluation:
         threat = self.results.threat_model
         asked: dict[str, Any] = {"seed": self.results.seed, "surrogate": self.surrogate}
         asked["steps"] = max((f["steps"] for f in self.results.attacks.values() if "steps" in f), default=20)
-        for result in checks.check(self.model, self.split[:images], threat, **asked):
+        for result in checks.check(self.model, self.split.spread(images), threat, **asked):
             found.append(result | {"n": min(images, len(self.split))})
             yield found[-1]
         self.results.checks = found
@@ -238,6 +238,12 @@ def prepare(spec: str, config: EvalConfig) -> list[Evaluation]:
         )
     with verdict_mode(model) as exact:
         classes = class_count(exact, split)
+    if surrogate:
+        try:
+            with verdict_mode(surrogate) as exact:
+                class_count(exact, split)
+        except InputError as error:
+            raise InputError(f"--surrogate {config.surrogate} does not go with the images: {error}") from error
     threats = config.several() or [config.threat_model(trained_against(model))]
     swept = [ThreatModel(threats[0].norm, eps) for eps in config.sweep_eps]
     for threat, attack in itertools.product([*threats, *swept], config.attacks):
@@ -307,33 +313,3 @@ def evaluation_data(spec: str, config: EvalConfig, model: nn.Module) -> data.Spl
         columns = (columns[0] or trained.image_column, columns[1] or trained.label_column)
     asked: dict[str, Any] = {"img_size": config.img_size, "files": config.files}
     return images_for(model, str(dataset), config.split, *columns, **asked).first(config.n)
-
-
-def images_for(
-    model: nn.Module,
-    dataset: str,
-    split: str,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    img_size: int | None = None,
-    files: str | None = None,
-) -> data.Split:
-    """A split as a model takes it: in its size, cropped or squeezed as it was trained, labels numbered as its classes.
-
-    Args:
-        model: as `load_model` gives it.
-        dataset: as `data.load` takes it, and so are the columns.
-        split: "test", say.
-        image_column: by default found.
-        label_column: by default found.
-        img_size: pixels a side, in place of the model's own.
-        files: a text file that names the images to take.
-
-    Raises:
-        InputError: where it has other classes, or `data.load` refuses.
-    """
-    found = data.load_encoded(dataset, split, image_column, label_column)
-    found = data.listed(found, files) if files else found
-    mixed = isinstance(found.images, data.Encoded) and found.images.mixed
-    sized = data.of_one_size(found, fit=fit_of(model, mixed, img_size))
-    return data.numbered_as(sized, label_names(model))

@@ -19,7 +19,7 @@ from torch import nn
 from piat_hub.config import InputError
 from piat_hub.data import Split, named_by, to_unit
 from piat_hub.evaluation import checks
-from piat_hub.evaluation.request import images_for
+from piat_hub.evaluation.model import images_for
 from piat_hub.evaluation.verdict import accuracy, verdict_mode
 from piat_hub.hub.load import check_id, from_pretrained
 from piat_hub.leaderboard.claim import Claim, as_percent, log, unranked

@@ -140,7 +140,7 @@ def tracked(runs: Iterable[RunDirectory]) -> str:
 def tracked_images(runs: Sequence[RunDirectory]) -> str:
     """Those images in words."""
     counts = " or ".join(f"{count:,}" for count in sorted({run.config.holdout or 0 for run in runs}))
-    tested = f"the first {TRACKED:,} test images (or all there are)"
+    tested = f"{TRACKED:,} test images (or all there are)"
     return tested if tracked(runs) == "test" else f"{counts} held-out images"
 
 

@@ -35,6 +35,7 @@ def load_images(
         whole = data.of_one_size(found, limit=0 if stream or config.pictures.augment == "rrc" else limit, fit=fit)
         test = data.load_encoded(config.dataset, "test", *columns) if options.track_test else None
         tracked = data.of_one_size(test, limit=limit, fit=fit) if test else None
+        tracked = tracked.in_colour() if tracked and whole.shape[0] == 3 else tracked
     if bad := [name for name in whole.label_names if not printable(name)]:
         raise InputError(f"{whole.name} has a class {bad[0]!a}, which cannot be printed on one line; rename it")
     if config.crop_shift >= min(whole.shape[1:]):
@@ -46,7 +47,8 @@ def load_images(
             f"cutout {config.cutout} covers an image of {whole.shape[1]}x{whole.shape[2]} pixels wherever it falls; lower it"
         )
     if tracked:
-        tracked = data.numbered_as(tracked, whole.label_names, "the training split")[:TRACKED].to(accelerator.device)
+        numbered = data.numbered_as(tracked, whole.label_names, "the training split")
+        tracked = numbered.spread(TRACKED).to(accelerator.device)
     return config, whole, tracked, stream
 
 
