@@ -108,6 +108,7 @@ def test_titles():
         "digits",
         "resnet18-cifar100 --dataset uoft-cs/cifar100 --epochs 7 --lr 0.2 --eps 4/255 --step-size 2/255 --holdout 0 --no-flip",
         "resnet20-cifar10 --method pgd_at --interpolation constant --interpolation.constant 0.5 --train-size 5000 --seed 3",
+        "photos --dataset d --backbone cifar_resnet8 --init-from none --ema none",
         "digits --method.mu 2.0 --mixed-precision bf16 --clean-epochs 0 --norm L2 --eps 0.5 --crop-pad 0",
     ],
 )
@@ -118,6 +119,28 @@ def test_the_command_on_the_card_gives_the_same_configuration(line, monkeypatch)
     words = shlex.split(command(got[0]))
     assert words[0] == "piat" and cli.main(words[1:]) == 0
     assert got[0] == got[1]
+
+
+def test_what_no_flag_says_is_named_beside_the_command(evaluated):
+    assert "asks for the same configuration; `config.json` holds" in (evaluated / "README.md").read_text()
+    config = recipes.get("digits")
+    assert recipes.unsaid(dataclasses.replace(config, lr=1.0, extra_images=3)) == []
+    assert recipes.unsaid(dataclasses.replace(config, lr_knots=((1.0, 1.0),), clean_share=0.0)) == [
+        "clean_share",
+        "lr_knots",
+    ]
+    content = read_json(evaluated / "config.json")
+    content["piat"]["lr_knots"] = [[1.0, 1.0]]
+    (evaluated / "config.json").write_text(json.dumps(content))
+    assert "the same configuration, but for what has no flag (lr_knots);" in card.write(evaluated).read_text()
+
+
+def test_the_card_of_a_run_that_is_not_finished_says_so(evaluated):
+    assert "not finished" not in (evaluated / "README.md").read_text()
+    for name in ("timing.jsonl", "metrics.jsonl"):
+        lines = (evaluated / name).read_text().splitlines(keepends=True)
+        (evaluated / name).write_text(lines[0])
+    assert f"**It is not finished:** so far 1 of these {len(lines)} epochs (" in card.write(evaluated).read_text()
 
 
 def test_results_of_other_weights_are_left_out(evaluated):

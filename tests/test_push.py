@@ -20,10 +20,12 @@ from huggingface_hub import ModelCard
 import piat_hub
 from piat_hub import cli
 from piat_hub.hub import card
+from piat_hub.hub.push import publication
 from piat_hub.hub.save import save_pretrained, save_weights
 from piat_hub.records.files import CORRUPTIONS, RECORDS, UNIONS, file_digest, read_json
 from piat_hub.records.labels import percent
 from piat_hub.records.origin import Origin
+from piat_hub.records.rundir import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +125,17 @@ def test_a_push_is_one_commit_of_what_lies_there(endpoint, shell, run):
     assert shell(f"push {run} org/net").out == f"nothing new at {endpoint}/org/net/commit/{new}\n"
     assert not [r for r in endpoint.log if r.method == "PUT" or "/commit/" in r.path]
     assert len(endpoint.commits("models/org/net")) == 2
+
+
+def test_pictures_of_what_was_measured_on_other_weights_stay_here(run):
+    (run / "sweep.png").touch(), (run / "corruptions.png").touch()
+    assert not {"sweep.png", "corruptions.png"} & set(publication(RunDirectory.read(run), "ORG/NAME"))
+    assert (
+        cli.main(f"evaluate {run} --dataset digits --attacks clean pgd2 --n 40 --sweep-eps 0.1 --threads 1".split())
+        == 0
+    )
+    sent = set(publication(RunDirectory.read(run), "ORG/NAME"))
+    assert "sweep.png" in sent and "corruptions.png" not in sent
 
 
 def test_what_a_run_no_longer_has_is_deleted_in_the_same_commit(endpoint, shell, run):

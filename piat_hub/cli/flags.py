@@ -3,10 +3,10 @@
 import argparse
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from piat_hub.config import InputError, choices, nearest, number, scalar_type, show
+from piat_hub.config import NONE, InputError, choices, nearest, number, scalar_type, show
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,7 +61,8 @@ def add_fields(parser: Any, config: Any, prefix: str = "") -> None:
             continue
         name = f"--{flag or prefix + f.name.replace('_', '-')}"
         doc = f.metadata.get("doc", "") + (f" [{f.metadata['unit']}]" if f.metadata.get("unit") else "")
-        doc += "" if value in (None, "", ()) else f" (default: {show(f, value)})"
+        optional = type(None) in typing.get_args(hints[f.name]) and value is not None
+        doc += "" if value in (None, "", ()) else f" (default: {show(f, value)}{f', or {NONE}' if optional else ''})"
         common: dict[str, Any] = {"dest": prefix + f.name, "default": argparse.SUPPRESS, "help": doc.replace("%", "%%")}
         if kind is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction if value else "store_true", **common)
@@ -70,7 +71,18 @@ def add_fields(parser: Any, config: Any, prefix: str = "") -> None:
             kind, common = typing.get_args(kind)[0], common | {"nargs": "+"}
         names = choices(hints[f.name])
         metavar = "{" + ",".join(names) + "}" if names else kind.__name__.upper()
-        parser.add_argument(name, type=fraction if kind is float else kind, metavar=metavar, **common)
+        convert = fraction if kind is float else kind
+        parser.add_argument(name, type=or_none(convert) if optional else convert, metavar=metavar, **common)
+
+
+def or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What reads a flag of which the recipe has a value and which may have none: "none" takes it away."""
+
+    def read(text: str) -> Any:
+        return None if text == NONE else convert(text)
+
+    read.__name__ = convert.__name__  # argparse says "invalid int value"
+    return read
 
 
 def fraction(text: str) -> float:

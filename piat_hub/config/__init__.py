@@ -26,6 +26,7 @@ from piat_hub.config.errors import (
 )
 from piat_hub.config.evaluate import EvalConfig as EvalConfig
 from piat_hub.config.fields import (
+    NONE as NONE,
     Checked as Checked,
     check as check,
     choices as choices,

@@ -5,7 +5,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 
 MOST = 2**53  # beyond it a float skips whole numbers
+NONE = "none"  # takes away what a recipe has, on the command line
 
 
 def number(text: str | float) -> float:
@@ -198,12 +199,30 @@ def flags(config: Any, base: Any, prefix: str = "", norm: str = "Linf") -> list[
         value, default = getattr(config, f.name), getattr(base, f.name)
         if dataclasses.is_dataclass(value):
             words += flags(value, default, f.metadata.get("prefix", ""), norm)
-        elif value != default and value is not None and f.metadata.get("flag") is not None:
+        elif value != default and f.metadata.get("flag") is not None:
             name = f.metadata["flag"] or prefix + f.name.replace("_", "-")
             several = value if isinstance(value, tuple) else (value,)
-            shown = [show(f, one, norm) for one in several]
+            shown = [NONE if one is None else show(f, one, norm) for one in several]
             words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else flag(name, *shown)
     return words
+
+
+def flagless(config: Any, base: Any, but: Sequence[str] = ()) -> list[str]:
+    """The fields without a flag in which `config` differs from `base`, two dataclasses of one type.
+
+    Args:
+        config: what `flags` turns `base` into, as far as they can.
+        base: where they start from.
+        but: fields that do not count.
+    """
+    found: list[str] = []
+    for f in dataclasses.fields(config):
+        value, default = getattr(config, f.name), getattr(base, f.name)
+        if dataclasses.is_dataclass(value):
+            found += flagless(value, default)
+        elif value != default and f.name not in but and f.metadata.get("flag") is None:
+            found.append(f.name)
+    return found
 
 
 def flag(name: str, *values: str) -> list[str]:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from piat_hub.config import DATASETS, InputError, TrainConfig, pixels, to_dict
+from piat_hub.config import DATASETS, InputError, TrainConfig, pixels, recipes, to_dict
 from piat_hub.hub import plain_timm
 from piat_hub.records import labels, lock
 from piat_hub.records.files import WEIGHTS, own, read_json, sealed, write_text
@@ -116,7 +116,9 @@ def _of_training(run: RunDirectory) -> dict[str, Any]:
         "fit": _fit(run.model, config),
         "training": escaped(run.training),
         "extra": escaped(_extra(config)),
+        "unfinished": len(run.metrics) if 0 < len(run.metrics) < config.epochs else None,
         "command": labels.command(config),
+        "unsaid": ", ".join(recipes.unsaid(config)),
     }
 
 

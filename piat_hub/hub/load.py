@@ -222,18 +222,17 @@ def statistics_of(model: nn.Module) -> list[tuple[list[float], ...]]:
     ]
 
 
-def keep_origin(model: Any, directory: Path) -> None:
-    """What a run's config.json says of the weights it began with, for the run to go on without those.
+def origin_of(directory: Path) -> dict[str, Any]:
+    """What a run's config.json says of the weights it began with and of its licence, for the run to go on with.
 
     Args:
-        model: built by `create_model`; its pretrained_cfg is changed in place.
-        directory: of the run; a damaged config.json is passed over.
+        directory: of the run; a damaged config.json, or none, says nothing.
     """
     try:
         known = ModelConfig.read(directory / "config.json").pretrained_cfg
-    except InputError:  # damaged: it is written anew
+    except (OSError, InputError):  # damaged: it is written anew
         known = {}
-    model.pretrained_cfg |= {key: known.get(key) for key in ORIGIN}
+    return {key: known.get(key) for key in ORIGIN}
 
 
 def from_timm(spec: str) -> nn.Module:

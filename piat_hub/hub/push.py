@@ -164,7 +164,12 @@ def publication(run: ModelDirectory, repo_id: str) -> dict[str, bytes | str]:
     kept = {name for found in run.measured for name in (found.results, found.verdicts)}
     kept |= {UNIONS[checkpoint] for checkpoint in run.unions}
     kept |= {CORRUPTIONS[found.checkpoint] for found in run.measured if found.record.corruptions and not found.folder}
-    others = set(RECORDS) - {*RESULTS.values(), *VERDICTS.values(), *UNIONS.values(), *CORRUPTIONS.values(), *files}
+    own_records = [found.record for found in run.measured if not found.folder]
+    stale = {"sweep.png"} if not any(record.sweep for record in own_records) else set[str]()
+    stale |= {"corruptions.png"} if not any(record.corruptions for record in own_records) else set()
+    others = (
+        set(RECORDS) - stale - {*RESULTS.values(), *VERDICTS.values(), *UNIONS.values(), *CORRUPTIONS.values(), *files}
+    )
     paths = {name: own(home, name) for name in sorted({*others, *kept})}
     files |= eval_results.entries(run, repo_id)
     return files | {name: str(path) for name, path in paths.items() if path.is_file()}

@@ -62,6 +62,7 @@ def save_config(
     input_size: tuple[int, int, int] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     origin: Origin | None = None,
+    license: str | None = None,
 ) -> None:
     """Write config.json: what rebuilds the architecture, by timm alone or by `from_pretrained`.
 
@@ -73,6 +74,7 @@ def save_config(
         input_size: (C, H, W) of its images, in pixels.
         preprocessing: how a picture gets that size, by timm's words: crop_mode, crop_pct, interpolation.
         origin: who trained it, where piat_hub did not.
+        license: of a run that began with no weights.
 
     Raises:
         Broken: if the system refuses to write.
@@ -92,7 +94,9 @@ def save_config(
         saved = files.read_json(scratch)
         if config:  # timm's facts of its own weights for this architecture: of these only if training began with those
             known = saved["pretrained_cfg"]
-            kept = {"license": "unknown"} | {k: known[k] for k in ORIGIN if k in known} if config.init_from else {}
+            kept = {"license": license} if license else {}
+            if config.init_from:
+                kept = {"license": "unknown"} | {k: known[k] for k in ORIGIN if k in known}
             saved["pretrained_cfg"] = {k: v for k, v in known.items() if k not in ORIGIN} | kept
         scratch.write_text(json.dumps(files.sealed(saved), indent=2) + "\n", encoding="utf-8")
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from piat_hub import data, machine
 from piat_hub.config import Diverged, InputError, RunOptions, TrainConfig, flat, to_dict
+from piat_hub.hub.load import origin_of
 from piat_hub.hub.save import save_config, save_weights
 from piat_hub.records.files import RECORDS, WEIGHTS, append, check_output, checksum, read_lines, sealed, write_text
 from piat_hub.records.lock import only_writer
@@ -153,6 +154,7 @@ def begin_directory(directory: Path, setup: Setup, done: Done) -> None:
     whole, config = setup.whole, setup.parts.config
     fit = data.Fit.trained(whole.shape[1:], config.pictures.crop_pct)
     facts: dict[str, Any] = {"label_names": whole.label_names, "input_size": whole.shape, "preprocessing": fit.words()}
+    facts["license"] = origin_of(directory)["license"]  # that `piat card` wrote there
     save_config(setup.checked, directory, config=config, **facts)
     if done.epochs and not done.steps:  # it may have been killed after its state was saved and before its weights were
         save_weights(setup.evaluated, directory / WEIGHTS["last"])

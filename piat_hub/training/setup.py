@@ -23,7 +23,7 @@ from piat_hub.attacks.core import ascend
 from piat_hub.config import DATASETS, InputError, InterpolationConfig, PictureConfig, RunOptions, TrainConfig, nearest
 from piat_hub.evaluation.suites import Stage
 from piat_hub.evaluation.verdict import accuracy, class_count, verdict_mode
-from piat_hub.hub.load import from_timms_weights, keep_origin, start_from
+from piat_hub.hub.load import from_timms_weights, origin_of, start_from
 from piat_hub.machine import PATIENCE, bf16_warning, images_at_a_time, see_cpu_processes, set_threads
 from piat_hub.training import averages, engine, guards, optimizers, state
 from piat_hub.training.images import load_extra, load_images
@@ -40,7 +40,7 @@ class Setup:
         parts: what the engine works with.
         whole: all training images, before any were held out.
         held: those that choose the best epoch.
-        tracked: the first test images, or None.
+        tracked: the test images of each epoch's check, or None.
         bare: the model that is trained, without wrappers.
         checked: the model that is measured, free of any wrapper.
         evaluated: whose weights it gets, the bare model or its side copy.
@@ -100,9 +100,9 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
 
     torch.manual_seed(config.seed)
     begun = options.resume and state.written_states(directory)  # its weights come from there
-    model = make_backbone(dataclasses.replace(config, init_from=None) if begun else config, whole)
+    model: Any = make_backbone(dataclasses.replace(config, init_from=None) if begun else config, whole)
     if begun and config.init_from:
-        keep_origin(model, directory)
+        model.pretrained_cfg |= origin_of(directory)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and config.bn_momentum is not None:
             module.momentum = config.bn_momentum
@@ -151,7 +151,7 @@ def refuse_idle(config: TrainConfig) -> None:
             "or give --interpolation none"
         )
     if config.schedule.min_lr and config.schedule.sched not in ("cosine", "onecycle"):
-        raise InputError("--min-lr goes with --sched cosine or onecycle; give one of them, or leave it out")
+        raise InputError("--min-lr goes with --sched cosine or onecycle; give one of them, or --min-lr 0")
 
 
 def make_attack(config: TrainConfig) -> methods.Attack:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from piat_hub.config.errors import lookup
-from piat_hub.config.fields import flag, flags
+from piat_hub.config.fields import flag, flagless, flags
 from piat_hub.config.train import TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {}
@@ -18,11 +18,21 @@ def recipe(make: Callable[[], TrainConfig]) -> Callable[[], TrainConfig]:
 
 def words(config: TrainConfig) -> list[str]:
     """What follows `train` for this configuration: its recipe, and the flags of what differs from that."""
-    name = config.recipe if config.recipe in RECIPES else "resnet18-cifar10"  # whose fields have all their defaults
+    name = _begun_from(config)
     if config.step_size == config.threat_model.eps / 4:
         config = dataclasses.replace(config, attack=dataclasses.replace(config.attack, step_size=None))
     fields = [word for key, value in config.method_args.items() for word in flag(f"method.{key}", str(value))]
     return [name, *flags(config, get(name)), *fields]
+
+
+def unsaid(config: TrainConfig) -> list[str]:
+    """The fields of a configuration made in Python that no flag can give: `words` leaves them out."""
+    return flagless(config, get(_begun_from(config)), but=("recipe", "extra_images", "method_args"))
+
+
+def _begun_from(config: TrainConfig) -> str:
+    """The recipe that `words` begin with: without one the one whose fields have all their defaults."""
+    return config.recipe if config.recipe in RECIPES else "resnet18-cifar10"
 
 
 def get(name: str) -> TrainConfig:
