@@ -164,6 +164,17 @@ def test_lambdas_at_other_speeds_are_told_apart_and_stand_in_their_order():
     assert ticks == [f"λ = {law}" for law in ("0", "g(0.0625n)", "(1n + 1) / (2n + 10)", "g(n)", "g(4n)")]
 
 
+def test_two_schedules_of_one_name_are_both_drawn():
+    laws = [
+        {"kind": "none"},
+        {"kind": "constant", "constant": 0.0},
+        {"kind": "constant", "constant": 0.3},
+        {"kind": "piat"},
+    ]
+    ticks = [t.get_text() for t in plots.lambdas(runs_of(*laws)).axes[1].get_xticklabels()]
+    assert sorted(ticks) == ["λ = 0", "λ = 0", "λ = 0.3", "λ = g(n)"]
+
+
 def test_lambdas_leave_other_averages_out():
     laws = [{"kind": "none"}, {"kind": "none", "ema": 0.99}, {"kind": "constant", "constant": 0.3}, {"kind": "piat"}]
     bottom = plots.lambdas(runs_of(*laws)).axes[1]

@@ -17,7 +17,8 @@ from conftest import PYTHON, ROOT, another, changed, made_run, once
 
 import piat_hub
 from piat_hub import cli, data, methods
-from piat_hub.config import AttackConfig, InputError, StudyOptions, recipes
+from piat_hub.cli import study
+from piat_hub.config import AttackConfig, InputError, MixingConfig, StudyOptions, recipes
 from piat_hub.hub import card
 from piat_hub.hub.save import save_config
 from piat_hub.records import groups
@@ -149,9 +150,37 @@ def test_another_run_in_a_members_place_is_refused_before_anything_runs(small_di
 
 
 def test_a_member_that_was_measured_on_other_images_is_refused_before_anything_runs(evaluated):
-    sweep._refuse_other_images(evaluated, 30)
+    sweep._refuse_other_results(evaluated, 30)
     with pytest.raises(InputError, match="was measured on the first 30 images, this study on 40; give --n 30, or move"):
-        sweep._refuse_other_images(evaluated, 40)
+        sweep._refuse_other_results(evaluated, 40)
+    content = json.loads((evaluated / "results.json").read_text())
+    content["threat_model"]["eps"] = "0.1"
+    (evaluated / "results.json").write_text(json.dumps({k: v for k, v in content.items() if k != "checksum"}))
+    with pytest.raises(
+        InputError, match="measured on digits .test., Linf eps 0.1, this study is of digits, Linf eps 0.15; move"
+    ):
+        sweep._refuse_other_results(evaluated, 30)
+
+
+@pytest.mark.parametrize(
+    ("changes", "member"),
+    [
+        ({"mixing": MixingConfig(smoothing=0.1)}, "las_at-none-0"),
+        ({"mixing": MixingConfig(mixup=0.2)}, "fat-none-0"),
+        ({"accumulation": 2}, "free_at-none-0"),
+        ({"attack": AttackConfig(crafting="apgd")}, "fat-none-0"),
+    ],
+)
+def test_what_a_members_training_would_refuse_is_refused_before_anything_runs(changes, member):
+    base = dataclasses.replace(DIGITS, **changes)
+    with pytest.raises(InputError, match=f"member {member} of the study cannot be trained: "):
+        members_of("methods", [base], ["clean"], StudyOptions(output="out"))
+
+
+def test_another_method_does_not_keep_the_fields_of_the_recipes_own():
+    base = recipes.get("preact-resnet18-cifar10-edm")
+    assert base.method_args and study._base(base, {"method": base.method}).method_args == base.method_args
+    assert study._base(base, {"method": "mart"}).method_args == {}
 
 
 PART = """

@@ -76,17 +76,18 @@ def _read(
     filterwise = "scale the landscape's directions filter by filter (Li et al. 2018)"
     parser.add_argument("--filterwise", action="store_true", help=filterwise)
     parser.add_argument("--dataset", help="where the test images lie (default: the data the model was trained for)")
-    parser.add_argument("--threads", type=int, default=argparse.SUPPRESS, help="CPU threads (default: all cores)")
+    threads = "CPU threads (default: OMP_NUM_THREADS, else all cores)"
+    parser.add_argument("--threads", type=int, default=argparse.SUPPRESS, help=threads)
     given = parser.parse_all(argv)
     if given.filterwise and "landscape" not in given.only:
         raise InputError("--filterwise is of the landscape, which --only leaves out; name it there too")
     check(Path(given.output))
-    threads = RunOptions(threads=vars(given).get("threads")).threads  # or InputError
+    asked = RunOptions(threads=vars(given).get("threads"))  # or InputError
 
     from piat_hub.machine import set_threads
     from piat_hub.records.groups import read_run
 
-    set_threads(threads)
+    set_threads(asked.threads)
     once = {Path(one).resolve(): one for one in reversed(given.runs)}  # a run named twice is one run
     return given, [read_run(one) for one in reversed(once.values())]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from piat_hub.cli.flags import Parser, add_fields, fraction, with_flags
-from piat_hub.config import PushOptions
+from piat_hub.config import EvalConfig, PushOptions
 from piat_hub.records.files import WEIGHTS, check_output
 
 
@@ -82,6 +82,7 @@ def import_checkpoint(argv: Sequence[str], prog: str) -> None:
     parser.add_argument("--output", help="the directory to write (default: runs/FILE's name)")
     given = parser.parse_all(argv)
     asked = {"mean": tuple(given.mean), "std": tuple(given.std), "img_size": given.img_size}
+    EvalConfig(img_size=given.img_size)  # or InputError
     if bool(given.name) == bool(given.layout) or (given.name and any(asked.values())):
         parser.error("give --name, which says all of the rest, or --layout with what belongs to it")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from piat_hub.cli.flags import Parser, add_fields, with_flags
 from piat_hub.cli.signals import Interrupted, noting_signals
-from piat_hub.config import Broken, InputError, StudyOptions, lookup, recipes
+from piat_hub.config import Broken, InputError, StudyOptions, TrainConfig, lookup, recipes
 
 if TYPE_CHECKING:
     from piat_hub.study.sweep import Done, Member
@@ -41,7 +42,7 @@ def study(argv: Sequence[str], prog: str) -> None:
     recipe = given.pop("recipe")
     chosen = [recipe] if recipe else studies.default_recipes(name)
     attacks = options.attacks or studies.default_attacks(name)
-    bases = [with_flags(recipes.get(r), given) for r in chosen]
+    bases = [_base(recipes.get(r), given) for r in chosen]
 
     from piat_hub.study.sweep import members_of, output_directory
     from piat_hub.study.table import table_rows, write_table
@@ -51,6 +52,12 @@ def study(argv: Sequence[str], prog: str) -> None:
     rows = table_rows(name, members, attacks, failed)
     table = write_table(output_directory(bases, options), name, rows, attacks, failed)
     print(f"\n{table.read_text(encoding='utf-8')}\ntable    {table}\nrows     {table.with_suffix('.json')}")
+
+
+def _base(recipe: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """A recipe with the flags that all members share; another method does not keep the fields of the recipe's own."""
+    other = given.get("method", recipe.method) != recipe.method
+    return with_flags(dataclasses.replace(recipe, method_args={}) if other else recipe, given)
 
 
 def _run_sweep(name: str, members: Sequence[Member], attacks: Sequence[str], options: StudyOptions) -> list[Done]:

@@ -223,11 +223,11 @@ def lambdas(runs: Sequence[RunDirectory]) -> Figure:
             "fewer than three schedules of lam among runs that share all else; `piat study lambda` and `piat study speed` make them"
         )
     groups.sort(key=lambda g: (g[0].config.interpolation.kind == "piat", g[0].metrics[-1]["lam"]))  # constants first
-    by_law = {schedule(group[0]): group for group in groups}
+    names = [schedule(group[0]) for group in groups]
     figure, (top, bottom) = canvas(6.5, 6, 2, height_ratios=(2, 3))
-    shades = [style.WITH if name == "g(n)" else style.GREY for name in by_law]
+    shades = [style.WITH if name == "g(n)" else style.GREY for name in names]
     lasts = []
-    for colour, (name, group) in zip(shades, by_law.items(), strict=True):
+    for colour, (name, group) in zip(shades, zip(names, groups, strict=True), strict=True):
         at, lam = ([m[key] for m in group[0].metrics] for key in ("epoch", "lam"))
         top.plot(at, lam, color=colour, label=name)
         lasts.append((at[-1], lam[-1], name, colour))
@@ -235,7 +235,7 @@ def lambdas(runs: Sequence[RunDirectory]) -> Figure:
     whole_epochs(top)
     ends(top, lasts)
     attack = _dots(bottom, groups, list(range(len(groups))), shades)
-    bottom.set(xticks=range(len(by_law)), xticklabels=[f"λ = {name}" for name in by_law])
+    bottom.set(xticks=range(len(names)), xticklabels=[f"λ = {name}" for name in names])
     plain = dataclasses.replace(groups[0][0].config, interpolation=InterpolationConfig(kind="none"))
     figure.set_label(
         f"Above, λ by epoch; below, {attack_name(attack)} accuracy of {method_name(plain)} on "

@@ -18,9 +18,11 @@ from piat_hub.config import InputError, StudyOptions, TrainConfig, as_decided, f
 from piat_hub.evaluation.suites import suite
 from piat_hub.machine import cores, wished_threads
 from piat_hub.records import files, labels, lock
+from piat_hub.records.results import Record
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.study.studies import STUDIES
-from piat_hub.training.setup import settled
+from piat_hub.training.optimizers import check_optimizer
+from piat_hub.training.setup import make_method, refuse_idle, settled
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,28 @@ def members_of(name: str, bases: Sequence[TrainConfig], attacks: Sequence[str], 
             for seed in range(base.seed, base.seed + options.seeds)
         }
         for directory, config in configs.items():
+            _refuse_what_training_would(config, directory.name)
             _refuse_another(directory, config)
         columns = base.image_column, base.label_column
         test = data.load_encoded(base.dataset, "test", *columns).first(options.n)
         for attack in attacks:
             suite(attack, base.threat_model, len(test.label_names))
         for directory in configs:
-            _refuse_other_images(directory, len(test))
+            _refuse_other_results(directory, len(test))
         found += [Member(directory, config, len(test)) for directory, config in configs.items()]
     each = [to_dict(dataclasses.replace(member.config, recipe="")) for member in found]
     if any(one in each[:k] for k, one in enumerate(each)):
         raise InputError(f"{' and '.join(b.recipe for b in bases)} are the same under these flags; name one RECIPE")
     return found
+
+
+def _refuse_what_training_would(config: TrainConfig, name: str) -> None:
+    try:
+        make_method(config)
+        refuse_idle(config)
+        check_optimizer(config)
+    except InputError as error:
+        raise InputError(f"member {name} of the study cannot be trained: {error}") from error
 
 
 def _refuse_another(directory: Path, config: TrainConfig) -> None:
@@ -118,8 +130,19 @@ def _refuse_another(directory: Path, config: TrainConfig) -> None:
             raise InputError(f"{directory} holds another run ({words}); name another --output")
 
 
-def _refuse_other_images(directory: Path, n: int) -> None:
-    record = RunDirectory.read(directory).record("last") if (directory / "config.json").exists() else None
+def _record(run: RunDirectory) -> Record | None:
+    """What was measured of the last weights on the run's own data, under its own threat model."""
+    return next((found.record for found in run.results if (found.folder, found.checkpoint) == ("", "last")), None)
+
+
+def _refuse_other_results(directory: Path, n: int) -> None:
+    run = RunDirectory.read(directory) if (directory / "config.json").exists() else None
+    record = run.record("last") if run else None
+    if run and record and not _record(run):
+        raise InputError(
+            f"{directory} was measured on {record.dataset} ({record.split}), {record.threat_model}, this study is of "
+            f"{run.benchmark}; move its results.json and verdicts.npz away"
+        )
     if record and record.n != n:
         raise InputError(
             f"{directory} was measured on the first {record.n} images, this study on {n}; give --n {record.n}, or move its "
@@ -143,7 +166,7 @@ def next_command(member: Member, attacks: Sequence[str], options: StudyOptions) 
         tracked = ["--track-test"] if options.track_test else []
         place = ["--output", str(member.directory)]
         return [*python, "train", *recipes.words(member.config), *place, *threads, *tracked, *resume]
-    measured = RunDirectory.read(member.directory).record("last")
+    measured = _record(RunDirectory.read(member.directory))
     if measured and measured.n == member.n and set(attacks) <= set(measured.attacks):
         return None
     asked = ["--attacks", *attacks, "--n", str(member.n)]
