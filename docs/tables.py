@@ -442,6 +442,8 @@ LONG = {  # folder of docs/results/long with a run that was trained to its end: 
     "nmse-piat-1": "PIAT+NMSE, seed 1",
     "pgd_at-ema-0": "PGD-AT with EMA, seed 0",
     "nmse-none-0": "NMSE, seed 0",
+    "trades-none-0": "TRADES, seed 0",
+    "trades-piat-0": "PIAT+TRADES, seed 0",
 }
 
 
@@ -473,9 +475,10 @@ def long_tests():
 
 def long_paired():
     """The same against each other, image by image: last checkpoints, then what stopping early changes."""
-    plain, piat, both, ema, nmse = LONG
+    plain, piat, both, ema, nmse, trades, mixed = LONG
     early, early_ema = f"{plain} best", f"{ema} best"
-    ends = [(plain, piat), (plain, both), (plain, ema), (plain, nmse), (piat, both), (ema, both)]
+    ends = [(plain, piat), (plain, both), (plain, ema), (plain, nmse), (plain, trades), (trades, mixed)]
+    ends += [(piat, both), (ema, both), (trades, both)]
     stopped = [
         (plain, early),
         (early, piat),
@@ -483,6 +486,9 @@ def long_paired():
         (early, early_ema),
         (early_ema, both),
         (both, f"{both} best"),
+        (trades, f"{trades} best"),
+        (f"{trades} best", f"{mixed} best"),
+        (f"{trades} best", early_ema),
     ]
     return image_by_image("long", LONG, ends + stopped)
 
