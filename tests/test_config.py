@@ -21,7 +21,7 @@ from piat_hub.config import (
     recipes,
     to_dict,
 )
-from piat_hub.training.setup import refuse_idle
+from piat_hub.training.guards import refuse_idle
 
 
 @pytest.mark.parametrize(

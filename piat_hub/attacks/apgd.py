@@ -74,9 +74,9 @@ def apgd(
     if steps < 0:
         raise InputError(f"steps must be at least 0, got {steps}")
     largest = look(model, x, y, soft=not leave)
+    eps, _ = budgets(x, norm, eps)
     if not len(x):
         return x.clone()
-    eps, _ = budgets(x, norm, eps)
     options: dict[str, Any] = {"norm": norm, "objective": objective, "start": start}
     return few_steps(model, x, y, eps, steps, **options, leave=leave, largest=largest)
 

@@ -23,6 +23,7 @@ Ball: TypeAlias = tuple[Callable[..., Tensor], Callable[[Tensor], Tensor], Calla
 A = TypeVar("A", bound=Callable[..., Tensor])
 ROUNDING = 1e-6  # what resizing adds to the range of images
 INFERENCE = "attacks follow gradients, which torch.inference_mode() forbids; torch.no_grad() around the call is fine"
+NO_MODULE = "the model is a {}, not an nn.Module; wrap it in one"
 NO_GRADIENT = (
     "the model gives no gradient of its logits for the image (no_grad, detach, argmax or numpy in its forward?); "
     "take that out, or ask for an attack without gradients: square"
@@ -74,7 +75,7 @@ def look(model: nn.Module, x: Tensor, y: Tensor, *, soft: bool = False) -> int:
     if torch.is_inference_mode_enabled():
         raise InputError(INFERENCE)
     if not isinstance(model, nn.Module):
-        raise InputError(f"the model is a {type(model).__name__}, not an nn.Module; wrap it in one")
+        raise InputError(NO_MODULE.format(type(model).__name__))
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = str(x.dtype) if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise InputError(f"x is {kind}; attacks take floats in [0, 1]: piat_hub.data.to_unit(images)")

@@ -12,7 +12,6 @@ from piat_hub.attacks.core import (
     Start,
     ascend,
     attack_mode,
-    ball,
     choose,
     cross_entropy,
     look,
@@ -99,16 +98,19 @@ def budgets(x: Tensor, norm: str, eps: Budget, step_size: Budget | None = None) 
         InputError: for an unknown norm, an eps that is none for it (Linf: 0 < eps <= 1), a step outside (0, 2 eps], or a
             tensor of another shape, which would be read as a budget per row or column.
     """
-    ball(norm)  # or InputError
-    given = [eps, eps / 4 if step_size is None else step_size]
-    for k, (name, value) in enumerate(zip(("eps", "step_size"), given, strict=True)):
-        if not isinstance(value, Tensor) or not value.dim():
-            given[k] = float(value)
-        elif value.shape != (each := (len(x), *[1] * (x.dim() - 1))):
-            raise InputError(f"{name} is of shape {tuple(value.shape)}; give one number, or one for each image, {each}")
-    eps, step_size = given
+    eps = _budget(x, "eps", eps)
+    step_size = eps / 4 if step_size is None else _budget(x, "step_size", step_size)
     if not isinstance(eps, Tensor):
         threat_model = ThreatModel(norm, eps)  # type: ignore[arg-type]  # or InputError: 8 levels is 8/255
         if not isinstance(step_size, Tensor):
             threat_model.check_step(step_size)
     return eps, step_size
+
+
+def _budget(x: Tensor, name: str, value: Budget) -> Budget:
+    if not isinstance(value, Tensor) or not value.dim():
+        return float(value)
+    each = (len(x), *[1] * (x.dim() - 1))
+    if value.shape != each:
+        raise InputError(f"{name} is of shape {tuple(value.shape)}; give one number, or one for each image, {each}")
+    return value

@@ -16,7 +16,7 @@ from piat_hub.config import DATASETS, InputError, first_line, local_name, neares
 from piat_hub.data.encoded import Encoded
 from piat_hub.data.folders import PictureFolder, declared
 from piat_hub.data.pictures import Fit
-from piat_hub.data.split import SPLIT_SEED, Split
+from piat_hub.data.split import Split, fixed_order
 
 LIMIT = 4.0  # GiB that a decoded split may take
 WIDEST_DIGITS = 256  # pixels a side that digits are resized to: beyond it they only take memory
@@ -226,7 +226,7 @@ def _digits(split: str) -> Split:
     pictures[:] = [Image.fromarray(levels) for levels in np.rint(bunch.images * 255 / 16).astype(np.uint8)]
     images = Encoded(pictures, torch.arange(len(pictures)), (1, 8, 8), "digits")
     whole = Split(images, torch.from_numpy(bunch.target).long(), tuple("0123456789"), "digits")
-    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    order = fixed_order(len(whole))
     parts = {"train": order[400:], "test": order[:400]}
     if split not in parts:
         raise InputError(f"digits has no split {split!r}{nearest(split, parts)}; it has train and test")

@@ -88,8 +88,9 @@ class Split:
         if n is None:
             return self
         some = self[:n]
-        one_by_one = len(some.labels.unique_consecutive()) == len(some.labels.unique())
-        if n < 10 or not one_by_one or not (missing := sorted({*self.labels.tolist()} - {*some.labels.tolist()})):
+        missing = sorted({*self.labels.tolist()} - {*some.labels.tolist()})
+        class_by_class = len(some.labels.unique_consecutive()) == len(some.labels.unique())
+        if n < 10 or not missing or not class_by_class:
             return some
         lacks = shortened([self.label_names[k] for k in missing])
         note = f"the first {n} images of {self.name}, which lie class by class, hold none of {lacks}; take all, or shuffle them"
@@ -97,10 +98,10 @@ class Split:
 
     def spread(self, n: int) -> Split:
         """n of the images from all over, always the same, in their order; all where there are no more."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        order = fixed_order(len(self))
         return self[order[:n].sort().values.to(self.labels.device)] if n < len(self) else self
 
-    def in_colour(self) -> Split:
+    def as_rgb(self) -> Split:
         """The images with three channels: grey ones have three alike."""
         if self.shape[0] != 1:
             return self
@@ -160,9 +161,13 @@ def hold_out(train: Split, holdout: int, train_size: int | None = None) -> tuple
             f"{train.name} has {len(train)} training images: too few for holdout={holdout} and "
             f"train-size={train_size or 'all'}; lower --holdout or --train-size"
         )
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    order = order.to(train.labels.device)
+    order = fixed_order(len(train)).to(train.labels.device)
     return train[order[holdout:][:train_size]], train[order[:holdout]]
+
+
+def fixed_order(n: int) -> Tensor:
+    """A permutation of 0 … n - 1, (n,) int64, always the same."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED))
 
 
 def derived_seed(*counters: int) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from piat_hub import data
-from piat_hub.attacks.core import INFERENCE
+from piat_hub.attacks.core import INFERENCE, NO_MODULE
 from piat_hub.config import Alone, EvalConfig, InputError, ThreatModel, TrainConfig, from_dict
 from piat_hub.data import Encoded, Split, derived_seed, to_unit
 from piat_hub.evaluation import premises
@@ -134,7 +134,7 @@ def evaluate(
     if isinstance(attacks, str) or not isinstance(attacks, Sequence):
         raise InputError(f"attacks must be a list of names, got {attacks!r}; write ['pgd20']")
     if not isinstance(model, nn.Module):
-        raise InputError(f"the model is a {type(model).__name__}, not an nn.Module; wrap it in one")
+        raise InputError(NO_MODULE.format(type(model).__name__))
     if isinstance(dataset, str):
         images = images_for(model, dataset, split).first(n)
     else:

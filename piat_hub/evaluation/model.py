@@ -153,7 +153,7 @@ def images_for(
     channels = facts.get("input_size", sized.shape)[0]
     if (channels, sized.shape[0]) == (3, 1):
         note = f"{sized.name}'s {split} split is all grey; the model, which takes colour, sees each picture in three equal channels"
-        sized = replace(sized.in_colour(), notes=(*sized.notes, note))
+        sized = replace(sized.as_rgb(), notes=(*sized.notes, note))
     return data.numbered_as(sized, label_names(model))
 
 

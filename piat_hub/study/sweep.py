@@ -21,8 +21,7 @@ from piat_hub.records import files, labels, lock
 from piat_hub.records.results import Record
 from piat_hub.records.rundir import RunDirectory
 from piat_hub.study.studies import STUDIES
-from piat_hub.training.optimizers import check_optimizer
-from piat_hub.training.setup import make_method, refuse_idle, settled
+from piat_hub.training.setup import checked_method, settled
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,7 @@ def members_of(name: str, bases: Sequence[TrainConfig], attacks: Sequence[str], 
 
 def _refuse_what_training_would(config: TrainConfig, name: str) -> None:
     try:
-        make_method(config)
-        refuse_idle(config)
-        check_optimizer(config)
+        checked_method(config)
     except InputError as error:
         raise InputError(f"member {name} of the study cannot be trained: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What keeps a run honest: weights that are finite, warnings of collapse, words for what diverged."""
+"""What keeps a run honest: no setting that does nothing, weights that are finite, warnings of collapse, words for what diverged."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from piat_hub.config import Diverged
+from piat_hub.config import Diverged, InputError, InterpolationConfig, TrainConfig
 from piat_hub.evaluation.verdict import verdict_mode
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,3 +84,17 @@ def underflowing(accelerator: Accelerator) -> str:
     return (
         "fp16 overflows again and again, and those updates are left out; --mixed-precision bf16 has the range of fp32"
     )
+
+
+def refuse_idle(config: TrainConfig) -> None:
+    """InputError for what a run is asked to do and would not, since what it goes with is missing; a record may hold such."""
+    law = config.interpolation
+    if law.kind != "constant" and law.constant != InterpolationConfig().constant:
+        raise InputError("--interpolation.constant goes with --interpolation constant; give it too")
+    if law.kind != "none" and law.start_epoch > config.epochs:
+        raise InputError(
+            f"{config.epochs} epochs end before --interpolation.start-epoch {law.start_epoch}; lower it, "
+            "or give --interpolation none"
+        )
+    if config.schedule.min_lr and config.schedule.sched not in ("cosine", "onecycle"):
+        raise InputError("--min-lr goes with --sched cosine or onecycle; give one of them, or --min-lr 0")

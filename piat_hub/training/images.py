@@ -35,7 +35,7 @@ def load_images(
         whole = data.of_one_size(found, limit=0 if stream or config.pictures.augment == "rrc" else limit, fit=fit)
         test = data.load_encoded(config.dataset, "test", *columns) if options.track_test else None
         tracked = data.of_one_size(test, limit=limit, fit=fit) if test else None
-        tracked = tracked.in_colour() if tracked and whole.shape[0] == 3 else tracked
+        tracked = tracked.as_rgb() if tracked and whole.shape[0] == 3 else tracked
     if bad := [name for name in whole.label_names if not printable(name)]:
         raise InputError(f"{whole.name} has a class {bad[0]!a}, which cannot be printed on one line; rename it")
     if config.crop_shift >= min(whole.shape[1:]):

@@ -20,7 +20,7 @@ from piat_hub import backbones, data, methods
 from piat_hub.attacks import Twin, pgd
 from piat_hub.attacks.apgd import few_steps
 from piat_hub.attacks.core import ascend
-from piat_hub.config import DATASETS, InputError, InterpolationConfig, PictureConfig, RunOptions, TrainConfig, nearest
+from piat_hub.config import DATASETS, InputError, PictureConfig, RunOptions, TrainConfig, nearest
 from piat_hub.evaluation.suites import Stage
 from piat_hub.evaluation.verdict import accuracy, class_count, verdict_mode
 from piat_hub.hub.load import from_timms_weights, origin_of, start_from
@@ -80,9 +80,7 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
     Raises:
         InputError: for whatever cannot work in the request.
     """
-    method = make_method(config)
-    refuse_idle(config)
-    optimizers.check_optimizer(config)
+    method = checked_method(config)
     threads = set_threads(options.threads)
     config, whole, tracked, stream = load_images(config, options, accelerator)
     if config.holdout is None:
@@ -138,20 +136,6 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
         extra=extra,
     )
     return Setup(parts, whole, held, tracked, bare, checked, evaluated, threads, compiled)
-
-
-def refuse_idle(config: TrainConfig) -> None:
-    """InputError for what a run is asked to do and would not, since what it goes with is missing; a record may hold such."""
-    law = config.interpolation
-    if law.kind != "constant" and law.constant != InterpolationConfig().constant:
-        raise InputError("--interpolation.constant goes with --interpolation constant; give it too")
-    if law.kind != "none" and law.start_epoch > config.epochs:
-        raise InputError(
-            f"{config.epochs} epochs end before --interpolation.start-epoch {law.start_epoch}; lower it, "
-            "or give --interpolation none"
-        )
-    if config.schedule.min_lr and config.schedule.sched not in ("cosine", "onecycle"):
-        raise InputError("--min-lr goes with --sched cosine or onecycle; give one of them, or --min-lr 0")
 
 
 def make_attack(config: TrainConfig) -> methods.Attack:
@@ -268,6 +252,18 @@ def make_backbone(config: TrainConfig, split: data.Split) -> nn.Module:
     if config.init_from:
         start_from(model, config.init_from, () if split.inferred else split.label_names)
     return model
+
+
+def checked_method(config: TrainConfig) -> methods.Method:
+    """`make_method`, of a configuration that can be trained as far as is known without data.
+
+    Raises:
+        InputError: for what cannot be trained, or would do nothing.
+    """
+    method = make_method(config)
+    guards.refuse_idle(config)
+    optimizers.check_optimizer(config)
+    return method
 
 
 def make_method(config: TrainConfig) -> methods.Method:
