@@ -23,6 +23,7 @@ COUNTS = {
     "cifar_rawrn_70_16": 267_240_802,
     "cifar_resnet50": 23_520_842,
     "cifar_resnet20": 272_474,
+    "cifar_resnet20x2": 1_084_586,
     "cifar_resnet8": 78_042,
 }
 
@@ -81,6 +82,7 @@ NORMALISED = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
 SMALL = {  # every architecture, cut down
     "cifar_resnet8": {},
     "cifar_resnet20": {"layers": [1, 1, 1]},
+    "cifar_resnet20x2": {"layers": [1, 1, 1]},
     "cifar_resnet18": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_chs": 8},
     "cifar_preact_resnet18": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_chs": 8},
     "cifar_wrn_28_10": {"layers": [1, 1, 1], "channels": [16, 32, 64]},

@@ -159,7 +159,9 @@ RESNET = {"first_conv": "conv1", "classifier": "fc"}
 PREACT = {"first_conv": "stem.conv", "classifier": "head.fc"}
 NORMALISED = {"first_conv": "stem.conv.conv", "classifier": "head.fc"}
 ENDS = {
-    **dict.fromkeys(("cifar_resnet8", "cifar_resnet18", "cifar_resnet20", "cifar_resnet50"), RESNET),
+    **dict.fromkeys(
+        ("cifar_resnet8", "cifar_resnet18", "cifar_resnet20", "cifar_resnet20x2", "cifar_resnet50"), RESNET
+    ),
     **dict.fromkeys(("cifar_preact_resnet18", "cifar_wrn_28_10", "cifar_wrn_32_10"), PREACT),
     **dict.fromkeys(("cifar_preact_resnet18_silu", "cifar_wrn_28_10_silu", "cifar_wrn_70_16_silu"), NORMALISED),
     "cifar_rawrn_70_16": NORMALISED,
@@ -208,6 +210,12 @@ def cifar_resnet8(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-20 (He et al. 2016, Sec. 4.2, n = 3), with 1x1 convolutions in the two widening shortcuts."""
     return _resnet("cifar_resnet20", pretrained, [3, 3, 3], 16, kwargs)
+
+
+@register_model
+def cifar_resnet20x2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-20 of twice the width, stages of 32, 64 and 128 channels: 1,084,586 parameters at 10 classes."""
+    return _resnet("cifar_resnet20x2", pretrained, [3, 3, 3], 32, kwargs)
 
 
 @register_model

@@ -9,9 +9,9 @@ model = timm.create_model("{base}", num_classes={classes}, in_chans={channels})
 model.conv1 = nn.Conv2d({channels}, 64, 3, padding=1, bias=False)
 model.maxpool = nn.Identity()"""
 SMALL_RESNET = """\
-model = ResNet(BasicBlock, {layers}, {classes}, {channels}, channels=(16, 32, 64),
-               stem_type="deep", stem_width=8)
-model.conv1 = nn.Conv2d({channels}, 16, 3, padding=1, bias=False)
+model = ResNet(BasicBlock, {layers}, {classes}, {channels}, channels={widths},
+               stem_type="deep", stem_width={half})
+model.conv1 = nn.Conv2d({channels}, {stem}, 3, padding=1, bias=False)
 model.maxpool, model.layer4 = nn.Identity(), nn.Sequential()"""
 PREACT = """\
 model = ResNetV2({layers}, {widths}, {classes}, {channels}, stem_chs={stem},
@@ -26,8 +26,9 @@ IMPORTS = {
     "from timm.models.resnetv2 import ResNetV2",
 }
 BUILT: dict[str, tuple[str, dict[str, Any]]] = {  # architecture -> how plain timm builds it
-    "cifar_resnet8": (SMALL_RESNET, {"layers": [1, 1, 1]}),
-    "cifar_resnet20": (SMALL_RESNET, {"layers": [3, 3, 3]}),
+    "cifar_resnet8": (SMALL_RESNET, {"layers": [1] * 3, "widths": (16, 32, 64), "stem": 16, "half": 8}),
+    "cifar_resnet20": (SMALL_RESNET, {"layers": [3] * 3, "widths": (16, 32, 64), "stem": 16, "half": 8}),
+    "cifar_resnet20x2": (SMALL_RESNET, {"layers": [3] * 3, "widths": (32, 64, 128), "stem": 32, "half": 16}),
     "cifar_resnet18": (RESNET, {"base": "resnet18"}),
     "cifar_resnet50": (RESNET, {"base": "resnet50"}),
     "cifar_preact_resnet18": (PREACT, {"layers": [2] * 4, "widths": (64, 128, 256, 512), "stem": 64}),

@@ -34,6 +34,7 @@ TITLE = "PIAT: Parameter Interpolation based Adversarial Training for Image Clas
 ARCHITECTURES = {  # ours -> (suffix of the id, name on the leaderboard, which counts the wide ones as their authors do)
     "cifar_resnet18": ("R18", "ResNet-18"),
     "cifar_resnet20": ("R20", "ResNet-20"),
+    "cifar_resnet20x2": ("R20x2", "ResNet-20, twice as wide"),
     "cifar_resnet50": ("R50", "ResNet-50"),
     "cifar_preact_resnet18": ("PRN18", "PreActResNet-18"),
     "cifar_preact_resnet18_silu": ("PRN18", "PreActResNet-18"),
