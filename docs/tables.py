@@ -276,14 +276,14 @@ def extra_paired():
 
 
 def last_and_best(study, names):
-    """Runs in docs/results/STUDY, {folder: name}: both checkpoints on test images, of the last also AutoAttack on 300."""
+    """Runs in docs/results/STUDY, {folder: name}: both checkpoints on test images, and AutoAttack on 300 where it was run."""
     lines = []
     for folder, who in names.items():
         metrics = read_lines(DOCS / f"results/{study}/{folder}/metrics.jsonl")
         for name, end, epoch in (("last", "", metrics[-1]["epoch"]), ("best", "_best", best_epoch(metrics))):
             if found := read_or_none(f"{study}/{folder}/results{end}"):
                 cells = [cell(found, attack) for attack in ("clean", "pgd20", "cw20")]
-                aa = read_or_none(f"{study}/{folder}/aa300/results") if name == "last" else None
+                aa = read_or_none(f"{study}/{folder}/aa300/results{end}")
                 lines.append([who, f"{name}, {epoch}", *cells, cell(aa, "aa")])
     headers = ["", "checkpoint, epoch", *(f"{attack}, n {found.n}" for attack in ("clean", "PGD-20", "CW-20"))]
     return markdown(lines, [*headers, "AutoAttack, n 300"])
@@ -293,23 +293,23 @@ def image_by_image(study, names, against):
     """B minus A in points for pairs (A, B) of such runs: last checkpoints, or the best one of "FOLDER best"."""
     lines, sizes = [], {}
     for pair in against:
-        (folder_a, *of_a), (folder_b, *of_b) = (words.split() for words in pair)
-        a, b = (DOCS / "results" / study / folder for folder in (folder_a, folder_b))
-        if of_a or of_b:
-            (one, kept_a), (other, kept_b) = (read_results(d, *of) for d, of in ((a, of_a), (b, of_b)))
-            assert one.images == other.images
-            found = [paired_images(name, kept_a[name], kept_b[name]) for name in kept_a if name in kept_b]
-        else:
-            few = [directory / "aa300" for directory in (a, b)]
-            found = compare(a, b) + [
-                p for p in (compare(*few) if all(d.exists() for d in few) else ()) if p.attack == "aa"
-            ]
-        best = ["'s best" if of else "" for of in (of_a, of_b)]
-        who = f"{names[folder_b]}{best[1]}, minus {names[folder_a]}{best[0]}"
-        lines.append([who, {p.attack: in_points(p) for p in found}])
+        ends = [words.split() for words in pair]
+        found = [p for few in ("", "aa300") for p in pairs(study, ends, few) if (p.attack == "aa") == bool(few)]
+        a, b = (names[folder] + ("'s best" if of else "") for folder, *of in ends)
+        lines.append([f"{b}, minus {a}", {p.attack: in_points(p) for p in found}])
         sizes |= {p.attack: p.n for p in found}
     headers = [f"{attack_name(attack)}, n {n}" for attack, n in sizes.items()]
     return markdown([[who, *(cells.get(attack, "") for attack in sizes)] for who, cells in lines], ["", *headers])
+
+
+def pairs(study, ends, few):
+    """Paired of two checkpoints, each [FOLDER] or [FOLDER, "best"], as measured in its folder `few`; [] without both."""
+    sheets = [(DOCS / "results" / study / folder / few, *of) for folder, *of in ends]
+    if not all((folder / f"results{'_best' if of else ''}.json").exists() for folder, *of in sheets):
+        return []
+    (one, kept_a), (other, kept_b) = (read_results(*sheet) for sheet in sheets)
+    assert one.images == other.images
+    return [paired_images(name, kept_a[name], kept_b[name]) for name in kept_a if name in kept_b]
 
 
 def extra_overfitting():
