@@ -280,3 +280,6 @@ def test_bn_momentum_and_drop_path_reach_the_backbone(small_digits, do_train, tm
     assert {m.momentum for m in setup.bare.modules() if isinstance(m, nn.BatchNorm2d)} == {0.01}
     rates = [m.drop_prob for m in setup.bare.modules() if type(m).__name__ == "DropPath"]
     assert rates and max(rates) == pytest.approx(0.3)
+    config = dataclasses.replace(config, backbone="vit_tiny_patch16_224", drop_path=0.0)
+    with pytest.raises(InputError, match="vit_tiny_patch16_224 has no BatchNorm; give --bn-momentum none"):
+        make_setup(config, RunOptions(), tmp_path, Accelerator())

@@ -101,9 +101,12 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
     model: Any = make_backbone(dataclasses.replace(config, init_from=None) if begun else config, whole)
     if begun and config.init_from:
         model.pretrained_cfg |= origin_of(directory)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and config.bn_momentum is not None:
-            module.momentum = config.bn_momentum
+    if config.bn_momentum is not None:
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not norms:
+            raise InputError(f"{config.backbone} has no BatchNorm; give --bn-momentum none")
+        for norm in norms:
+            norm.momentum = config.bn_momentum
     class_count(model, whole)  # or InputError: a backbone that cannot take these images
     # convolutions run faster in channels_last; sums differ by rounding only
     model = model.to(accelerator.device).to(memory_format=torch.channels_last)
