@@ -463,9 +463,10 @@ def overfitting():
         for _, key, first in columns:
             tens = [run[first - 1 : first + 9] for run in runs if len(run) >= first + 9]
             line.append(" / ".join(f"{100 * statistics.fmean(epoch[key] for epoch in ten):.1f}" for ten in tens))
-        lines.append(line)
+        gaps = [CURVES["robust-overfitting gap"](run) for run in runs if len(run) == 120]
+        lines.append([*line, " / ".join(f"{100 * gap:.1f}" for gap in gaps)])
     headers = [f"{what}, epochs {first}-{first + 9}" for what, _, first in columns]
-    return markdown(lines, ["", "epochs", *headers])
+    return markdown(lines, ["", "epochs", *headers, "robust-overfitting gap, of whole runs"])
 
 
 def long_tests():
