@@ -16,7 +16,15 @@ from pathlib import Path
 from tabulate import tabulate
 
 from piat_hub import config, methods as losses
-from piat_hub.config import show
+from piat_hub.config import (
+    AttackConfig,
+    InputError,
+    InterpolationConfig,
+    MixingConfig,
+    ScheduleConfig,
+    recipes,
+    show,
+)
 from piat_hub.figures import pictures
 from piat_hub.hub import card
 from piat_hub.records.advice import advice
@@ -30,6 +38,7 @@ from piat_hub.records.rundir import RunDirectory
 from piat_hub.records.statistics import paired as paired_images
 from piat_hub.study.table import between, table_text
 from piat_hub.training.guards import collapsed
+from piat_hub.training.setup import checked_method
 
 DOCS = Path(__file__).parent
 BENCHMARKS = DOCS.parent / "benchmarks" / "results"
@@ -486,6 +495,8 @@ def long_paired():
         (early, both),
         (early, early_ema),
         (early_ema, both),
+        (f"{nmse} best", both),
+        (trades, piat),
         (both, f"{both} best"),
         (trades, f"{trades} best"),
         (f"{trades} best", f"{mixed} best"),
@@ -646,6 +657,18 @@ def which():
     return "\n".join(f"- {said.replace(f'{CARDS}/', '')}." for said in advice(found))
 
 
+def recipe_pages():
+    """Every recipe as its docstring tells it, under a heading each."""
+    parts = []
+    for name in recipes.names():
+        first, _, rest = recipes.told(name).removeprefix(f"{name}: ").partition("\n\n")
+        command, _, rest = rest.partition("\n")
+        rest = re.sub(r"--[a-z-]+(?: [\w/.]*\w)?", r"`\g<0>`", rest)
+        command = command.removeprefix("Command: accelerate launch train.py").strip() or name
+        parts.append(f"### {name}\n\n{first}\n\n```bash\npiat train {command}\n```\n\n{rest}\n")
+    return "\n" + "\n".join(parts)
+
+
 def settings(name):
     """The flags of one of the configurations, with defaults: what `--help` says."""
     lines = []
@@ -682,6 +705,29 @@ def methods(link="`{0}`"):
     ratios = {name: f"{cost[name]['ratio']:.2f}" if name in cost else "not measured" for name in METHODS}
     lines = [[link.format(name), *about, ratios[name]] for name, about in METHODS.items()]
     return markdown(lines, ["name", "paper", "loss", "inner attack: objective, start", "cost of an update"])
+
+
+def goes_with():
+    """What each method goes with, as a training would accept or refuse it."""
+    alone = dataclasses.replace(recipes.get("resnet18-cifar10"), interpolation=InterpolationConfig(kind="none"))
+    others = {
+        "AWP": {"awp": 0.01},
+        "`--accumulation`": {"accumulation": 2},
+        "mixup, CutMix": {"mixing": MixingConfig(mixup=0.8)},
+        "`--crafting apgd`": {"attack": AttackConfig(crafting="apgd", steps=2)},
+        "`--eps-warmup-epochs`": {"schedule": ScheduleConfig(eps_warmup_epochs=5)},
+    }
+    lines = []
+    for method in METHODS:
+        cells = []
+        for changes in others.values():
+            try:
+                checked_method(dataclasses.replace(alone, method=method, **changes))
+                cells.append("yes")
+            except InputError:
+                cells.append("**no**")
+        lines.append([f"[`{method}`](methods/{method}.md)", *cells])
+    return markdown(lines, ["", *others])
 
 
 def methods_linked():

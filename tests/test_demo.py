@@ -306,7 +306,8 @@ def test_without_gradio_a_line_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr("piat_hub.cli.demo.find_spec", lambda name: None)
     assert cli.main(["demo"]) == 2
     assert (
-        capsys.readouterr().err == "piat demo: error: the page needs one more package: pip install 'piat-hub[demo]'\n"
+        capsys.readouterr().err
+        == "piat demo: error: the page needs one more package: pip install 'PATH/TO/piat_hub[demo]'\n"
     )
 
 

@@ -66,5 +66,5 @@ def test_what_cannot_be_exported(saved, monkeypatch, capsys):
         export.export(torch.nn.Linear(2, 2), directory, ["pt2"])
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["export", str(directory)]) == 2
-    assert "pip install 'piat-hub[onnx]'" in capsys.readouterr().err
+    assert "pip install 'PATH/TO/piat_hub[onnx]'" in capsys.readouterr().err
     assert sorted(p.name for p in Path(directory).iterdir()) == ["config.json", "model.safetensors"]

@@ -28,7 +28,7 @@ def demo(argv: Sequence[str], prog: str) -> None:
     if given.export and (given.port is not None or given.no_browser):
         raise InputError("--export writes the page and opens none; leave out --port and --no-browser")
     if not find_spec("gradio"):
-        raise InputError("the page needs one more package: pip install 'piat-hub[demo]'")
+        raise InputError("the page needs one more package: pip install 'PATH/TO/piat_hub[demo]'")
     if given.export:
         check_output(Path(given.export))
 

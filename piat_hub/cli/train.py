@@ -18,7 +18,8 @@ def train(argv: Sequence[str], prog: str) -> None:
     """`train.py [RECIPE] [flags]`."""
     name = argv[0] if argv and not argv[0].startswith("-") else "digits"
     config = recipes.get(name)
-    parser = _parser(prog, name, config)
+    about = recipes.told(name) if argv[:1] == [name] else recipes.described()
+    parser = _parser(prog, name, config, about)
     known, rest = parser.parse_known_args(argv[argv[:1] == [name] :])
     flags = [word for word in rest if word.startswith("--") and word != "--help"]
     parser.refuse_unknown([flag for flag in flags if not flag.startswith("--method.")])
@@ -27,7 +28,8 @@ def train(argv: Sequence[str], prog: str) -> None:
 
     chosen = known.method if "method" in known else config.method
     method: Any = methods.get(chosen)()
-    parser = _parser(prog, name, config, f"\n\nMethods: {', '.join(methods.names())}", add_help=True)
+    about += f"\n\nMethods: {', '.join(methods.names())}"
+    parser = _parser(prog, name, config, about, add_help=True)
     parser.add_argument("recipe", nargs="?", default="digits", metavar="RECIPE", help="its name (default: digits)")
     add_fields(parser.add_argument_group(f"fields of method {chosen}"), method, "method.")
     given = vars(parser.parse_all(argv))
@@ -41,12 +43,12 @@ def train(argv: Sequence[str], prog: str) -> None:
     run_training(config, with_flags(RunOptions(), given))
 
 
-def _parser(prog: str, name: str, config: TrainConfig, methods: str = "", **options: Any) -> Parser:
+def _parser(prog: str, name: str, config: TrainConfig, about: str, **options: Any) -> Parser:
     """The flags of a recipe's configuration and of a run; those of its method are not among them."""
     parser = Parser(
         prog=prog,
         usage=f"{prog} [RECIPE] [flags]",
-        description=recipes.described() + methods,
+        description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **{"add_help": False} | options,
     )

@@ -37,7 +37,9 @@ def export(model: nn.Module, directory: Path, formats: Sequence[str], name: str 
     if not shape:
         raise InputError("the model does not say what images it takes; export one that piat_hub saved")
     if "onnx" in formats and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
-        raise InputError("model.onnx needs two more packages: pip install 'piat-hub[onnx]', or give --formats pt2")
+        raise InputError(
+            "model.onnx needs two more packages: pip install 'PATH/TO/piat_hub[onnx]', or give --formats pt2"
+        )
     images = torch.zeros(2, *shape)
     paths = {kind: directory / f"{name}.{kind}" for kind in formats}
     with lock.only_writer(directory):

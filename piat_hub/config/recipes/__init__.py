@@ -12,6 +12,7 @@ from piat_hub.config.recipes.base import (
     get as get,
     names as names,
     recipe as recipe,
+    told as told,
     unsaid as unsaid,
     words as words,
 )

@@ -1,6 +1,7 @@
 """What a recipe is, and the register of their names."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 
 from piat_hub.config.errors import lookup
@@ -47,6 +48,15 @@ def get(name: str) -> TrainConfig:
 def names() -> tuple[str, ...]:
     """All recipes."""
     return tuple(RECIPES)
+
+
+def told(name: str) -> str:
+    """What a recipe is, its command, its source, what was published of it, what it costs: as its docstring says.
+
+    Raises:
+        InputError: if there is none of this name, with the nearest one.
+    """
+    return f"{name}: {inspect.cleandoc(lookup('recipe', name, RECIPES).__doc__ or '')}"
 
 
 def described() -> str:
