@@ -216,6 +216,7 @@ def test_published_rows_stand_beside_the_papers_own_data_only():
     assert beside(config("none", base=recipes.get("wrn-32-10-cifar100"), method="trades"))["aa"] == pytest.approx(
         0.2676
     )
+    assert beside(dataclasses.replace(real, epochs=30, clean_epochs=0, holdout=1000, seed=3)) == beside(real)
     weaker = dataclasses.replace(real.threat_model, eps=4 / 255)
     for other in (
         dataclasses.replace(real, dataset="cifar10-jpeg"),
@@ -225,6 +226,11 @@ def test_published_rows_stand_beside_the_papers_own_data_only():
         dataclasses.replace(real, awp=0.01),
         dataclasses.replace(real, img_size=16),
         dataclasses.replace(real, method_args={"mu": 3.0}),
+        dataclasses.replace(real, extra_data="1m.npz", extra_images=1_000_000),
+        dataclasses.replace(real, init_from="ORG/NAME"),
+        dataclasses.replace(real, attack=dataclasses.replace(real.attack, steps=1)),
+        dataclasses.replace(real, lr=1.0, batch_size=1024),
+        dataclasses.replace(real, train_size=5000),
         dataclasses.replace(real, interpolation=dataclasses.replace(real.interpolation, bn="copy")),
         config("constant", base=real),
         config("none", base=real, method="fat"),

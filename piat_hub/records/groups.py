@@ -10,19 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from piat_hub import methods
-from piat_hub.config import (
-    DATASETS,
-    TRACKED,
-    InputError,
-    InterpolationConfig,
-    MixingConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    ThreatModel,
-    TrainConfig,
-    flat,
-    to_dict,
-)
+from piat_hub.config import TRACKED, InputError, InterpolationConfig, TrainConfig, flat, recipes, to_dict
 from piat_hub.records.labels import method_name
 from piat_hub.records.published import PAPER_ATTACKS, method_of, paper
 from piat_hub.records.rundir import RunDirectory
@@ -79,6 +67,7 @@ def varied(runs: Sequence[RunDirectory], *keys: str) -> list[list[RunDirectory]]
     return max(sets.values(), key=len)
 
 
+LENGTH = ("epochs", "clean_epochs", "accumulation", "holdout")  # what a run may choose and stand beside the paper's
 LAW = ("kind", "constant", *"abcd", "start_epoch", "bn")  # what `settings` says of interpolation
 
 
@@ -249,21 +238,20 @@ def strongest(runs: Sequence[RunDirectory]) -> str:
 def beside(config: TrainConfig, table: str = "") -> dict[str, float]:
     """The paper's accuracies of this method, architecture and data by attack, as fractions.
 
-    {} where it has none: for another method's fields or interpolation than the paper's, and for all but its own data
-    under its threat model (a copy that is not pixel-equal is another benchmark).
+    {} where it has none: for a run that differs from the paper's recipe in more than method, `piat` or `none`, seed,
+    length and held-out images, be it extra data, other weights to begin with or another copy of the images.
 
     Args:
         config: of a run.
         table: the paper's table, by its number; "" for the row with the most attacks.
     """
-    method = methods.get(config.method)
-    others = any(value is not None for value in (config.ema, config.swa, config.awp, config.img_size))
-    others = others or (config.optimizer, config.schedule) != (OptimizerConfig(), ScheduleConfig())
-    others = others or config.mixing != MixingConfig() or config.attack.crafting != "pgd"
-    others = others or method(**config.method_args) != method() or law_of(config) not in ("none", "piat")
-    if config.dataset not in DATASETS or config.threat_model != ThreatModel() or others:
-        return {}
     model = config.backbone.removeprefix("cifar_").replace("_", "-"), config.dataset
+    name = "-".join(model)
+    if name not in recipes.names() or law_of(config) not in ("none", "piat"):
+        return {}
+    same = {key: getattr(config, key) for key in ("method", "interpolation", *LENGTH)}
+    if settings(dataclasses.replace(recipes.get(name), **same)) != settings(config):
+        return {}
     asked = *model, config.method, config.interpolation.kind
     rows = [r for r in paper() if (r["architecture"], r["dataset"], *method_of(r["method"])) == asked]
     found = [
