@@ -450,6 +450,7 @@ LONG = {  # folder of docs/results/long with a run that was trained to its end: 
     "pgd_at-piat-1": "PIAT, seed 1",
     "nmse-piat-1": "PIAT+NMSE, seed 1",
     "pgd_at-ema-0": "PGD-AT with EMA, seed 0",
+    "pgd_at-ema-1": "PGD-AT with EMA, seed 1",
     "nmse-none-0": "NMSE, seed 0",
     "trades-none-0": "TRADES, seed 0",
     "trades-piat-0": "PIAT+TRADES, seed 0",
@@ -485,16 +486,17 @@ def long_tests():
 
 def long_paired():
     """The same against each other, image by image: last checkpoints, then what stopping early changes."""
-    plain, piat, both, ema, nmse, trades, mixed = LONG
+    plain, piat, both, ema, ema1, nmse, trades, mixed = LONG
     early, early_ema = f"{plain} best", f"{ema} best"
     ends = [(plain, piat), (plain, both), (plain, ema), (plain, nmse), (plain, trades), (trades, mixed)]
-    ends += [(piat, both), (ema, both), (trades, both)]
+    ends += [(piat, both), (ema, both), (ema1, both), (trades, both)]
     stopped = [
         (plain, early),
         (early, piat),
         (early, both),
         (early, early_ema),
         (early_ema, both),
+        (f"{ema1} best", both),
         (f"{nmse} best", both),
         (trades, piat),
         (both, f"{both} best"),

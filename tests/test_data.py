@@ -156,6 +156,11 @@ def test_a_label_column_of_text_gives_its_classes_sorted_by_name(tmp_path):
         (datasets.Value("int64"), [None, 1], "row 0 has no label"),
         (datasets.Value("string"), ["cat", "Cat "], "'Cat ' and 'cat' differ in writing alone"),
         (datasets.Value("string"), ["cat", "cat"], "a single class"),
+        (
+            datasets.Value("int64"),
+            [0, 300_000_000],
+            "holds 2 numbers up to 300000000, which are no class numbers from 0",
+        ),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(tmp_path, feature, labels, message):
@@ -163,6 +168,25 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, feature, labels, messa
     folder = make(tmp_path / "d", [picture(p) for p in random_images(2)], labels, features)
     with pytest.raises(InputError, match=message):
         data.load(folder, "test", "img", "label")
+
+
+def test_numbers_without_an_image_are_told(tmp_path):
+    features = {"img": datasets.Image(), "label": datasets.Value("int64")}
+    folder = make(tmp_path / "d", [picture(p) for p in random_images(2)], [1, 2], features)
+    split = data.load(folder, "test", "img", "label")
+    assert split.label_names == ("0", "1", "2") and split.notes == (
+        "d: no image is of class 0, the first in column 'label' is 1; number from 0, or use text",
+    )
+
+
+def test_of_images_that_lie_class_by_class_some_of_all_over_are_shown():
+    images = torch.zeros(60, 1, 2, 2, dtype=torch.uint8)
+    ordered = data.Split(images, torch.arange(60) // 20, ("a", "b", "c"), "d")
+    mixed = dataclasses.replace(ordered, labels=torch.arange(60) % 3)
+    assert len(ordered.samples(12)) == 12 and set(ordered.samples(12).labels.tolist()) == {0, 1, 2}
+    assert mixed.samples(12).labels.tolist() == [0, 1, 2] * 4 and ordered.samples(60).labels.equal(ordered.labels)
+    with pytest.raises(InputError, match="n=61 is larger than the split of d"):
+        ordered.samples(61)
 
 
 def test_each_split_keeps_the_classes_of_its_own_file(tmp_path):

@@ -29,7 +29,8 @@ from piat_hub.data import to_unit
 from piat_hub.demo import page, shown, space
 from piat_hub.demo.attack import watched
 from piat_hub.demo.panel import Trail, panel, refused
-from piat_hub.records.files import file_digest, sealed
+from piat_hub.records.files import file_digest, read_json, sealed
+from piat_hub.records.rundir import RunDirectory
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LACKING = [name for name in ("gradio", "playwright") if not importlib.util.find_spec(name)]
@@ -575,8 +576,9 @@ def test_a_space_names_models_of_the_hub_and_holds_the_others(tmp_path, monkeypa
     space.export(["ORG/NAME@v1", shown.DIGITS[1]], tmp_path / "a" / "s")
     written = tmp_path / "a" / "s"
     assert "launch(load(['ORG/NAME@v1', str(HERE / 'models/robust')], None))" in (written / "app.py").read_text()
-    for file in ("config.json", "model.safetensors"):
-        assert (written / "models" / "robust" / file).read_bytes() == (Path(shown.DIGITS[1]) / file).read_bytes()
+    copied, given = (RunDirectory.read(folder) for folder in (written / "models" / "robust", shown.DIGITS[1]))
+    assert copied.config == given.config and copied.model.label_names == given.model.label_names
+    assert file_digest(copied.directory / "model.safetensors") == file_digest(given.directory / "model.safetensors")
     assert "models:\n- ORG/NAME\n" in (written / "README.md").read_text()
     assert not list(tmp_path.rglob("__pycache__")) and sorted(path.name for path in written.parent.iterdir()) == ["s"]
 
@@ -584,6 +586,9 @@ def test_a_space_names_models_of_the_hub_and_holds_the_others(tmp_path, monkeypa
 def test_a_space_of_models_of_one_name_names_no_path_of_this_machine(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     shutil.copytree(shown.DIGITS[1], tmp_path / "a" / "robust")
+    config = read_json(tmp_path / "a/robust/config.json")
+    config["piat"]["dataset"] = str(tmp_path / "of a customer")
+    (tmp_path / "a/robust/config.json").write_text(json.dumps(sealed(config)))
     monkeypatch.setattr("importlib.metadata.version", lambda name: "6.31.0")
     space.export([str(tmp_path / "a/robust"), shown.DIGITS[1]], tmp_path / "s")
     app, readme = ((tmp_path / "s" / name).read_text() for name in ("app.py", "README.md"))
@@ -598,6 +603,8 @@ def test_a_space_of_models_of_one_name_names_no_path_of_this_machine(tmp_path, m
         "robust", "robust-2", "robust-3",
     ]  # fmt: skip
     assert "a step at a time: robust, robust." in readme and str(tmp_path) not in app + readme
+    held = (tmp_path / "s/models/robust/config.json").read_text()
+    assert str(tmp_path) not in held and '"dataset": "of a customer"' in held
 
 
 # what is written about it

@@ -12,7 +12,7 @@ from huggingface_hub import parse_eval_result_entries
 
 from piat_hub import cli
 from piat_hub.config import InputError, ThreatModel
-from piat_hub.hub import eval_results
+from piat_hub.hub import card, eval_results
 from piat_hub.hub.push import publication
 from piat_hub.leaderboard.benchmark import eval_yaml
 from piat_hub.records.files import read_json
@@ -124,6 +124,23 @@ def test_what_differs_from_an_attacks_name_or_misleads_is_said(measured, tmp_pat
     assert "autoattack-linf-eps-0.15-first-30" not in entries and len(entries) == 3
     assert all("its answers are random" in entry["notes"] for entry in entries.values())
     assert "a search in fp32 may break more images" in changed["notes"]
+
+
+def test_a_weaker_step_or_a_list_of_images_is_no_task_of_the_usual_attack(measured, tmp_path):
+    run = Path(shutil.copytree(measured, tmp_path / "run"))
+    usual = "pgd-3-linf-eps-0.15-first-30"
+
+    def tasks(**how):
+        rewritten(run / "results.json", lambda content: content["attacks"]["pgd3"].update(how))
+        return {entry["dataset"]["task_id"] for each in pushed(run).values() for entry in each} - written
+
+    written = {entry["dataset"]["task_id"] for each in pushed(run).values() for entry in each} - {usual}
+    assert tasks() == {usual}
+    assert tasks(step_size="0.0001") == {"pgd-3-step-0.0001-linf-eps-0.15-first-30"}
+    assert tasks(step_size="0.0375", restarts=5) == {"pgd-3-5-restarts-linf-eps-0.15-first-30"}
+    chosen = "the images are those that list.txt lists, in its order"
+    rewritten(run / "results.json", lambda content: content["notes"].append(chosen))
+    assert pushed(run) == {} and "on a list of 30 images" in card.render(RunDirectory.read(run))
 
 
 def test_data_that_is_not_on_the_hub_has_no_benchmark(evaluated_once, measured):

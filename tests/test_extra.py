@@ -346,6 +346,9 @@ def test_where_images_lie_changes_nothing(tmp_path):
         (tmp_path / "d/piat-label.json").write_text(json.dumps({"split": split}))
         warned = [note for note in loaded(folder, real).notes if "labelled from the split 'test'" in note]
         assert len(warned) == notes
+    (tmp_path / "d/piat-label.json").write_text('{"split": "tra')
+    with pytest.raises(InputError, match="piat-label.json is damaged .* label those images again"):
+        loaded(folder, real)
     (tmp_path / "d/piat-label.json").unlink()
     sets = [
         loaded(folder, real),

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 import piat_hub
 from piat_hub.config import InputError, recipes, to_dict
+from piat_hub.hub import untrusted
 from piat_hub.hub.load import from_pretrained, from_timm
 from piat_hub.hub.save import save_pretrained
 from piat_hub.records.files import read_json
@@ -336,3 +338,13 @@ def test_a_hub_id_is_no_folder_here(tmp_path):
     (tmp_path / "org/net").mkdir(parents=True)
     with pytest.raises(InputError, match="no config.json for 'org/net'.*the Hub says"):
         from_timm("hf-hub:org/net")
+
+
+def test_counting_parameters_leaves_other_threads_alone():
+    made = []
+    with untrusted._few_parameters(1):
+        other = threading.Thread(target=lambda: made.append(torch.nn.Linear(2, 2)))
+        other.start(), other.join()
+        with pytest.raises(ValueError, match="more parameters than its weights hold"):
+            torch.nn.Linear(2, 2)
+    assert len(made) == 1

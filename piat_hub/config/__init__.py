@@ -24,7 +24,7 @@ from piat_hub.config.errors import (
     printable as printable,
     shortened as shortened,
 )
-from piat_hub.config.evaluate import EvalConfig as EvalConfig
+from piat_hub.config.evaluate import LISTED as LISTED, EvalConfig as EvalConfig
 from piat_hub.config.fields import (
     NONE as NONE,
     Checked as Checked,

@@ -7,6 +7,8 @@ from piat_hub.config.errors import InputError
 from piat_hub.config.fields import Checked, duration, option
 from piat_hub.config.train import WIDEST, ThreatModel
 
+LISTED = "the images are those that"  # begins the note of figures whose images --files chose
+
 
 @dataclass(frozen=True)
 class EvalConfig(Checked):

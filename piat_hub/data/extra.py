@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from piat_hub.config import InputError, TrainConfig
+from piat_hub.config import InputError, TrainConfig, first_line
 from piat_hub.data.classes import numbered_as
 from piat_hub.data.encoded import Encoded
 from piat_hub.data.npz import checksum, open_npz, outline_npz
@@ -137,9 +137,16 @@ def _fitted(extra: Split, config: TrainConfig, real: Split) -> Split:
 
 
 def _labelled_split(folder: str | None) -> str:
-    """Of which split `piat label` made a folder; "" for any other data."""
+    """Of which split `piat label` made a folder; "" for any other data. InputError for a damaged record of it."""
     told = Path(folder or "") / "piat-label.json"
-    return str(json.loads(told.read_text(encoding="utf-8")).get("split", "")) if folder and told.is_file() else ""
+    if not folder or not told.is_file():
+        return ""
+    try:
+        return str(json.loads(told.read_text(encoding="utf-8")).get("split", ""))
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{told} is damaged ({first_line(error)}); label those images again with piat label"
+        ) from error
 
 
 def _gib(split: Split) -> float:

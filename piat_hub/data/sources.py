@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from piat_hub.config import DATASETS, InputError, first_line, local_name, nearest, plainly, shortened
+from piat_hub.config import DATASETS, LISTED, InputError, first_line, local_name, nearest, plainly, shortened
 from piat_hub.data.encoded import Encoded
 from piat_hub.data.folders import PictureFolder, declared
 from piat_hub.data.pictures import Fit
@@ -189,7 +189,7 @@ def listed(split: Split, file: str) -> Split:
     if len(set(found)) < len(found):
         twice = next(name for k, name in enumerate(wanted) if found[k] in found[k + 1 :])
         raise InputError(f"{file} names {twice} twice; name it once")
-    note = f"the images are those that {Path(file).name} lists, in its order"
+    note = f"{LISTED} {Path(file).name} lists, in its order"
     return replace(split[torch.tensor(found, dtype=torch.int64)], notes=(*split.notes, note))
 
 
@@ -350,7 +350,17 @@ def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...]
                 "neither class numbers nor text; name another with --label-column"
             )
         values = values.astype(np.int64)
-        names = tuple(map(str, range(int(values.max(initial=-1)) + 1) if inferred else feature.names))
+        most, known = int(values.max(initial=-1)) + 1, np.unique(values)
+        if inferred and most > 10 * len(known) + 1000:
+            raise InputError(
+                f"{name}: column {column!r} holds {len(known)} numbers up to {most - 1}, which are no class numbers from 0; "
+                "make them text, or name another column with --label-column"
+            )
+        names = tuple(map(str, range(most) if inferred else feature.names))
+        if inferred and len(known) and known[0] > 0:
+            notes = (
+                f"{name}: no image is of class 0, the first in column {column!r} is {known[0]}; number from 0, or use text",
+            )
     bad = values[(values < 0) | (values >= len(names))]
     if len(bad):
         raise InputError(

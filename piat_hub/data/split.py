@@ -101,6 +101,15 @@ class Split:
         order = fixed_order(len(self))
         return self[order[:n].sort().values.to(self.labels.device)] if n < len(self) else self
 
+    def samples(self, n: int) -> Split:
+        """n images to show: the first, or from all over where the images lie class by class.
+
+        Raises:
+            InputError: if there are fewer.
+        """
+        class_by_class = len(self.labels.unique_consecutive()) == len(self.labels.unique())
+        return self.spread(n) if class_by_class and n < len(self) else self.first(n)
+
     def as_rgb(self) -> Split:
         """The images with three channels: grey ones have three alike."""
         if self.shape[0] != 1:

@@ -1,5 +1,6 @@
 """The page itself: what a visitor chooses, and how it is served."""
 
+import html
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ def page(models: Sequence[Shown]) -> "gradio.Blocks":
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 if isinstance(first.tests, str):
-                    gr.Markdown(f"There are no test images: {first.tests}")
+                    gr.HTML(f"<p>There are no test images: {html.escape(first.tests)}</p>")
                 else:
                     thumbnails = [picture(image) for image in to_unit(first.tests.images[:])]
                     look: dict[str, Any] = {"columns": 5, "allow_preview": False, "interactive": False, "buttons": []}

@@ -92,7 +92,7 @@ def load(specs: Sequence[str], dataset: str | None = None) -> list[Shown]:
 
 
 def shared_tests(specs: Sequence[str], models: Sequence[nn.Module], dataset: str | None) -> Sequence[data.Split | str]:
-    """The first test images, as each model takes them; or for each why there are none.
+    """Some test images, as each model takes them; or for each why there are none.
 
     Args:
         specs: MODELs as they were given.
@@ -104,7 +104,8 @@ def shared_tests(specs: Sequence[str], models: Sequence[nn.Module], dataset: str
     """
     asked = EvalConfig(dataset=dataset)
     try:
-        splits = [evaluation_data(spec, asked, model)[:TESTS] for spec, model in zip(specs, models, strict=True)]
+        wholes = [evaluation_data(spec, asked, model) for spec, model in zip(specs, models, strict=True)]
+        splits = [whole.samples(min(TESTS, len(whole))) for whole in wholes]
         for model, split in zip(models, splits, strict=True):
             class_count(model, split)
     except InputError as error:

@@ -1,6 +1,7 @@
 """The page as a Hugging Face Space: a folder that runs as it stands."""
 
 import importlib.metadata
+import json
 import platform
 import re
 import shutil
@@ -14,7 +15,9 @@ from huggingface_hub import SpaceCardData
 import piat_hub
 from piat_hub.config import InputError
 from piat_hub.demo.shown import Shown, load
-from piat_hub.records.files import WEIGHTS, own, written
+from piat_hub.records.files import WEIGHTS, own, sealed, write_text, written
+from piat_hub.records.model_config import ModelConfig
+from piat_hub.records.rundir import read_model
 
 APP = '''"""The page, as the Hub serves it; anywhere else: python app.py."""
 
@@ -109,6 +112,9 @@ def _by_name(model: Shown, space: Path) -> str:
     names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
     folder = next(Path("models") / one for one in names if not (space / "models" / one).exists())
     (space / folder).mkdir(parents=True)
-    for file in ("config.json", WEIGHTS["last"]):
-        shutil.copyfile(own(model.spec, file), space / folder / file)
+    config = ModelConfig.read(own(model.spec, "config.json"))
+    if config.piat is not None:
+        config = read_model(model.spec).model  # which names no folder of this machine
+    write_text(space / folder / "config.json", json.dumps(sealed(config.content), indent=2) + "\n")
+    shutil.copyfile(own(model.spec, WEIGHTS["last"]), space / folder / WEIGHTS["last"])
     return f"str(HERE / {folder.as_posix()!r})"

@@ -33,7 +33,7 @@ FROM_RECORDS: dict[str, Callable[[Sequence[RunDirectory]], Figure]] = {
     "corruptions": breadth.of_runs,
 }
 SETTINGS: dict[str, Any] = {"points": 17, "span": 0.5, "steps": 10, "seed": 0}
-IMAGES = {"landscape": 100, "images": 6}  # the first of the test split
+IMAGES = {"landscape": 100, "images": 6}  # of the test split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def draw(
 
 
 def _images(runs: Sequence[RunDirectory], dataset: str | None) -> Figure:
-    """The first test images before and after the attack: of one run with the perturbation, of two beside each other."""
+    """Some test images before and after the attack: of one run with the perturbation, of two beside each other."""
     shown, label_names = dict[str, probes.Examples](), tuple[str, ...]()
     for label, run in _labelled(runs):
         model, split = opened(run, IMAGES["images"], dataset)
@@ -109,7 +109,7 @@ def _labelled(runs: Sequence[RunDirectory]) -> list[tuple[str, RunDirectory]]:
 
 
 def opened(run: RunDirectory, n: int, dataset: str | None) -> tuple[Any, data.Split]:
-    """(the run's last weights as a model, its first n test images), on one device.
+    """(the run's last weights as a model, n of its test images to show), on one device.
 
     Args:
         run: as it was read.
@@ -120,7 +120,7 @@ def opened(run: RunDirectory, n: int, dataset: str | None) -> tuple[Any, data.Sp
         InputError: for images that the model cannot take, or too few.
     """
     model: Any = load_model(str(run.directory))[0]
-    split = request.evaluation_data(str(run.directory), EvalConfig(n=n, dataset=dataset), model)
+    split = request.evaluation_data(str(run.directory), EvalConfig(dataset=dataset), model).samples(n)
     verdict.class_count(model, split)  # or InputError: images of another kind
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, split.to(device_of(model))

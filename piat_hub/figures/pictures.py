@@ -85,7 +85,7 @@ def images(shown: Examples, label_names: Sequence[str], title: str = "") -> Figu
         axis.set_ylabel(words)
     figure.suptitle(title, fontsize=9)
     figure.set_label(
-        f"The first {count} test images; {shown.attack}. The perturbation is magnified {factor} times about grey; above "
+        f"{count} test images; {shown.attack}. The perturbation is magnified {factor} times about grey; above "
         "each image is what the model sees, ✓ where that is its class."
     )
     return figure
@@ -110,7 +110,7 @@ def beside(models: dict[str, Examples], label_names: Sequence[str]) -> Figure:
     for axis, words in zip(grid[:, 0], ("clean", *models), strict=True):
         axis.set_ylabel("\n".join(textwrap.wrap(words, 16)))
     figure.set_label(
-        f"The first {count} test images and their classes, then the same under {first.attack} against each model; above "
+        f"{count} test images and their classes, then the same under {first.attack} against each model; above "
         "each image is what that model sees, ✓ where that is its class."
     )
     return figure

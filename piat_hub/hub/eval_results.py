@@ -7,11 +7,12 @@ sign: verdicts are verified by the sha256 in the notes. The card's model-index h
 """
 
 import re
+from math import isclose
 
 from huggingface_hub import EvalResultEntry, constants, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from piat_hub.config import DATASETS, InputError, ThreatModel
+from piat_hub.config import DATASETS, InputError, ThreatModel, number
 from piat_hub.hub.load import check_id
 from piat_hub.records import labels
 from piat_hub.records.claims import Figures
@@ -24,8 +25,8 @@ OURS = ".eval_results/piat-"  # begins the path of every such file that a push w
 def entries(run: ModelDirectory, repo_id: str) -> dict[str, bytes]:
     """The files of a run or an imported model: path in the repository -> YAML with the one entry of an attack.
 
-    Of the last weights, which a loader gets; of data that is on the Hub, where a benchmark can be. A task that was
-    measured twice is given as it was on the run's own images.
+    Of the last weights, which a loader gets; of data that is on the Hub, where a benchmark can be; not of images that
+    a list chose. A task that was measured twice is given as it was on the run's own images.
 
     Args:
         run: as it was read.
@@ -37,13 +38,13 @@ def entries(run: ModelDirectory, repo_id: str) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for measured in run.measured:
         record = measured.record
-        if measured.checkpoint != "last" or not (data := hub_id(record.dataset)):
+        if measured.checkpoint != "last" or record.listed or not (data := hub_id(record.dataset)):
             continue
         _, verdicts = read_results(run.directory / measured.folder)
         link = f"{constants.ENDPOINT}/{repo_id}/blob/main/{measured.verdicts}" if repo_id else None
         for attack, figures in record.attacks.items():
             name = labels.measured_name(attack, figures)
-            task = task_id(name, record.threat_model, record.n, record.split)
+            task = task_id(" ".join([name, *_unlike(figures, record)]), record.threat_model, record.n, record.split)
             entry = EvalResultEntry(
                 dataset_id=data,
                 task_id=task,
@@ -52,7 +53,7 @@ def entries(run: ModelDirectory, repo_id: str) -> dict[str, bytes]:
                 source_name="verdicts image by image" if link else None,
                 notes=_notes(name, figures, record, verdicts_digest(verdicts[attack])),
             )
-            path = f"{OURS}{data.rpartition('/')[2]}-{task}.yaml"
+            path = f"{OURS}{data.replace('/', '-')}-{task}.yaml"
             found.setdefault(path, yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False).encode())
     return found
 
@@ -69,6 +70,16 @@ def task_id(attack: str, threat_model: ThreatModel, n: int, split: str = "test")
     words = [attack] if attack == "clean" else [attack, str(threat_model)]
     words += [split] if split != "test" else []
     return re.sub(r"[^\w.]+", "-", f"{' '.join(words)} first {n}".lower()).strip("-")
+
+
+def _unlike(figures: Figures, record: Record) -> list[str]:
+    """How an attack was run, where that is not as it is unless told: another step than eps/4, restarts, code of one's own."""
+    found = []
+    if "step_size" in figures and not isclose(number(figures["step_size"]), record.threat_model.eps / 4, rel_tol=1e-6):
+        found.append(f"step {figures['step_size']}")
+    if (restarts := figures.get("restarts", 1)) > 1:
+        found.append(f"{restarts} restarts")
+    return [*found, *([f"code {figures['code']}"] if "code" in figures else [])]
 
 
 def hub_id(dataset: str) -> str:

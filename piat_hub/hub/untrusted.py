@@ -7,6 +7,7 @@ is it built in earnest.
 
 import inspect
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -152,11 +153,12 @@ def _values(nested: Any) -> Iterator[Any]:
 @contextmanager
 def _few_parameters(most: int) -> Iterator[None]:
     """ValueError as soon as modules are given more parameters than so many."""
-    count = 0
+    count, ours = 0, threading.get_ident()
 
-    def note(*_: Any) -> None:
+    def note(*_: Any) -> None:  # torch calls it for modules of every thread
         nonlocal count
-        if (count := count + 1) > most:
+        count += threading.get_ident() == ours
+        if count > most and threading.get_ident() == ours:
             raise ValueError("it has more parameters than its weights hold tensors")
 
     hook = register_module_parameter_registration_hook(note)

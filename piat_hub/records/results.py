@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from piat_hub.config import InputError, ThreatModel, from_dict, number, pixels, printable, to_dict
+from piat_hub.config import LISTED, InputError, ThreatModel, from_dict, number, pixels, printable, to_dict
 from piat_hub.records.claims import Figures, hold
 from piat_hub.records.corruptions import Corruptions
 from piat_hub.records.files import (
@@ -61,6 +61,11 @@ class Record:
     corruptions: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def listed(self) -> bool:
+        """Whether a list chose the images, in place of the split's first."""
+        return any(note.startswith(LISTED) for note in self.notes)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of results.json."""
