@@ -14,6 +14,7 @@ from conftest import once
 from PIL import Image
 
 from piat_hub import cli
+from piat_hub.config import recipes
 from piat_hub.figures import gallery, report
 from piat_hub.records import files
 from piat_hub.records.groups import read_run
@@ -142,9 +143,7 @@ def test_a_report_says_what_was_measured(two_runs):
 
 def test_published_rows_stand_only_under_runs_on_the_papers_data(two_runs):
     run = read_run("runs/b")
-    real = dataclasses.replace(
-        run.config, dataset="cifar10", backbone="cifar_resnet18", threat_model=type(run.config.threat_model)()
-    )
+    real = recipes.get("resnet18-cifar10")
     paper, copy = (
         dataclasses.replace(run, config=dataclasses.replace(real, dataset=d)) for d in ("cifar10", "cifar10-jpeg")
     )

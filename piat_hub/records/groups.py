@@ -250,7 +250,10 @@ def beside(config: TrainConfig, table: str = "") -> dict[str, float]:
     if name not in recipes.names() or law_of(config) not in ("none", "piat"):
         return {}
     same = {key: getattr(config, key) for key in ("method", "interpolation", *LENGTH)}
-    if settings(dataclasses.replace(recipes.get(name), **same)) != settings(config):
+    its = dataclasses.replace(recipes.get(name), **same)
+    if config.step_size == its.step_size:  # said, or eps/4 as it is unless said
+        its = dataclasses.replace(its, attack=dataclasses.replace(its.attack, step_size=config.attack.step_size))
+    if settings(its) != settings(config):
         return {}
     asked = *model, config.method, config.interpolation.kind
     rows = [r for r in paper() if (r["architecture"], r["dataset"], *method_of(r["method"])) == asked]
