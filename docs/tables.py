@@ -663,7 +663,7 @@ def recipe_pages():
     """Every recipe as its docstring tells it, under a heading each."""
     parts = []
     for name in recipes.names():
-        first, _, rest = recipes.told(name).removeprefix(f"{name}: ").partition("\n\n")
+        first, _, rest = recipes.told(name).partition("\n\n")
         command, _, rest = rest.partition("\n")
         rest = re.sub(r"--[a-z-]+(?: [\w/.]*\w)?", r"`\g<0>`", rest)
         command = command.removeprefix("Command: accelerate launch train.py").strip() or name

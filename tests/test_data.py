@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from piat_hub import data
-from piat_hub.config import AttackConfig, InputError
+from piat_hub.config import AttackConfig, InputError, RunOptions, TrainConfig
 
 
 def picture(pixels, kind="PNG", mode=None):
@@ -170,13 +170,14 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, feature, labels, messa
         data.load(folder, "test", "img", "label")
 
 
-def test_numbers_without_an_image_are_told(tmp_path):
+def test_numbers_that_begin_with_one_are_told_in_training(tmp_path):
+    from piat_hub.training.images import load_images
+
     features = {"img": datasets.Image(), "label": datasets.Value("int64")}
-    folder = make(tmp_path / "d", [picture(p) for p in random_images(2)], [1, 2], features)
-    split = data.load(folder, "test", "img", "label")
-    assert split.label_names == ("0", "1", "2") and split.notes == (
-        "d: no image is of class 0, the first in column 'label' is 1; number from 0, or use text",
-    )
+    folder = make(tmp_path / "d", [picture(p) for p in random_images(2)], [1, 2], features, "train")
+    _, whole, *_ = load_images(TrainConfig(dataset=folder), RunOptions(), Accelerator())
+    note = "d: its class numbers begin with 1, so that of 0 there is no image; number from 0, or use text"
+    assert whole.label_names == ("0", "1", "2") and whole.notes == (note,)
 
 
 def test_of_images_that_lie_class_by_class_some_of_all_over_are_shown():
@@ -261,7 +262,6 @@ def test_hold_out_is_disjoint_and_nested():
 @pytest.mark.parametrize(("images", "train_size", "expected"), [(1397, 64, 139), (19, None, 1), (9, None, 0)])
 def test_a_tenth_is_held_out_by_default_and_recorded(small_digits, monkeypatch, images, train_size, expected):
     """A tenth of all, whatever --train-size says; at most 1,000. Resuming by the same command finds the same number."""
-    from piat_hub.config import RunOptions
     from piat_hub.training import run
 
     whole = data.load("digits", "train")[:images]
@@ -277,7 +277,6 @@ def test_a_tenth_is_held_out_by_default_and_recorded(small_digits, monkeypatch, 
 
 
 def test_at_most_a_thousand_are_held_out_by_default(small_digits, monkeypatch):
-    from piat_hub.config import RunOptions
     from piat_hub.training.setup import make_setup
 
     pixels = torch.zeros(50_000, 1, 8, 8, dtype=torch.uint8)

@@ -290,7 +290,7 @@ def test_numbers_of_a_table_that_are_taken_for_names_are_told(tmp_path):
     assert extra.labels.tolist() == [0, 1] * 6
     three = make(tmp_path / "e", [picture(p) for p in random_images(12)], [1, 2, 3] * 4, features, split="train")
     assert loaded(three, real).labels.tolist() == [0, 1, 2] * 4
-    assert extra.notes[1] == "the labels of d are read as class names: 1 is class '1' of real, its number 0"
+    assert extra.notes[0] == "the labels of d are read as class names: 1 is class '1' of real, its number 0"
 
 
 def test_columns_that_are_named_are_those_of_both_sets_where_both_have_them(tmp_path):

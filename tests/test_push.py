@@ -159,7 +159,7 @@ def test_results_in_the_hubs_own_form_come_and_go_and_others_stay(endpoint, shel
     assert shell(f"push {run} org/net").code == 0, shell.err
     ours = {path for path in endpoint.files("models/org/net") if path.startswith(".eval_results/")}
     assert ours == {
-        f".eval_results/piat-uoft-cs-cifar10-{task}-first-40.yaml" for task in ("clean", "pgd-2-linf-eps-0.15")
+        f".eval_results/piat-uoft-cs--cifar10-{task}-first-40.yaml" for task in ("clean", "pgd-2-linf-eps-0.15")
     }
     repository = endpoint.repositories["models/org/net"]
     others = (".eval_results/theirs.yaml", "onnx/config.json", "docs/README.md", "a/b/results.json")

@@ -18,7 +18,7 @@ def train(argv: Sequence[str], prog: str) -> None:
     """`train.py [RECIPE] [flags]`."""
     name = argv[0] if argv and not argv[0].startswith("-") else "digits"
     config = recipes.get(name)
-    about = recipes.told(name) if argv[:1] == [name] else recipes.described()
+    about = f"{name}: {recipes.told(name)}" if argv[:1] == [name] else recipes.described()
     parser = _parser(prog, name, config, about)
     known, rest = parser.parse_known_args(argv[argv[:1] == [name] :])
     flags = [word for word in rest if word.startswith("--") and word != "--help"]

@@ -333,6 +333,13 @@ class TrainConfig(Checked):
         return self.threat_model.eps / 4 if self.attack.step_size is None else self.attack.step_size
 
     @property
+    def least_said(self) -> Self:
+        """The same configuration without a step size that is eps/4, as it is unless said."""
+        if self.attack.step_size != self.threat_model.eps / 4:
+            return self
+        return dataclasses.replace(self, attack=dataclasses.replace(self.attack, step_size=None))
+
+    @property
     def extra_share(self) -> int:
         """Images of every batch that come from the extra data."""
         return 0 if self.extra_data is None else round(self.extra_fraction * self.batch_size)

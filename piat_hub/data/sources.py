@@ -350,17 +350,13 @@ def _labels(table: Any, name: str, column: str) -> tuple[Tensor, tuple[str, ...]
                 "neither class numbers nor text; name another with --label-column"
             )
         values = values.astype(np.int64)
-        most, known = int(values.max(initial=-1)) + 1, np.unique(values)
-        if inferred and most > 10 * len(known) + 1000:
+        most, several = int(values.max(initial=-1)) + 1, len(np.unique(values))
+        if inferred and most > 10 * several + 1000:
             raise InputError(
-                f"{name}: column {column!r} holds {len(known)} numbers up to {most - 1}, which are no class numbers from 0; "
+                f"{name}: column {column!r} holds {several} numbers up to {most - 1}, which are no class numbers from 0; "
                 "make them text, or name another column with --label-column"
             )
         names = tuple(map(str, range(most) if inferred else feature.names))
-        if inferred and len(known) and known[0] > 0:
-            notes = (
-                f"{name}: no image is of class 0, the first in column {column!r} is {known[0]}; number from 0, or use text",
-            )
     bad = values[(values < 0) | (values >= len(names))]
     if len(bad):
         raise InputError(

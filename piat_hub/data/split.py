@@ -89,8 +89,7 @@ class Split:
             return self
         some = self[:n]
         missing = sorted({*self.labels.tolist()} - {*some.labels.tolist()})
-        class_by_class = len(some.labels.unique_consecutive()) == len(some.labels.unique())
-        if n < 10 or not missing or not class_by_class:
+        if n < 10 or not missing or not _class_by_class(some.labels):
             return some
         lacks = shortened([self.label_names[k] for k in missing])
         note = f"the first {n} images of {self.name}, which lie class by class, hold none of {lacks}; take all, or shuffle them"
@@ -107,8 +106,7 @@ class Split:
         Raises:
             InputError: if there are fewer.
         """
-        class_by_class = len(self.labels.unique_consecutive()) == len(self.labels.unique())
-        return self.spread(n) if class_by_class and n < len(self) else self.first(n)
+        return self.spread(n) if _class_by_class(self.labels) and n < len(self) else self.first(n)
 
     def as_rgb(self) -> Split:
         """The images with three channels: grey ones have three alike."""
@@ -149,6 +147,11 @@ class Split:
         decoded = in_workers(self.images.decode, rows, self.labels.is_cuda)
         for images, index in zip(decoded, indices, strict=True):
             yield images.to(self.labels.device, non_blocking=True), self.labels[index]
+
+
+def _class_by_class(labels: Tensor) -> bool:
+    """Whether each class's images lie together."""
+    return len(labels.unique_consecutive()) == len(labels.unique())
 
 
 def hold_out(train: Split, holdout: int, train_size: int | None = None) -> tuple[Split, Split]:

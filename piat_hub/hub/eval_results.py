@@ -53,7 +53,7 @@ def entries(run: ModelDirectory, repo_id: str) -> dict[str, bytes]:
                 source_name="verdicts image by image" if link else None,
                 notes=_notes(name, figures, record, verdicts_digest(verdicts[attack])),
             )
-            path = f"{OURS}{data.replace('/', '-')}-{task}.yaml"
+            path = f"{OURS}{data.replace('/', '--')}-{task}.yaml"
             found.setdefault(path, yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False).encode())
     return found
 

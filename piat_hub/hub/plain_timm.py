@@ -25,10 +25,17 @@ IMPORTS = {
     PREACT: "from collections import OrderedDict\nfrom timm.layers import BatchNormAct2d, create_conv2d\n"
     "from timm.models.resnetv2 import ResNetV2",
 }
+
+
+def _small(blocks: int, width: int) -> tuple[str, dict[str, Any]]:
+    widths = (width, 2 * width, 4 * width)
+    return SMALL_RESNET, {"layers": [blocks] * 3, "widths": widths, "stem": width, "half": width // 2}
+
+
 BUILT: dict[str, tuple[str, dict[str, Any]]] = {  # architecture -> how plain timm builds it
-    "cifar_resnet8": (SMALL_RESNET, {"layers": [1] * 3, "widths": (16, 32, 64), "stem": 16, "half": 8}),
-    "cifar_resnet20": (SMALL_RESNET, {"layers": [3] * 3, "widths": (16, 32, 64), "stem": 16, "half": 8}),
-    "cifar_resnet20x2": (SMALL_RESNET, {"layers": [3] * 3, "widths": (32, 64, 128), "stem": 32, "half": 16}),
+    "cifar_resnet8": _small(1, 16),
+    "cifar_resnet20": _small(3, 16),
+    "cifar_resnet20x2": _small(3, 32),
     "cifar_resnet18": (RESNET, {"base": "resnet18"}),
     "cifar_resnet50": (RESNET, {"base": "resnet50"}),
     "cifar_preact_resnet18": (PREACT, {"layers": [2] * 4, "widths": (64, 128, 256, 512), "stem": 64}),

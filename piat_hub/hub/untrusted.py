@@ -157,8 +157,9 @@ def _few_parameters(most: int) -> Iterator[None]:
 
     def note(*_: Any) -> None:  # torch calls it for modules of every thread
         nonlocal count
-        count += threading.get_ident() == ours
-        if count > most and threading.get_ident() == ours:
+        if threading.get_ident() != ours:
+            return
+        if (count := count + 1) > most:
             raise ValueError("it has more parameters than its weights hold tensors")
 
     hook = register_module_parameter_registration_hook(note)

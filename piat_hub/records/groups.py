@@ -103,7 +103,7 @@ def same_but_law(a: TrainConfig, b: TrainConfig) -> bool:
 def settings(config: TrainConfig) -> dict[str, Any]:
     """All of a configuration but its seed and recipe, flat, with the method's defaults, without what has no effect."""
     method = dataclasses.asdict(methods.get(config.method)(**config.method_args))  # type: ignore[call-overload]
-    values = flat(to_dict(config) | {"method_args": method})
+    values = flat(to_dict(config.least_said) | {"method_args": method})
     law = config.interpolation.kind
     idle = {"none": LAW[1:], "piat": ("constant",), "constant": ("a", "b", "c", "d")}[law]
     last = {key: key.rpartition(".")[2] for key in values}
@@ -250,10 +250,7 @@ def beside(config: TrainConfig, table: str = "") -> dict[str, float]:
     if name not in recipes.names() or law_of(config) not in ("none", "piat"):
         return {}
     same = {key: getattr(config, key) for key in ("method", "interpolation", *LENGTH)}
-    its = dataclasses.replace(recipes.get(name), **same)
-    if config.step_size == its.step_size:  # said, or eps/4 as it is unless said
-        its = dataclasses.replace(its, attack=dataclasses.replace(its.attack, step_size=config.attack.step_size))
-    if settings(its) != settings(config):
+    if settings(dataclasses.replace(recipes.get(name), **same)) != settings(config):
         return {}
     asked = *model, config.method, config.interpolation.kind
     rows = [r for r in paper() if (r["architecture"], r["dataset"], *method_of(r["method"])) == asked]

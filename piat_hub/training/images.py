@@ -36,6 +36,9 @@ def load_images(
         test = data.load_encoded(config.dataset, "test", *columns) if options.track_test else None
         tracked = data.of_one_size(test, limit=limit, fit=fit) if test else None
         tracked = tracked.as_rgb() if tracked and whole.shape[0] == 3 else tracked
+    if not stream and whole.inferred and len(whole) and (least := int(whole.labels.min())) > 0:
+        note = f"{whole.name}: its class numbers begin with {least}, so that of 0 there is no image; number from 0, or use text"
+        whole = dataclasses.replace(whole, notes=(*whole.notes, note))
     if bad := [name for name in whole.label_names if not printable(name)]:
         raise InputError(f"{whole.name} has a class {bad[0]!a}, which cannot be printed on one line; rename it")
     if config.crop_shift >= min(whole.shape[1:]):

@@ -1,6 +1,5 @@
 """What a recipe is, and the register of their names."""
 
-import dataclasses
 import inspect
 from collections.abc import Callable
 
@@ -20,8 +19,7 @@ def recipe(make: Callable[[], TrainConfig]) -> Callable[[], TrainConfig]:
 def words(config: TrainConfig) -> list[str]:
     """What follows `train` for this configuration: its recipe, and the flags of what differs from that."""
     name = _begun_from(config)
-    if config.step_size == config.threat_model.eps / 4:
-        config = dataclasses.replace(config, attack=dataclasses.replace(config.attack, step_size=None))
+    config = config.least_said
     fields = [word for key, value in config.method_args.items() for word in flag(f"method.{key}", str(value))]
     return [name, *flags(config, get(name)), *fields]
 
@@ -56,7 +54,7 @@ def told(name: str) -> str:
     Raises:
         InputError: if there is none of this name, with the nearest one.
     """
-    return f"{name}: {inspect.cleandoc(lookup('recipe', name, RECIPES).__doc__ or '')}"
+    return inspect.cleandoc(lookup("recipe", name, RECIPES).__doc__ or "")
 
 
 def described() -> str:
