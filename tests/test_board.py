@@ -247,6 +247,8 @@ def test_sources_are_directories_folders_of_them_and_lists(models):
     Path("list.txt").write_text("# ours\n\nmodels/b\n  models/a\n")
     rows = board("list.txt", "models/a")["tables"][0]["models"]
     assert sorted(row["model"] for row in rows) == ["models/a", "models/b"]
+    again = board("models/a", "./models/a", "models/a/", models / "a", "models/b")["tables"][0]["models"]
+    assert sorted(row["model"] for row in again) == ["models/a", "models/b"]  # once, as it was first called
     absolute = board(models / "c")["tables"][0]["models"]
     assert [row["model"] for row in absolute] == ["c"]  # nobody's page tells where a folder lies
 

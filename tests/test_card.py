@@ -367,3 +367,11 @@ def test_our_backbones_without_plain_lines_are_those_with_more_in_them_than_timm
     assert {n for n in timm.list_models("cifar_*") if n not in plain_timm.BUILT} == {
         n for n in timm.list_models("cifar_*") if n.endswith("_silu") or "rawrn" in n
     }
+
+
+@pytest.mark.parametrize("given", ["agpl-3.0", "cc-by-nc-nd-4.0", "ours-1"])
+def test_a_licence_that_the_hub_knows_is_said_in_its_words(evaluated, given):
+    config = ModelConfig.read(evaluated / "config.json")
+    told = card.licence(dataclasses.replace(config, pretrained_cfg={**config.pretrained_cfg, "license": given}))
+    own = {"license": "other", "license_name": given}
+    assert told == (own if given == "ours-1" else {"license": given})

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import zipfile
 
 import numpy as np
@@ -126,6 +127,17 @@ def test_folders_that_datasets_passes_over_are_said(tmp_path):
     found = data.load(folder, "train")
     assert found.label_names == ("cat", "dog")
     assert found.notes == ("d: 3 files are left out of train: 0.png, 1.png, emu",)
+
+
+def test_splits_and_classes_that_are_links_are_refused_by_name(tmp_path):
+    layout(tmp_path / "d")
+    for name, linked in (("a", ["test"]), ("b", ["train", "test"]), ("c", ["train/cat", "train/dog"])):
+        for target in linked:
+            (tmp_path / name / target).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / target).symlink_to(tmp_path / "d" / target)
+    shutil.copytree(tmp_path / "d/train", tmp_path / "a/train")
+    for name, link in (("a", "test"), ("b", "test"), ("c", "train/cat")):
+        assert f"{tmp_path}/{name}/{link} is a link to a folder, and none is followed" in refused(str(tmp_path / name))
 
 
 def archive(root, *inside):

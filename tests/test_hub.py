@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import piat_hub
-from piat_hub.config import InputError, recipes
+from piat_hub.config import Broken, InputError, recipes
 from piat_hub.hub.load import start_from
 from piat_hub.hub.save import save_pretrained, save_weights
 from piat_hub.records.files import read_json
@@ -183,3 +183,14 @@ def test_weights_that_want_another_normalisation_are_no_start(tmp_path):
         start_from(own, str(tmp_path / "m"))
     save_pretrained(build(), tmp_path / "same")
     start_from(own, str(tmp_path / "same"))
+
+
+def test_weights_that_cannot_be_written_leave_no_model(tmp_path, monkeypatch):
+    def full(*_):
+        raise Broken("model.safetensors cannot be written: No space left on device")
+
+    model = piat_hub.create_model("cifar_resnet8", in_chans=1)
+    monkeypatch.setattr("piat_hub.hub.save.save_weights", full)
+    with pytest.raises(Broken):
+        save_pretrained(model, tmp_path / "m", input_size=(1, 8, 8))
+    assert not (tmp_path / "m").exists()

@@ -69,6 +69,11 @@ def test_a_picture_too_narrow_for_its_middle_is_refused_before_it_is_enlarged():
         fit(narrow)
     assert fit(Image.new("L", (500, 5))).shape == (1, 224, 224)
     assert data.Fit((8, 8))(narrow).shape == (1, 8, 8)  # squeezed, it is no larger on its way
+    for mode in ("center", "squash", "border"):  # a stranger's config.json
+        with pytest.raises(
+            InputError, match="crop_pct 0.0001 has 6e.09 pixels cut to .8, 8.; give a larger --crop-pct"
+        ):
+            data.Fit((8, 8), mode, 1e-4)(Image.new("L", (8, 9)))
 
 
 def test_a_border_has_the_models_mean():

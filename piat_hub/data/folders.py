@@ -49,6 +49,11 @@ class PictureFolder:
         files = sorted(path.relative_to(root) for path in found)
         files = [f for f in files if not any(part.startswith(".") or part == "__MACOSX" for part in f.parts)]
         pictures = [f for f in files if f.suffix.lower() in ImageFolder.EXTENSIONS]
+        links = [f for f in files if (root / f).is_symlink() and (root / f).is_dir()]
+        if taken := [f for f in links if _split_called(f.name) or not pictures]:
+            raise InputError(
+                f"{root / taken[0]} is a link to a folder, and none is followed; put the folder itself there"
+            )
         if not pictures or any(f.suffix in TABLES and not _describes(f) for f in files):
             return None
         return cls(root, tuple(files), tuple(pictures), _splits(root, files, pictures))

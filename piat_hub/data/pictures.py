@@ -167,7 +167,12 @@ class Fit:
         if picture.size == self.size[::-1] and self.crop_pct == 1:
             return levels(picture)
         short, long = sorted(picture.size)
-        if self.crop_mode == "center" and max(self.size) ** 2 * long > LARGEST_CUT * short * self.crop_pct**2:
+        before = (max(self.size) / self.crop_pct) ** 2  # pixels of a square that this is cut from
+        if before > LARGEST_CUT:
+            raise InputError(
+                f"crop_pct {self.crop_pct} has {before:.1g} pixels cut to {self.size}; give a larger --crop-pct"
+            )
+        if self.crop_mode == "center" and before * long > LARGEST_CUT * short:
             raise InputError(
                 f"a picture of {picture.width} x {picture.height} pixels is too narrow to be cut to {self.size[1]} x "
                 f"{self.size[0]}; crop it before, or drop it"

@@ -48,8 +48,8 @@ def save_pretrained(
     directory = Path(directory)
     with lock.only_writer(directory):
         facts: dict[str, Any] = {"config": config, "label_names": label_names, "input_size": input_size}
+        save_weights(model, directory / files.WEIGHTS["last"])  # first, as it is what a full disk refuses
         save_config(model, directory, **facts, preprocessing=preprocessing, origin=origin)
-        save_weights(model, directory / files.WEIGHTS["last"])
     return directory
 
 

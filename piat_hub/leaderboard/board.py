@@ -60,7 +60,7 @@ class Row:
 
 
 def expanded(sources: Sequence[str]) -> list[str]:
-    """Sources one by one: a text file stands for those that it lists, a directory of models for these.
+    """Sources one by one: a text file stands for those that it lists, a directory of models for these; each once.
 
     Args:
         sources: run directories, directories of them, Hub ids, or text files with one of these a line.
@@ -71,7 +71,10 @@ def expanded(sources: Sequence[str]) -> list[str]:
     found: list[str] = []
     for source in sources:
         found += _listed(Path(source)) if Path(source).is_file() else [source]
-    return list(dict.fromkeys(one for source in found for one in _below(source)))
+    once: dict[str, str] = {}
+    for one in (one for source in found for one in _below(source)):
+        once.setdefault(str(Path(one).resolve()) if Path(one).is_dir() else one, one)
+    return list(once.values())
 
 
 def _listed(file: Path) -> list[str]:
