@@ -18,10 +18,11 @@ def measured(evaluated):
     """A model directory whose first so many images stand, by attack; written where it is asked for."""
     template = vars(read_record(evaluated / "results.json"))
 
-    def make(folder, *, notes=(), images="a" * 64, step_size="0.0375", **standing):
+    def make(folder, *, dataset="digits", notes=(), images="a" * 64, step_size="0.0375", **standing):
         shutil.copytree(evaluated, folder)
         weights = file_digest(folder / "model.safetensors")
         facts = template | {
+            "dataset": dataset,
             "n": N,
             "notes": list(notes),
             "checks": [],
@@ -91,6 +92,12 @@ def test_what_cannot_be_paired_is_said(measured, tmp_path):
         measured(tmp_path / "b", clean=150, pgd20=120, step_size="0.05"),
     )
     assert f"{b} is higher, but cannot be paired with it: pgd20 was run with another step_size in" in advice([a, b])[0]
+
+
+def test_a_model_that_alone_was_measured_on_something_is_named_for_it(measured, tmp_path):
+    a, b = (measured(tmp_path / name, clean=160) for name in "ab")
+    c = measured(tmp_path / "c", clean=160, dataset="letters")
+    assert advice([a, b, c])[1] == f"letters, Linf eps 0.15: take {c}, which alone was measured"
 
 
 def test_one_model_alone_or_figures_that_need_a_note_are_no_choice(measured, tmp_path, monkeypatch, capsys):

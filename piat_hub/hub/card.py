@@ -199,7 +199,7 @@ def summary(directory: str | Path) -> dict[str, Any]:
         dataset, method = run.config.dataset, labels.method_name(run.config)
     return {
         "model": str(directory),
-        "architecture": run.model.architecture,
+        "architecture": run.model.backbone,
         "input_size": run.model.pretrained_cfg["input_size"],
         "num_classes": run.model.num_classes,
         "dataset": dataset,

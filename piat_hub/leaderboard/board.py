@@ -120,7 +120,7 @@ def read(source: str) -> Model:
     weights = None
     if (path := own(directory, "config.json")).is_file():
         config, weights = ModelConfig.read(path), remote.weights if remote else digests_in(directory)
-        facts["architecture"] = config.architecture
+        facts["architecture"] = config.backbone
         if "last" in weights:
             facts["parameters"] = _parameters(remote or directory)
         if config.piat is not None:

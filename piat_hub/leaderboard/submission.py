@@ -154,7 +154,7 @@ def submit(
     reasons = [*unranked(results, claim), *accepts(model, split, results)]
     if reasons and not draft:
         raise InputError(f"{run} is no submission: {'; '.join(reasons)}; --draft writes the files all the same")
-    architecture = found.model.architecture
+    architecture = found.model.backbone
     name = identifier(paper, architecture)
     built = ARCHITECTURES.get(architecture, ("", architecture))[1]
     extra = (

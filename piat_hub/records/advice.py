@@ -24,10 +24,11 @@ class Sheet(NamedTuple):
 
 
 def advice(directories: Iterable[str | Path]) -> list[str]:
-    """For each data set and threat model that two models or more were measured on, which to take, by their last checkpoints.
+    """For each data set and threat model, which of the models that were measured on it to take, by their last checkpoints.
 
     The one of the highest clean accuracy; and the most robust one, if the same images, paired, tell it from that under
-    AutoAttack, or under PGD-20 where no two have AutoAttack. Figures that need a note beside them count for nothing.
+    AutoAttack, or under PGD-20 where no two have AutoAttack. Figures that need a note beside them count for nothing. A model
+    that alone was measured so is named for it, where others were measured on something else.
 
     Args:
         directories: of models, whole ones.
@@ -43,7 +44,14 @@ def advice(directories: Iterable[str | Path]) -> list[str]:
                 images = record.dataset if record.split == "test" else f"{record.dataset} ({record.split})"
                 sheet = Sheet(directory, directory / found.folder, record)
                 groups.setdefault(f"{images}, {record.threat_model}", []).append(sheet)
-    return [f"{group}: {_choice(sheets)}" for group, sheets in groups.items() if _alike(sheets, "clean")]
+    several = len({sheet.model for sheets in groups.values() for sheet in sheets}) > 1
+    sentences = []
+    for group, sheets in groups.items():
+        if _alike(sheets, "clean"):
+            sentences.append(f"{group}: {_choice(sheets)}")
+        elif several and len({sheet.model for sheet in sheets}) == 1:
+            sentences.append(f"{group}: take {sheets[0].model}, which alone was measured")
+    return sentences
 
 
 def _alike(sheets: list[Sheet], attack: str) -> list[Sheet]:

@@ -38,6 +38,12 @@ class ModelConfig:
     origin: Origin | None
     content: Mapping[str, Any]
 
+    @property
+    def backbone(self) -> str:
+        """What people call the architecture: for a small_image timm's model that it adapts."""
+        base = self.model_args.get("base") if self.architecture == "small_image" else None
+        return base if isinstance(base, str) else self.architecture
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read config.json, held against its checksum.
