@@ -425,6 +425,21 @@ def shelf_pair(suffix, name):
     return markdown(lines, headers)
 
 
+def held_out():
+    """The candidates for the shelf on the training images that they all left out, and the wide one paired with `-trades`."""
+    names = {"resnet20-cifar10-jpeg-pgd_at": "PGD-AT", "resnet20-cifar10-jpeg-trades": "tuned on with TRADES"}
+    names |= {"resnet20x2-cifar10-jpeg": "twice as wide, tuned on with N-FGSM"}
+    found = {name: (read(f"held-out/{name}/results"), read(f"held-out/{name}-fast/results")) for name in names}
+    attacks = {"clean": 0, "pgd20": 0, "cw20": 0, "fast": 1}
+    lines = [[names[name], *(cell(sheets[at], a) for a, at in attacks.items())] for name, sheets in found.items()]
+    _, narrow, wide = (DOCS / "results/held-out" / name for name in names)
+    few = compare(narrow.with_name(f"{narrow.name}-fast"), wide.with_name(f"{wide.name}-fast"))
+    both = {p.attack: in_points(p) for p in (*few, *compare(narrow, wide))}
+    lines.append(["twice as wide minus TRADES, points", *(both[attack] for attack in attacks)])
+    sheets = next(iter(found.values()))
+    return markdown(lines, ["", *(f"{attack_name(a)}, n {sheets[at].n}" for a, at in attacks.items())])
+
+
 def published():
     """The paper's rows for CIFAR-10 and RobustBench's, as published."""
     lines = []
@@ -494,6 +509,7 @@ def long_paired():
         (plain, early),
         (early, piat),
         (early, both),
+        (plain, early_ema),
         (early, early_ema),
         (early_ema, both),
         (f"{ema1} best", both),

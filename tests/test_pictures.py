@@ -80,6 +80,8 @@ def test_a_border_has_the_models_mean():
     cfg = {"input_size": [3, 8, 8], "mean": [0.5, 0.25, 1.0], "crop_mode": "border", "crop_pct": 1.0}
     found = data.Fit.of_timm(cfg)(Image.new("RGB", (16, 4)))
     assert found[:, 0, 0].tolist() == [128, 64, 255] and found[:, 4, 4].tolist() == [0, 0, 0]
+    grey = data.Fit.of_timm(cfg)(Image.new("L", (16, 4)))
+    assert grey[0, 0, 0] == round(255 * 1.75 / 3) and grey[0, 4, 4] == 0
 
 
 def test_floats_in_the_unit_interval_are_scaled():

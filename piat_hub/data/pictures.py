@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -127,7 +128,7 @@ class Fit:
             cuts out the middle; "border" fills up.
         crop_pct: in (0, 1].
         interpolation: "bilinear", "bicubic" and so on.
-        mean: what "border" fills up with, a level in [0, 1] a channel; () for timm's usual.
+        mean: what "border" fills up with, a level in [0, 1] a channel, a grey picture with their mean; () for timm's usual.
     """
 
     size: tuple[int, int]
@@ -166,6 +167,8 @@ class Fit:
         """A picture of mode L or RGB as (1 or 3, H, W) uint8."""
         if picture.size == self.size[::-1] and self.crop_pct == 1:
             return levels(picture)
+        if self.crop_mode == "border" and picture.mode == "L" and len(self.mean) > 1:
+            return replace(self, mean=(statistics.fmean(self.mean),))(picture)
         short, long = sorted(picture.size)
         before = (max(self.size) / self.crop_pct) ** 2  # pixels of a square that this is cut from
         if before > LARGEST_CUT:
