@@ -251,6 +251,9 @@ def test_sources_are_directories_folders_of_them_and_lists(models):
     assert sorted(row["model"] for row in again) == ["models/a", "models/b"]  # once, as it was first called
     absolute = board(models / "c")["tables"][0]["models"]
     assert [row["model"] for row in absolute] == ["c"]  # nobody's page tells where a folder lies
+    shutil.copytree(models / "c", models.parent / "others/c")
+    with pytest.raises(InputError, match="c and .*others/c would both be called c, .* name them from a folder above"):
+        content(read(str(models.parent / place / "c")) for place in (models.name, "others"))
 
 
 TEXTS = {  # where a record may say anything -> how a text is put there

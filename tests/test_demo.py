@@ -284,6 +284,7 @@ BAD = [
     ("demo mine:grey", "mine:grey does not say what images it takes; name its data with --dataset"),
     ("demo --dataset nowhere", "no data set 'nowhere'"),
     ("demo --export full", "full holds something already"),
+    ("demo local-dir:m --export new", "local-dir:m is a folder on this machine, which a Space has not; push it"),
     ("demo mine:grey --export new", "mine:grey is code on this machine, which a Space has not"),
     ("demo --dataset full --export new", "full is a folder on this machine, which a Space has not"),
     ("demo nowhere --export new", "'nowhere' is no Hub id"),

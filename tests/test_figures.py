@@ -293,6 +293,8 @@ def test_images_show_the_perturbation_magnified_and_both_predictions():
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["cat ✓", "dog ✓", "", "", "dog ✗", "dog ✓"]
     assert figure.axes[2].get_ylabel() == "perturbation x 4" and "magnified 4 times" in caption(figure)
+    long = pictures.images(shown, ["cat", "great white shark, man-eater"], "mine")
+    assert [axis.get_title() for axis in long.axes[:2]] == ["cat ✓", "great white sha… ✓"]
 
 
 def test_saved_figures_carry_their_caption_and_are_the_same_bytes_each_time(tmp_path):

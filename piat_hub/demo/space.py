@@ -62,6 +62,8 @@ def export(specs: Sequence[str], directory: Path, dataset: str | None = None) ->
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f"{directory} holds something already; name a new folder with --export")
     for spec in specs:
+        if spec.startswith("local-dir:"):
+            raise InputError(f"{spec} is a folder on this machine, which a Space has not; push it and give its id")
         if ":" in spec and not spec.startswith("hf-hub:") and not Path(spec).is_dir():
             raise InputError(f"{spec} is code on this machine, which a Space has not; push a model and give its id")
     if dataset and Path(dataset).is_dir():

@@ -12,6 +12,8 @@ from piat_hub.config import InputError
 from piat_hub.figures.probes import Examples, Surface
 from piat_hub.figures.style import VERMILION, canvas, styled
 
+WIDEST = 16  # characters of a class's name that have room above an image
+
 
 @styled
 def landscape(surfaces: dict[str, Surface]) -> Figure:
@@ -125,5 +127,6 @@ def _picture(
     axis.set(xticks=[], yticks=[])
     axis.grid(visible=False)
     if seen is not None:
-        right = seen == label
-        axis.set_title(f"{label_names[seen]} {'✓' if right else '✗'}", color="black" if right else VERMILION)
+        right, name = seen == label, label_names[seen]
+        name = name if len(name) <= WIDEST else f"{name[: WIDEST - 1].rstrip(' ,')}…"
+        axis.set_title(f"{name} {'✓' if right else '✗'}", color="black" if right else VERMILION)

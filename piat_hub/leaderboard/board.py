@@ -161,10 +161,16 @@ def content(models: Iterable[Model]) -> dict[str, Any]:
         models: as `read` gives them.
 
     Raises:
-        InputError: where a model's results and verdicts do not tell the same.
+        InputError: where a model's results and verdicts do not tell the same, or two models would have one name.
     """
     tables: dict[tuple[Any, ...], list[Row]] = {}
+    called: dict[str, Path] = {}
     for model in models:
+        if not model.facts["hub"] and called.setdefault(model.name, model.directory) != model.directory:
+            raise InputError(
+                f"{called[model.name]} and {model.directory} would both be called {model.name}, as a page shows no whole "
+                "path; name them from a folder above both"
+            )
         for one in model.measured:
             record = one.record
             _, verdicts = read_results(model.directory / one.folder, one.checkpoint)
