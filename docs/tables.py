@@ -29,7 +29,7 @@ from piat_hub.figures import pictures
 from piat_hub.hub import card
 from piat_hub.records.advice import advice
 from piat_hub.records.compare import compare
-from piat_hub.records.files import read_json, read_lines
+from piat_hub.records.files import load_arrays, read_json, read_lines
 from piat_hub.records.groups import CURVES, mean_interval
 from piat_hub.records.labels import HEADERS, attack_name, percent, rows
 from piat_hub.records.published import paper
@@ -224,11 +224,23 @@ def photographs():
             for end in ("", "-4") if attack != "clean" else ("",):
                 found = [read_or_none(f"photographs/{folder}{end}{kind}/results") for kind in ("", "-fast", "-aa")]
                 record = next((r for r in found if r and attack in r.attacks), None)
-                few = f", n {record.n}" if record and record.n != 372 else ""
+                few = f", {'n' if record.listed else 'the first'} {record.n}" if record and record.n != 372 else ""
                 cells.append(f"{cell(record, attack)}{few}" if record else "")
         lines.append([name, *cells])
     headers = ["", "clean", *(f"{a} at {eps}/255" for a in ("PGD-20", "fast", "AutoAttack") for eps in (2, 4))]
     return markdown(lines, headers)
+
+
+def photographs_classes():
+    """The recipe's network on photographs, accuracy class by class."""
+    record, verdicts = read_results(DOCS / "results/photographs/apgd")
+    names = ("clean", "pgd20", "fast")
+    labels = load_arrays(DOCS / "results/photographs/apgd/verdicts.npz")["label"]
+    lines = []
+    for number, name in enumerate(record.label_names):
+        of = labels == number
+        lines.append([name, of.sum(), *(f"{verdicts[a][of].sum()} ({percent(verdicts[a][of].mean())})" for a in names)])
+    return markdown(lines, ["", "photographs", *(attack_name(name) for name in names)])
 
 
 def photographs_steps():

@@ -125,6 +125,7 @@ def test_what_no_flag_says_is_named_beside_the_command(evaluated):
     assert "asks for the same configuration; `config.json` holds" in (evaluated / "README.md").read_text()
     config = recipes.get("digits")
     assert recipes.unsaid(dataclasses.replace(config, lr=1.0, extra_images=3)) == []
+    assert recipes.unsaid(dataclasses.replace(config, clean_epochs=2, clean_share=0.25)) == []
     assert recipes.unsaid(dataclasses.replace(config, lr_knots=((1.0, 1.0),), clean_share=0.0)) == [
         "clean_share",
         "lr_knots",

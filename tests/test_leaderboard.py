@@ -14,7 +14,7 @@ from conftest import once
 
 import piat_hub
 from piat_hub import cli
-from piat_hub.config import COMMON, InputError, ThreatModel
+from piat_hub.config import COMMON, LISTED, InputError, ThreatModel
 from piat_hub.data import load
 from piat_hub.hub.save import save_weights
 from piat_hub.leaderboard import claim, submission as leaderboard
@@ -282,6 +282,18 @@ def test_the_best_checkpoint_is_submitted_as_the_best(run, ranked, tmp_path):
 def test_the_hub_name_is_checked(run, ranked, tmp_path):
     with pytest.raises(InputError, match="'not an id' is no Hub id"):
         leaderboard.submit(run, PAPER, tmp_path / "out", repo_id="not an id")
+
+
+def test_what_was_measured_in_a_folder_of_the_run_counts_but_not_on_a_list_of_images(run, ranked, tmp_path):
+    (run / "aa").mkdir()
+    for name in ("results.json", "verdicts.npz"):
+        (run / name).rename(run / "aa" / name)
+    assert leaderboard.submit(run, PAPER, tmp_path / "out")
+    results = read_json(run / "aa/results.json")
+    results["notes"] = [f"{LISTED} mine.txt lists, in its order"]
+    (run / "aa/results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match="no clean and AutoAttack accuracy"):
+        leaderboard.submit(run, PAPER, tmp_path / "listed")
 
 
 def test_an_unmeasured_run_is_told_what_to_measure(run, tmp_path):

@@ -79,6 +79,8 @@ def open_picture(file: bytes | str | Path, name: str, widest: int | None = None)
                 return _eight_bits(picture)
     except InputError:
         raise
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {name}; correct its name") from error
     except Exception as error:  # Pillow passes on whatever its readers meet in a broken file
         what = "no image" if isinstance(file, bytes) else "not an image file"
         raise InputError(f"{name} is {what} ({_reason(error)}); drop it, or save it anew") from error

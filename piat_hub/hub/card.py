@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from piat_hub.config import DATASETS, InputError, TrainConfig, pixels, recipes, to_dict
+from piat_hub.config import DATASETS, InputError, TrainConfig, pixels, public, recipes, to_dict
 from piat_hub.hub import plain_timm
 from piat_hub.records import labels, lock
 from piat_hub.records.files import WEIGHTS, own, read_json, sealed, write_text
@@ -122,6 +122,7 @@ def _of_training(run: RunDirectory) -> dict[str, Any]:
         "fit": _fit(run.model, config),
         "training": escaped(run.training),
         "extra": escaped(_extra(config)),
+        "folders": escaped(", ".join(_folders(config))),
         "unfinished": len(run.metrics) if 0 < len(run.metrics) < config.epochs else None,
         "command": labels.command(config),
         "unsaid": ", ".join(recipes.unsaid(config)),
@@ -221,6 +222,12 @@ def _fit(model: ModelConfig, config: TrainConfig) -> str:
     """What the card's line gives `read_image` for a model whose pictures are cropped, not squeezed."""
     size = tuple(model.pretrained_cfg["input_size"][1:])
     return f", data.Fit({size}, 'center', {config.pictures.crop_pct:g}, 'bicubic')" if config.pictures.crop_pct else ""
+
+
+def _folders(config: TrainConfig) -> list[str]:
+    """What the command names by the last part of a path, which nobody else's machine has."""
+    shown, known = public(config), {*DATASETS, "digits", "imagenet"}
+    return [name for name in (shown.init_from, shown.dataset) if name and name not in known and "/" not in name]
 
 
 def _extra(config: TrainConfig) -> str:

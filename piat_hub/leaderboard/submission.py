@@ -103,6 +103,17 @@ def timm_name(name: str, dataset: str, norm: str) -> str:
     return f"{name}_{dataset}_{norm}".lower().replace("-", "_")
 
 
+def _measured(run: RunDirectory, checkpoint: str, attack: str) -> Record | None:
+    """Of what was measured on the split's first images, clean and under this, that of the most images."""
+
+    def has(record: Record) -> bool:
+        under = {*record.attacks} | ({"corruptions"} if record.corruptions.get("mean") else set())
+        return {"clean", attack} <= under and not record.listed
+
+    found = [m.record for m in run.measured if m.checkpoint == checkpoint and has(m.record)]
+    return max(found, key=lambda record: record.n, default=None)
+
+
 def submit(
     run: str | Path,
     paper: Paper,
@@ -136,10 +147,8 @@ def submit(
     home, found = Path(run), RunDirectory.read(run)
     if repo_id:
         check_id(repo_id)
-    results = found.record(checkpoint)
-    measured = set(results.attacks) if results else set()
-    measured |= {"corruptions"} if results and results.corruptions.get("mean") else set()
-    if results is None or not {"clean", "corruptions" if corruptions else "aa"} <= measured:
+    results = _measured(found, checkpoint, "corruptions" if corruptions else "aa")
+    if results is None:
         which = "" if checkpoint == "last" else f" --checkpoint {checkpoint}"
         what, flags = ("corruption", "clean --corruptions CIFAR-10-C") if corruptions else ("AutoAttack", "clean aa")
         raise InputError(f"{run} has no clean and {what} accuracy: piat evaluate {run} --attacks {flags}{which}")

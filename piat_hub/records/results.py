@@ -152,7 +152,8 @@ class Record:
 
     def question(self, *, shared: bool = False) -> dict[str, str]:
         """What two results must share for one to add to the other, in words; `shared`: for a union of threat models."""
-        threat, images = self.threat_model, f"{self.dataset} ({self.split}, the first {self.n} images)"
+        threat, which = self.threat_model, "a list of" if self.listed else "the first"
+        images = f"{self.dataset} ({self.split}, {which} {self.n} images)"
         return {
             "threat_model": "" if shared else f"{threat.norm} {pixels(threat.eps, threat.norm)}",
             "dataset": images,

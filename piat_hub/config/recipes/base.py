@@ -26,7 +26,8 @@ def words(config: TrainConfig) -> list[str]:
 
 def unsaid(config: TrainConfig) -> list[str]:
     """The fields of a configuration made in Python that no flag can give: `words` leaves them out."""
-    return flagless(config, get(_begun_from(config)), but=("recipe", "extra_images", "method_args"))
+    idle = ("clean_share",) if config.clean_epochs is not None else ()  # the number of clean epochs was given
+    return flagless(config, get(_begun_from(config)), but=("recipe", "extra_images", "method_args", *idle))
 
 
 def _begun_from(config: TrainConfig) -> str:
