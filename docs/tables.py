@@ -474,6 +474,7 @@ def swept(name):
 
 LONG = {  # folder of docs/results/long with a run that was trained to its end: what was trained
     "pgd_at-none-0": "PGD-AT, seed 0",
+    "pgd_at-none-1": "PGD-AT, seed 1",
     "pgd_at-piat-1": "PIAT, seed 1",
     "nmse-piat-1": "PIAT+NMSE, seed 1",
     "pgd_at-ema-0": "PGD-AT with EMA, seed 0",
@@ -513,16 +514,18 @@ def long_tests():
 
 def long_paired():
     """The same against each other, image by image: last checkpoints, then what stopping early changes."""
-    plain, piat, both, ema, ema1, nmse, trades, mixed = LONG
+    plain, plain1, piat, both, ema, ema1, nmse, trades, mixed = LONG
     early, early_ema = f"{plain} best", f"{ema} best"
-    ends = [(plain, piat), (plain, both), (plain, ema), (plain, nmse), (plain, trades), (trades, mixed)]
-    ends += [(piat, both), (ema, both), (ema1, both), (trades, both)]
+    ends = [(plain, piat), (plain, both), (plain1, piat), (plain1, both), (plain, ema), (plain1, ema1)]
+    ends += [(plain, nmse), (plain, trades), (trades, mixed), (piat, both), (ema, both), (ema1, both), (trades, both)]
     stopped = [
         (plain, early),
-        (early, piat),
-        (early, both),
+        (plain1, f"{plain1} best"),
+        (f"{plain1} best", piat),
+        (f"{plain1} best", both),
         (plain, early_ema),
         (early, early_ema),
+        (f"{plain1} best", f"{ema1} best"),
         (early_ema, both),
         (f"{ema1} best", both),
         (f"{nmse} best", both),
