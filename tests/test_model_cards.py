@@ -9,6 +9,7 @@ import torch
 from conftest import python
 
 import piat_hub
+from piat_hub import data
 from piat_hub.hub import card
 from piat_hub.hub.save import save_pretrained
 from piat_hub.records import files, results
@@ -93,3 +94,15 @@ def test_nothing_of_the_machine_is_in_it(name):
     for file in (ROOT / "model_cards" / name).rglob("*"):
         if file.suffix in (".json", ".jsonl", ".md"):
             assert not re.search(r"/(work|home|root|tmp|Users)/", file.read_text()), file
+
+
+def test_held_out_images_are_those_that_training_left_out(evaluated, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "model_cards")
+    importlib.import_module("held_out").measure(str(evaluated), tmp_path / "out", 20, ["clean"])
+    record, _ = results.read_results(tmp_path / "out")
+    run = RunDirectory.read(evaluated)
+    last = files.read_metrics(evaluated)[-1]
+    assert (record.split, record.n) == ("held-out", 20) and run.config.holdout >= 20
+    _, held = data.hold_out(data.load("digits", "train"), run.config.holdout)
+    whole = piat_hub.evaluate(piat_hub.from_pretrained(evaluated), held, ["clean"])
+    assert whole.attacks["clean"]["accuracy"] == pytest.approx(last["holdout_clean_acc"])  # as training itself saw it
