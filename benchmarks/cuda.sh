@@ -4,8 +4,8 @@
 # same command goes on behind it, until it says "all done".
 #
 # DATASET: CIFAR-10 as images, for attacks, long and model (else they are left out, and that is said). PEERS: a folder of the authors'
-# checkouts TRADES, MART and GAIRAT, for the ratios of step. DEVICE=cpu, BACKBONES, ROUNDS, N: to rehearse it in minutes without a
-# device. PYTHON: the interpreter (python).
+# checkouts TRADES, MART and GAIRAT, for the ratios of step. DEVICE=cpu, BACKBONES, MODES, ROUNDS, N: to rehearse it in minutes
+# without a device. PYTHON: the interpreter (python).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$1 && shift
@@ -29,17 +29,16 @@ has_data() { [ -n "${DATASET:-}" ] || { echo "cuda.sh: $1 is left out: name CIFA
 
 tests() { once tests "$python" -m pytest -n 4 -m cuda -p no:cacheprovider -ra --durations=0 tests/test_cuda.py; }
 
-step() { # eager, compiled, and as CUDA graphs, beside the authors' code
-  local backbone precision compile
-  for backbone in ${BACKBONES:-resnet18 wrn_32_10}; do
-    for precision in bf16 no; do
-      for compile in eager default reduce-overhead; do
-        local flags=(--method trades --backbone "$backbone" --mixed-precision "$precision" --rounds "${ROUNDS:-7}")
-        [ "$compile" = eager ] || flags+=(--compile "$compile")
-        [ -z "${PEERS:-}" ] || flags+=(--peer "$PEERS/TRADES")
-        [ -z "${BATCH:-}" ] || flags+=(--batch-size "$BATCH")
-        once "step-$backbone-$precision-$compile" "$python" benchmarks/step.py "${flags[@]}" --output "$out/step.jsonl"
-      done
+step() { # eager and compiled, last the attack as a CUDA graph, beside the authors' code
+  local mode backbone
+  for mode in ${MODES:-bf16:eager bf16:default no:eager no:default bf16:reduce-overhead}; do
+    for backbone in ${BACKBONES:-resnet18 wrn_32_10}; do
+      local precision=${mode%:*} compile=${mode#*:}
+      local flags=(--method trades --backbone "$backbone" --mixed-precision "$precision" --rounds "${ROUNDS:-7}")
+      [ "$compile" = eager ] || flags+=(--compile "$compile")
+      [ -z "${PEERS:-}" ] || flags+=(--peer "$PEERS/TRADES")
+      [ -z "${BATCH:-}" ] || flags+=(--batch-size "$BATCH")
+      once "step-$backbone-$precision-$compile" "$python" benchmarks/step.py "${flags[@]}" --output "$out/step.jsonl"
     done
   done
 }

@@ -107,8 +107,10 @@ def our_update(method, model, x, y, steps, accelerator, options):
         backbones.checkpoint_gradients(model)
     twin = Twin(model, x[:2], HALF.get(accelerator.mixed_precision))
     if options.compile:
-        for part in (model, twin):
-            part.compile(dynamic=False, mode=options.compile)
+        twin.compile(dynamic=False, mode=options.compile)
+        model.compile(
+            dynamic=False
+        )  # never as a CUDA graph: TRADES keeps its logits while the attack runs, which a replay overwrites
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9, foreach=True)
     model, optimizer = engine.prepare(model, optimizer, accelerator)
     attack = partial(pgd, eps=EPS, step_size=STEP, steps=steps)
@@ -155,7 +157,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no")
     parser.add_argument(
-        "--compile", choices=["default", "reduce-overhead", "max-autotune"], help="torch.compile's mode"
+        "--compile",
+        choices=["default", "reduce-overhead", "max-autotune"],
+        help="torch.compile's mode for the attack; the model's is default",
     )
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--threads", type=int)

@@ -452,6 +452,23 @@ def held_out():
     return markdown(lines, ["", *(f"{attack_name(a)}, n {sheets[at].n}" for a, at in attacks.items())])
 
 
+def resnet18():
+    """The ResNet-18 of 12 epochs on an H200, and paired with the shelf's `-trades` on the images that both have."""
+    home, peer = DOCS / "results/resnet18", CARDS / "resnet20-cifar10-jpeg-trades"
+    where = {"clean": ("", ""), "pgd20": ("", ""), "cw20": ("", ""), "fast": ("fast", None), "malt": ("fast", None)}
+    lines, headers = [["ResNet-18"], ["minus `-trades`, points"]], [""]
+    for attack, (folder, beside) in (where | {"aa": ("aa500", "aa1000")}).items():
+        record, verdicts = read_results(home / folder)
+        lines[0].append(cell(record, attack))
+        headers.append(f"{attack_name(attack)}, n {record.n}")
+        if beside is None:
+            lines[1].append("")
+        else:
+            theirs = read_results(peer / beside)[1][attack][: record.n]
+            lines[1].append(in_points(paired_images(attack, theirs, verdicts[attack])))
+    return markdown(lines, headers)
+
+
 def published():
     """The paper's rows for CIFAR-10 and RobustBench's, as published."""
     lines = []
@@ -912,12 +929,15 @@ def step(device=""):
     """Every line of benchmarks/step.py; what needs a peer is a dash without one."""
     file = BENCHMARKS / f"step{device and '-' + device}.jsonl"
     every = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    days = {facts["date"]: machine(facts) for facts in every}
     lines = []
     for facts in every:
         rate, peak = facts["images_per_second"], facts["peak"]["convolution"]
         cells = [facts["method"], facts["backbone"].removeprefix("cifar_"), facts["batch_size"]]
-        cells += [{"no": "fp32"}.get(facts["precision"], facts["precision"])]
-        cells += [f"{rate['ours']:.1f}"]
+        cells += [
+            {"no": "fp32"}.get(facts["precision"], facts["precision"]) + (", compiled" if facts["compile"] else "")
+        ]
+        cells += [facts["date"]] * (len(days) > 1) + [f"{rate['ours']:.1f}"]
         if "ratio" in facts:
             cells += [f"{rate['theirs']:.1f}", spread(facts["ratio"])]
             losses = f"{facts['loss']['ours']:.4f} / {facts['loss']['theirs']:.4f}"
@@ -925,10 +945,10 @@ def step(device=""):
         else:
             cells += ["-"] * 4
         lines.append([*map(str, cells), f"{facts['gflops']:.0f}", f"{facts['gflops'] / peak:.0%}"])
-    headers = ["method", "backbone", "batch", "precision", "images/s", "authors'", "ratio (least to most)"]
-    headers += ["loss, ours / theirs", "gradient", "GFLOP/s", "of convolution peak"]
+    headers = ["method", "backbone", "batch", "precision", *["day"] * (len(days) > 1), "images/s", "authors'"]
+    headers += ["ratio (least to most)", "loss, ours / theirs", "gradient", "GFLOP/s", "of convolution peak"]
     share = max(facts["interpolation_share"] for facts in every if facts["backbone"] == "cifar_resnet18")
-    text = f"{every[0]['rounds']} rounds, PGD-{every[0]['steps']}, {machine(every[0])}:\n\n{markdown(lines, headers)}"
+    text = f"{every[0]['rounds']} rounds, PGD-{every[0]['steps']}, {' and '.join(days.values())}:\n\n{markdown(lines, headers)}"
     return f"{text}\n\nPIAT's interpolation of a ResNet-18 takes {share:.5%} of an epoch of 50,000 such images."
 
 
