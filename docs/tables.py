@@ -489,70 +489,93 @@ def swept(name):
     return table_text(name, facts["rows"], attacks, facts["failed"])
 
 
-LONG = {  # folder of docs/results/long with a run that was trained to its end: what was trained
-    "pgd_at-none-0": "PGD-AT, seed 0",
-    "pgd_at-none-1": "PGD-AT, seed 1",
-    "pgd_at-piat-1": "PIAT, seed 1",
-    "nmse-piat-1": "PIAT+NMSE, seed 1",
-    "pgd_at-ema-0": "PGD-AT with EMA, seed 0",
-    "pgd_at-ema-1": "PGD-AT with EMA, seed 1",
-    "nmse-none-0": "NMSE, seed 0",
-    "trades-none-0": "TRADES, seed 0",
-    "trades-piat-0": "PIAT+TRADES, seed 0",
+LONG = {  # what folders of docs/results/long begin with, before the seed: what was trained, each with seeds 0 and 1
+    "pgd_at-none": "PGD-AT",
+    "pgd_at-ema": "PGD-AT with EMA",
+    "nmse-none": "NMSE",
+    "trades-none": "TRADES",
+    "pgd_at-piat": "PIAT",
+    "nmse-piat": "PIAT+NMSE",
+    "trades-piat": "PIAT+TRADES",
 }
 
 
 def overfitting():
     """Long training on 2,500 images: held-out and training PGD-10 in stretches of ten epochs, each run's mean."""
-    arms = {"pgd_at-none": "PGD-AT", "pgd_at-ema": "PGD-AT with EMA", "pgd_at-piat": "PIAT"}
-    arms |= {"nmse-none": "NMSE", "nmse-piat": "PIAT+NMSE", "trades-none": "TRADES", "trades-piat": "PIAT+TRADES"}
     columns = [("held-out PGD-10", "holdout_pgd10_acc", first) for first in (21, 73, 91, 111)]
-    columns += [("training PGD-10", "train_pgd10_acc", first) for first in (73, 91)]
-    columns += [("held-out clean", "holdout_clean_acc", first) for first in (73, 91)]
+    columns += [("training PGD-10", "train_pgd10_acc", first) for first in (73, 111)]
+    columns += [("held-out clean", "holdout_clean_acc", first) for first in (73, 111)]
     lines = []
-    for arm, who in arms.items():
-        home = DOCS / "results/long"
-        files = [*home.glob(f"{arm}-?-metrics.jsonl"), *home.glob(f"{arm}-?/metrics.jsonl")]
-        runs = [read_lines(file) for file in sorted(files, key=lambda file: file.as_posix().split(arm)[1])]
-        line = [who, " / ".join(str(len(run)) for run in runs)]
-        for _, key, first in columns:
-            tens = [run[first - 1 : first + 9] for run in runs if len(run) >= first + 9]
-            line.append(" / ".join(f"{100 * statistics.fmean(epoch[key] for epoch in ten):.1f}" for ten in tens))
-        gaps = [CURVES["robust-overfitting gap"](run) for run in runs if len(run) == 120]
-        lines.append([*line, " / ".join(f"{100 * gap:.1f}" for gap in gaps)])
+    for arm, who in LONG.items():
+        runs = [read_lines(DOCS / f"results/long/{arm}-{seed}/metrics.jsonl") for seed in (0, 1)]
+        tens = [
+            [statistics.fmean(epoch[key] for epoch in run[first - 1 : first + 9]) for run in runs]
+            for _, key, first in columns
+        ]
+        curves = [[CURVES[name](run) for run in runs] for name in ("robust-overfitting gap", "oscillation")]
+        lines.append([who, *(" / ".join(f"{100 * value:.1f}" for value in values) for values in [*tens, *curves])])
     headers = [f"{what}, epochs {first}-{first + 9}" for what, _, first in columns]
-    return markdown(lines, ["", "epochs", *headers, "robust-overfitting gap, of whole runs"])
+    return markdown(lines, ["", *headers, "robust-overfitting gap", "oscillation"])
 
 
 def long_tests():
-    """The long runs that came to their end, last and best checkpoint, on test images."""
-    return last_and_best("long", LONG)
+    """The long runs on test images, last and best checkpoint of both seeds; AutoAttack where it was run."""
+    lines, widest = [], {}
+    for arm, who in LONG.items():
+        metrics = [read_lines(DOCS / f"results/long/{arm}-{seed}/metrics.jsonl") for seed in (0, 1)]
+        for name, end, epochs in (("last", "", [120]), ("best", "_best", [best_epoch(of) for of in metrics])):
+            line = [who, f"{name}, {' / '.join(map(str, epochs))}"]
+            for attack, folder in (("clean", ""), ("pgd20", ""), ("cw20", ""), ("aa", "/aa300")):
+                found = [read_or_none(f"long/{arm}-{seed}{folder}/results{end}") for seed in (0, 1)]
+                figures = [record and record.attacks[attack] for record in found]
+                line.append(
+                    " / ".join(f"{100 * of['accuracy']:.2f}" if of else "–" for of in figures) if any(figures) else ""
+                )
+                for of in filter(None, figures):
+                    low, high = of["ci95"]
+                    wide = max(high - of["accuracy"], of["accuracy"] - low)
+                    widest[of["n"]] = max(widest.get(of["n"], 0), 100 * wide)
+            lines.append(line)
+    text = markdown(
+        lines, ["", "checkpoint, epoch", "clean, n 2000", "PGD-20, n 2000", "CW-20, n 2000", "AutoAttack, n 300"]
+    )
+    spans = ", ".join(f"{wide:.1f} points with n {n}" for n, wide in widest.items())
+    return f"{text}\n\nSeed 0 / seed 1, %. 95 % Wilson intervals reach no further than {spans}."
 
 
 def long_paired():
     """The same against each other, image by image: last checkpoints, then what stopping early changes."""
-    plain, plain1, piat, both, ema, ema1, nmse, trades, mixed = LONG
-    early, early_ema = f"{plain} best", f"{ema} best"
-    ends = [(plain, piat), (plain, both), (plain1, piat), (plain1, both), (plain, ema), (plain1, ema1)]
-    ends += [(plain, nmse), (plain, trades), (trades, mixed), (piat, both), (ema, both), (ema1, both), (trades, both)]
-    stopped = [
-        (plain, early),
-        (plain1, f"{plain1} best"),
-        (f"{plain1} best", piat),
-        (f"{plain1} best", both),
-        (plain, early_ema),
-        (early, early_ema),
-        (f"{plain1} best", f"{ema1} best"),
-        (early_ema, both),
-        (f"{ema1} best", both),
-        (f"{nmse} best", both),
-        (trades, piat),
-        (both, f"{both} best"),
-        (trades, f"{trades} best"),
-        (f"{trades} best", f"{mixed} best"),
-        (f"{trades} best", early_ema),
+    plain, ema, nmse, trades, piat, both, mixed = LONG
+    ends = [(plain, piat), (plain, both), (plain, nmse), (plain, ema), (plain, trades), (piat, both), (nmse, both)]
+    ends += [(ema, both), (trades, piat), (trades, both), (trades, mixed)]
+    stopped = [(arm, f"{arm} best") for arm in (plain, both, trades)]
+    stopped += [(f"{plain} best", arm) for arm in (f"{ema} best", f"{nmse} best", piat, both)]
+    stopped += [(f"{ema} best", piat), (f"{ema} best", both), (f"{nmse} best", both), (f"{ema} best", trades)]
+    lines = []
+    for pair in ends + stopped:
+        ends = [words.split() for words in pair]
+        cells = [of_both_seeds(ends, attack) for attack in ("clean", "pgd20", "cw20", "aa")]
+        a, b = (f"{LONG[arm]}, best" if of else LONG[arm] for arm, *of in ends)
+        lines.append([f"{b}, minus {a}", *cells])
+    return markdown(lines, ["", "clean, n 2000", "PGD-20, n 2000", "CW-20, n 2000", "AutoAttack, n 300"])
+
+
+def of_both_seeds(ends, attack):
+    """'+6.10, +7.00: +6.55 (+5.02 to +8.08)': B minus A with each seed, the mean, its 95 % interval over images; '' without all."""
+    folders = [
+        [(DOCS / f"results/long/{arm}-{seed}" / ("aa300" if attack == "aa" else ""), *of) for arm, *of in ends]
+        for seed in (0, 1)
     ]
-    return image_by_image("long", LONG, ends + stopped)
+    if not all((folder / f"results{'_best' if of else ''}.json").exists() for pair in folders for folder, *of in pair):
+        return ""
+    seeds = []
+    for pair in folders:
+        (one, kept_a), (other, kept_b) = (read_results(*sheet) for sheet in pair)
+        assert one.images == other.images
+        seeds.append(100.0 * (kept_b[attack].astype(float) - kept_a[attack].astype(float)))
+    of_image = (seeds[0] + seeds[1]) / 2
+    mean, half = of_image.mean(), 1.96 * of_image.std(ddof=1) / len(of_image) ** 0.5
+    return f"{seeds[0].mean():+.2f}, {seeds[1].mean():+.2f}: {mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
 def study_lambda():
