@@ -30,6 +30,7 @@ from piat_hub.config import (
     PictureConfig,
     RunOptions,
     ThreatModel,
+    TrainConfig,
     from_dict,
     recipes,
 )
@@ -39,7 +40,7 @@ from piat_hub.hub import card
 from piat_hub.hub.load import from_pretrained
 from piat_hub.hub.save import save_config
 from piat_hub.records.rundir import RunDirectory
-from piat_hub.training import engine, run
+from piat_hub.training import engine, images, run
 from piat_hub.training.interpolation import g
 from piat_hub.training.setup import make_backbone, make_method
 
@@ -263,6 +264,30 @@ def test_clean_epochs_that_nobody_asked_for_are_told_to_who_tunes_a_model_on(
     said = [event.text for event in itertools.takewhile(lambda event: isinstance(event, run.Notice), events)]
     line = f"warning: 2 clean epochs come first, and undo what robustness {begun} has; --clean-epochs 0 leaves them out"
     assert (line in said) == told
+
+
+@pytest.mark.parametrize("size", [None, 16, 256])
+@pytest.mark.parametrize("holdout", [32, 64, 100, 900])
+def test_held_out_images_that_the_model_of_the_beginning_was_trained_on_are_counted(monkeypatch, holdout, size):
+    monkeypatch.setattr(images, "made_by", lambda source: {"dataset": "digits", "holdout": 64, "train_size": size})
+    digits = data.load("digits", "train")
+    numbered = digits.images.clone()
+    numbered[:, 0, 0, 0], numbered[:, 0, 0, 1] = torch.arange(len(digits)) // 256, torch.arange(len(digits)) % 256
+    numbered = dataclasses.replace(digits, images=numbered)
+    then, now = data.hold_out(numbered, 64, size)[0], data.hold_out(numbered, holdout)[1]
+    seen = len({image.numpy().tobytes() for image in then.images} & {image.numpy().tobytes() for image in now.images})
+    said = images.seen_before(TrainConfig(dataset="digits", init_from="m"), holdout)
+    assert (f"was trained on {seen:,} of the {holdout:,} held-out images" in said) if seen else said == ""
+    assert images.seen_before(TrainConfig(dataset="cifar10", init_from="m"), holdout) == ""
+
+
+def test_who_tunes_a_model_on_is_told_of_them(small_digits, finished):
+    begun = finished(small_digits())
+    config = small_digits(init_from=str(begun), holdout=200, clean_epochs=0)
+    events = run.train(config, RunOptions(output="r"))
+    said = [event.text for event in itertools.takewhile(lambda event: isinstance(event, run.Notice), events)]
+    line = f"warning: {begun} was trained on 136 of the 200 held-out images, if digits is what it was then: "
+    assert line + "held-out accuracy flatters, and with it the best epoch; give --holdout 64" in said
 
 
 @pytest.mark.slow

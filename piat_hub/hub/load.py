@@ -213,6 +213,18 @@ def start_from(model: Any, source: str, label_names: Sequence[str] = ()) -> None
     model.pretrained_cfg |= {key: trained.pretrained_cfg.get(key) for key in ORIGIN}
 
 
+def made_by(source: str) -> dict[str, Any]:
+    """The configuration by which a MODEL was trained, as its config.json has it; {} where piat_hub did not train it.
+
+    Args:
+        source: MODEL, a directory or a Hub id.
+
+    Raises:
+        InputError: if there is no such MODEL.
+    """
+    return dict(ModelConfig.read(_files(source, WEIGHTS["last"], {"revision": None})[0]).piat or {})
+
+
 def statistics_of(model: nn.Module) -> list[tuple[list[float], ...]]:
     """(mean, std) of each layer that normalises, one number a channel, to five places."""
     return [

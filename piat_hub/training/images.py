@@ -1,11 +1,13 @@
 """From a configuration to the images of a run."""
 
 import dataclasses
+from pathlib import Path
 
 from accelerate import Accelerator
 
 from piat_hub import data
 from piat_hub.config import TRACKED, InputError, RunOptions, TrainConfig, printable
+from piat_hub.hub.load import made_by
 
 
 def load_images(
@@ -103,3 +105,31 @@ def load_extra(
         return None
     with accelerator.main_process_first():
         return data.load_extra(config, real, options.device_data_limit)
+
+
+def seen_before(config: TrainConfig, held: int) -> str:
+    """A warning if the model that training begins with was trained on images that are held out now, or "".
+
+    All runs hold out the first of one permutation of the training images; a model knows those beyond its own.
+
+    Args:
+        config: settled.
+        held: how many images are held out.
+    """
+    if config.init_from in (None, "imagenet") or config.stream:
+        return ""
+    try:
+        made = made_by(str(config.init_from))
+    except InputError:  # gone: a run that goes on needs it no more
+        return ""
+    first, size = made.get("holdout"), made.get("train_size")
+    name = Path(config.dataset).name
+    if first is None or made.get("stream") or Path(made.get("dataset", "")).name != name:
+        return ""
+    seen = (held if size is None else min(held, first + size)) - first
+    if seen <= 0:
+        return ""
+    return (
+        f"warning: {config.init_from} was trained on {seen:,} of the {held:,} held-out images, if {name} is what it was then: "
+        f"held-out accuracy flatters, and with it the best epoch; give --holdout {first}"
+    )

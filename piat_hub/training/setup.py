@@ -26,7 +26,7 @@ from piat_hub.evaluation.verdict import accuracy, class_count, verdict_mode
 from piat_hub.hub.load import from_timms_weights, origin_of, start_from
 from piat_hub.machine import PATIENCE, bf16_warning, images_at_a_time, see_cpu_processes, set_threads
 from piat_hub.training import averages, engine, guards, optimizers, state
-from piat_hub.training.images import load_extra, load_images
+from piat_hub.training.images import load_extra, load_images, seen_before
 from piat_hub.training.interpolation import ParameterInterpolation
 
 PLAIN = {"NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU"}  # one process, or DDP
@@ -222,6 +222,7 @@ def describe(setup: Setup, options: RunOptions) -> list[str]:
             f"warning: {config.warmup} clean epochs come first, and undo what robustness {config.init_from} has; "
             "--clean-epochs 0 leaves them out"
         )
+    lines += filter(None, [seen_before(config, len(setup.held))])
     if config.mixed_precision == "bf16":
         lines += filter(None, [bf16_warning(setup.parts.accelerator.device)])
     return lines
