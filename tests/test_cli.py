@@ -419,6 +419,13 @@ def test_compare_predict_sweep_checks_and_classes(small_digits, trained, tmp_pat
     assert cli.main(["predict", "r0", "digit.png"]) == 0
     line = capsys.readouterr().out
     assert line.startswith("digit.png: ") and line.count("%") == 3
+    for name in ("d/b/2.PNG", "d/a.png", "d/.hidden.png", "d/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((tmp_path / "digit.png").read_bytes())
+    assert cli.main(["predict", "r0", "d", "digit.png"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [one.split(": ")[0] for one in shown] == ["d/a.png", "d/b/2.PNG", "digit.png"]
+    assert {one.split(": ")[1] for one in shown} == {line.strip().split(": ")[1]}
     (tmp_path / "text.png").write_text("no image")
     assert cli.main(["predict", "r0", "text.png"]) == 2
     assert "text.png is not an image file" in capsys.readouterr().err

@@ -108,7 +108,9 @@ def predict(argv: Sequence[str], prog: str) -> None:
     """`piat predict MODEL IMAGE…`: class names and probabilities."""
     parser = Parser(prog=prog, description="Classify image files.")
     parser.add_argument("model", metavar="MODEL", help="as in evaluate")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, resized to what the model takes")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, or folders of them; resized to what the model takes"
+    )
     parser.add_argument("--checkpoint", choices=list(WEIGHTS), default="last")
     parser.add_argument("--top", type=int, default=3, help="classes to show (default: 3)")
     given = parser.parse_all(argv)

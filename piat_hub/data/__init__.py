@@ -20,6 +20,7 @@ from piat_hub.data.feed import (
     steps_per_epoch as steps_per_epoch,
     training_batches as training_batches,
 )
+from piat_hub.data.folders import pictures_at as pictures_at
 from piat_hub.data.npz import open_npz as open_npz
 from piat_hub.data.pictures import Fit as Fit, open_picture as open_picture, read_image as read_image
 from piat_hub.data.sources import (

@@ -15,6 +15,23 @@ TABLES = {".parquet", ".arrow", ".tar"}  # where one lies, the pictures beside i
 DECLARED = re.compile(r"^(configs|dataset_info):", re.MULTILINE)  # in README.md: its owner says what the splits are
 
 
+def pictures_at(path: str | Path) -> list[str]:
+    """A picture's own path; of a folder those of the pictures in it at any depth, hidden ones left out, sorted.
+
+    Raises:
+        InputError: for a folder without any.
+    """
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    if not Path(path).is_dir():
+        return [str(path)]
+    found = [file for file in Path(path).rglob("*") if file.suffix.lower() in ImageFolder.EXTENSIONS]
+    shown = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not shown:
+        raise InputError(f"{path} has no picture in it; name picture files, or a folder of some")
+    return [str(file) for file in sorted(shown)]
+
+
 @dataclass(frozen=True)
 class PictureFolder:
     """A folder whose data are pictures in it.

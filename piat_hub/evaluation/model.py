@@ -185,15 +185,15 @@ def predict(
 
     Args:
         spec: MODEL as `load_model` takes it.
-        images: paths of image files.
+        images: paths of image files, or of folders of them.
         checkpoint: "last" or "best".
 
     Yields:
-        The path as given, and (class name, probability in [0, 1]) for every class; a model without label names has
+        The file's path, and (class name, probability in [0, 1]) for every class; a model without label names has
         numbers.
 
     Raises:
-        InputError: for a model without a known input size, or a file that is no image.
+        InputError: for a model without a known input size, or a file that is no image, or a folder of none.
     """
     model = load_model(spec, checkpoint)[0]
     shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
@@ -202,8 +202,9 @@ def predict(
     if shape[0] not in (1, 3):
         raise InputError(f"{spec} takes images of {shape[0]} channels; pictures are grey or RGB, so it must be 1 or 3")
     fit = fit_of(model, mixed=True)
-    pictures = [data.read_image(image, shape, fit) for image in images]
-    for image, picture in zip(images, pictures, strict=True):
+    files = [file for image in images for file in data.pictures_at(image)]
+    pictures = [data.read_image(file, shape, fit) for file in files]
+    for image, picture in zip(files, pictures, strict=True):
         with verdict_mode(model) as exact:
             again = "its config.json and its weights may not belong together"
             logits = logits_of(exact, data.to_unit(picture[None]), f"images of {'x'.join(map(str, shape))}", again)
