@@ -426,6 +426,15 @@ def test_compare_predict_sweep_checks_and_classes(small_digits, trained, tmp_pat
     shown = capsys.readouterr().out.splitlines()
     assert [one.split(": ")[0] for one in shown] == ["d/a.png", "d/b/2.PNG", "digit.png"]
     assert {one.split(": ")[1] for one in shown} == {line.strip().split(": ")[1]}
+    (tmp_path / "d/0.jpg").write_text("no image")
+    (tmp_path / "d/thumbs.png").mkdir()
+    assert cli.main(["predict", "r0", "d"]) == 2
+    told = capsys.readouterr()
+    assert told.out.splitlines() == shown[:2]
+    assert "1 of 3 files are missing above; d/0.jpg is not an image file" in told.err
+    (tmp_path / "d/empty").mkdir()
+    assert cli.main(["predict", "r0", "d/empty"]) == 2
+    assert "d/empty has no picture in it" in capsys.readouterr().err
     (tmp_path / "text.png").write_text("no image")
     assert cli.main(["predict", "r0", "text.png"]) == 2
     assert "text.png is not an image file" in capsys.readouterr().err

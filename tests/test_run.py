@@ -268,17 +268,24 @@ def test_clean_epochs_that_nobody_asked_for_are_told_to_who_tunes_a_model_on(
 
 @pytest.mark.parametrize("size", [None, 16, 256])
 @pytest.mark.parametrize("holdout", [32, 64, 100, 900])
-def test_held_out_images_that_the_model_of_the_beginning_was_trained_on_are_counted(monkeypatch, holdout, size):
-    monkeypatch.setattr(images, "made_by", lambda source: {"dataset": "digits", "holdout": 64, "train_size": size})
+def test_held_out_images_that_the_model_of_the_beginning_was_trained_on_are_counted(holdout, size):
+    made = {"dataset": "/elsewhere/digits", "holdout": 64, "train_size": size}
     digits = data.load("digits", "train")
     numbered = digits.images.clone()
     numbered[:, 0, 0, 0], numbered[:, 0, 0, 1] = torch.arange(len(digits)) // 256, torch.arange(len(digits)) % 256
     numbered = dataclasses.replace(digits, images=numbered)
     then, now = data.hold_out(numbered, 64, size)[0], data.hold_out(numbered, holdout)[1]
     seen = len({image.numpy().tobytes() for image in then.images} & {image.numpy().tobytes() for image in now.images})
-    said = images.seen_before(TrainConfig(dataset="digits", init_from="m"), holdout)
-    assert (f"was trained on {seen:,} of the {holdout:,} held-out images" in said) if seen else said == ""
-    assert images.seen_before(TrainConfig(dataset="cifar10", init_from="m"), holdout) == ""
+    config = TrainConfig(dataset="digits", init_from="m")
+    said = images.seen_before(config, holdout, made)
+    assert len(said) == bool(seen) and all(
+        f"was trained on {seen:,} of the {holdout:,} held-out images" in line and "give --holdout 64" in line
+        for line in said
+    )
+    assert not images.seen_before(TrainConfig(dataset="cifar10", init_from="m"), holdout, made)
+    for damage in ({"dataset": None}, {"holdout": "64"}, {"holdout": -5}, {"holdout": True}, {"stream": True}):
+        assert not images.seen_before(config, holdout, made | damage)
+    assert not images.seen_before(config, holdout, {})
 
 
 def test_who_tunes_a_model_on_is_told_of_them(small_digits, finished):
@@ -286,7 +293,7 @@ def test_who_tunes_a_model_on_is_told_of_them(small_digits, finished):
     config = small_digits(init_from=str(begun), holdout=200, clean_epochs=0)
     events = run.train(config, RunOptions(output="r"))
     said = [event.text for event in itertools.takewhile(lambda event: isinstance(event, run.Notice), events)]
-    line = f"warning: {begun} was trained on 136 of the 200 held-out images, if digits is what it was then: "
+    line = f"warning: {begun} was trained on 136 of the 200 held-out images, if its digits is this one: "
     assert line + "held-out accuracy flatters, and with it the best epoch; give --holdout 64" in said
 
 

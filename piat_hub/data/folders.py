@@ -12,24 +12,39 @@ from pathlib import Path
 from piat_hub.config import InputError, shortened
 
 TABLES = {".parquet", ".arrow", ".tar"}  # where one lies, the pictures beside it are not the data
+PICTURES = {
+    ".bmp",
+    ".gif",
+    ".jpeg",
+    ".jpg",
+    ".jp2",
+    ".png",
+    ".ppm",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".webp",
+}  # in `pictures_at`
 DECLARED = re.compile(r"^(configs|dataset_info):", re.MULTILINE)  # in README.md: its owner says what the splits are
 
 
 def pictures_at(path: str | Path) -> list[str]:
-    """A picture's own path; of a folder those of the pictures in it at any depth, hidden ones left out, sorted.
+    """A picture's own path; of a folder those of the pictures in it at any depth, but for hidden ones, sorted.
 
     Raises:
         InputError: for a folder without any.
     """
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
     if not Path(path).is_dir():
         return [str(path)]
-    found = [file for file in Path(path).rglob("*") if file.suffix.lower() in ImageFolder.EXTENSIONS]
-    shown = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    if not shown:
+    files = [file for file in Path(path).rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
+    if not (pictures := sorted(file for file in files if file.suffix.lower() in PICTURES)):
         raise InputError(f"{path} has no picture in it; name picture files, or a folder of some")
-    return [str(file) for file in sorted(shown)]
+    return [str(file) for file in pictures]
+
+
+def _hidden(file: Path) -> bool:
+    """Whether a file of a folder is not meant to be seen, or was left by a Mac."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in file.parts)
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ class PictureFolder:
             return None
         found = [Path(at) / name for at, folders, names in os.walk(root) for name in (*names, *_links(at, folders))]
         files = sorted(path.relative_to(root) for path in found)
-        files = [f for f in files if not any(part.startswith(".") or part == "__MACOSX" for part in f.parts)]
+        files = [f for f in files if not _hidden(f)]
         pictures = [f for f in files if f.suffix.lower() in ImageFolder.EXTENSIONS]
         links = [f for f in files if (root / f).is_symlink() and (root / f).is_dir()]
         if taken := [f for f in links if _split_called(f.name) or not pictures]:

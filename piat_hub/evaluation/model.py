@@ -203,8 +203,13 @@ def predict(
         raise InputError(f"{spec} takes images of {shape[0]} channels; pictures are grey or RGB, so it must be 1 or 3")
     fit = fit_of(model, mixed=True)
     files = [file for image in images for file in data.pictures_at(image)]
-    pictures = [data.read_image(file, shape, fit) for file in files]
-    for image, picture in zip(files, pictures, strict=True):
+    broken: list[InputError] = []
+    for image in files:
+        try:
+            picture = data.read_image(image, shape, fit)
+        except InputError as error:
+            broken.append(error)
+            continue
         with verdict_mode(model) as exact:
             again = "its config.json and its weights may not belong together"
             logits = logits_of(exact, data.to_unit(picture[None]), f"images of {'x'.join(map(str, shape))}", again)
@@ -213,3 +218,6 @@ def predict(
         probabilities = logits.softmax(1)[0].tolist()
         names = label_names(model) or [str(k) for k in range(len(probabilities))]
         yield image, sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1])
+    if broken:
+        count = f"{len(broken)} of {len(files)} files are missing above; " if len(files) > 1 else ""
+        raise InputError(f"{count}{broken[0]}")

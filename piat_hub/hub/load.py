@@ -180,7 +180,8 @@ def start_from(model: Any, source: str, label_names: Sequence[str] = ()) -> None
     """Give `model` the weights of a trained MODEL (see `from_pretrained`), but for a head of other classes.
 
     Args:
-        model: built by `create_model`, of the same backbone and channels; changed in place.
+        model: built by `create_model`, of the same backbone and channels; changed in place. Its `begun_as` then says how
+            MODEL was trained, as its config.json does.
         source: MODEL, a directory or a Hub id.
         label_names: of the model's classes, in order; its head keeps to MODEL's where both have the same names, in
             whatever order, or one has none and both have as many.
@@ -211,18 +212,7 @@ def start_from(model: Any, source: str, label_names: Sequence[str] = ()) -> None
         )
     model.load_state_dict(fits, strict=False)
     model.pretrained_cfg |= {key: trained.pretrained_cfg.get(key) for key in ORIGIN}
-
-
-def made_by(source: str) -> dict[str, Any]:
-    """The configuration by which a MODEL was trained, as its config.json has it; {} where piat_hub did not train it.
-
-    Args:
-        source: MODEL, a directory or a Hub id.
-
-    Raises:
-        InputError: if there is no such MODEL.
-    """
-    return dict(ModelConfig.read(_files(source, WEIGHTS["last"], {"revision": None})[0]).piat or {})
+    model.begun_as = trained.piat
 
 
 def statistics_of(model: nn.Module) -> list[tuple[list[float], ...]]:

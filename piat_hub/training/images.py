@@ -1,13 +1,14 @@
 """From a configuration to the images of a run."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
 from piat_hub import data
 from piat_hub.config import TRACKED, InputError, RunOptions, TrainConfig, printable
-from piat_hub.hub.load import made_by
 
 
 def load_images(
@@ -107,29 +108,25 @@ def load_extra(
         return data.load_extra(config, real, options.device_data_limit)
 
 
-def seen_before(config: TrainConfig, held: int) -> str:
-    """A warning if the model that training begins with was trained on images that are held out now, or "".
+def seen_before(config: TrainConfig, held: int, made: Mapping[str, Any]) -> tuple[str, ...]:
+    """A warning if the model that training begins with was trained on images that are held out now, else nothing.
 
     All runs hold out the first of one permutation of the training images; a model knows those beyond its own.
 
     Args:
         config: settled.
         held: how many images are held out.
+        made: how that model was trained, from anyone's config.json; empty without one.
     """
-    if config.init_from in (None, "imagenet") or config.stream:
-        return ""
-    try:
-        made = made_by(str(config.init_from))
-    except InputError:  # gone: a run that goes on needs it no more
-        return ""
-    first, size = made.get("holdout"), made.get("train_size")
-    name = Path(config.dataset).name
-    if first is None or made.get("stream") or Path(made.get("dataset", "")).name != name:
-        return ""
-    seen = (held if size is None else min(held, first + size)) - first
-    if seen <= 0:
-        return ""
+    first, size, data_set = made.get("holdout"), made.get("train_size"), made.get("dataset")
+    if config.stream or made.get("stream") or not isinstance(data_set, str) or type(first) is not int or first < 0:
+        return ()
+    name, end = Path(config.dataset).name, first + size if type(size) is int else held
+    seen = min(held, end) - first
+    if seen <= 0 or Path(data_set).name != name:
+        return ()
+    told = f"give --holdout {first}" if first else "none of them is new to it, so believe the test images alone"
     return (
-        f"warning: {config.init_from} was trained on {seen:,} of the {held:,} held-out images, if {name} is what it was then: "
-        f"held-out accuracy flatters, and with it the best epoch; give --holdout {first}"
+        f"warning: {config.init_from} was trained on {seen:,} of the {held:,} held-out images, if its {name} is this one: "
+        f"held-out accuracy flatters, and with it the best epoch; {told}",
     )

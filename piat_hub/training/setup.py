@@ -101,6 +101,8 @@ def make_setup(config: TrainConfig, options: RunOptions, directory: Path, accele
     model: Any = make_backbone(dataclasses.replace(config, init_from=None) if begun else config, whole)
     if begun and config.init_from:
         model.pretrained_cfg |= origin_of(directory)
+    known = seen_before(config, len(held), getattr(model, "begun_as", {}))
+    whole = dataclasses.replace(whole, notes=(*whole.notes, *known)) if known else whole
     if config.bn_momentum is not None:
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if not norms:
@@ -222,7 +224,6 @@ def describe(setup: Setup, options: RunOptions) -> list[str]:
             f"warning: {config.warmup} clean epochs come first, and undo what robustness {config.init_from} has; "
             "--clean-epochs 0 leaves them out"
         )
-    lines += filter(None, [seen_before(config, len(setup.held))])
     if config.mixed_precision == "bf16":
         lines += filter(None, [bf16_warning(setup.parts.accelerator.device)])
     return lines
