@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # All that a borrowed CUDA device is worth, most valuable first: `bash benchmarks/cuda.sh OUT [PART…]`, PART being tests, step,
-# attacks, long or model (all of them). Each piece of a part is done once: a call stops after LIMIT seconds (540) or at a failure, and the
+# attacks, long, model or graphs (all of them). Each piece of a part is done once: a call stops after LIMIT seconds (540) or at a failure, and the
 # same command goes on behind it, until it says "all done".
 #
 # DATASET: CIFAR-10 as images, for attacks, long and model (else they are left out, and that is said). PEERS: a folder of the authors'
-# checkouts TRADES, MART and GAIRAT, for the ratios of step. DEVICE=cpu, BACKBONES, MODES, ROUNDS, N: to rehearse it in minutes
+# checkouts TRADES, MART and GAIRAT, for the ratios of step; BATCH: images of its updates (128). DEVICE=cpu, BACKBONES, MODES, ROUNDS, N: to rehearse it in minutes
 # without a device. PYTHON: the interpreter (python).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$1 && shift
-parts=${*:-tests step attacks long model}
+parts=${*:-tests step attacks long model graphs}
 python=${PYTHON:-python} device=${DEVICE:-cuda} limit=${LIMIT:-540}
 export PYTHONPATH=$PWD DEVICE=$device
 mkdir -p "$out/done"
@@ -29,9 +29,9 @@ has_data() { [ -n "${DATASET:-}" ] || { echo "cuda.sh: $1 is left out: name CIFA
 
 tests() { once tests "$python" -m pytest -n 4 -m cuda -p no:cacheprovider -ra --durations=0 tests/test_cuda.py; }
 
-step() { # eager and compiled, last the attack as a CUDA graph, beside the authors' code
+step() { # plain and compiled, beside the authors' code
   local mode backbone
-  for mode in ${MODES:-bf16:eager bf16:default no:eager no:default bf16:reduce-overhead}; do
+  for mode in ${MODES:-bf16:eager bf16:default no:eager no:default}; do
     for backbone in ${BACKBONES:-resnet18 wrn_32_10}; do
       local precision=${mode%:*} compile=${mode#*:}
       local flags=(--method trades --backbone "$backbone" --mixed-precision "$precision" --rounds "${ROUNDS:-7}")
@@ -64,6 +64,8 @@ model() { # piece.sh saves what it has when its own time is spent
   PIECE=$((limit - SECONDS - 20)) PYTHON=$python once model bash model_cards/piece.sh "$out" resnet18-cifar10-jpeg resnet18-cifar10 \
     --dataset "$DATASET" --mixed-precision bf16 --compile ${MODEL_FLAGS:-}
 }
+
+graphs() { MODES=bf16:reduce-overhead step; } # the attack as a CUDA graph, which no GPU has seen yet
 
 for part in $parts; do "$part"; done
 echo "cuda.sh: all done"

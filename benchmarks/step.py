@@ -101,7 +101,7 @@ def gradient(model):
 
 
 def our_update(method, model, x, y, steps, accelerator, options):
-    """One weight update as the engine makes it; gives the loss."""
+    """One weight update as the engine makes it, but that the attack may be compiled in another mode; gives the loss."""
     x, model = x.to(memory_format=torch.channels_last), model.to(memory_format=torch.channels_last)
     if options.gradient_checkpointing:
         backbones.checkpoint_gradients(model)

@@ -464,8 +464,10 @@ def resnet18():
         if beside is None:
             lines[1].append("")
         else:
-            theirs = read_results(peer / beside)[1][attack][: record.n]
-            lines[1].append(in_points(paired_images(attack, theirs, verdicts[attack])))
+            theirs = read_results(peer / beside)[1]
+            labels = [load_arrays(at / "verdicts.npz")["label"] for at in (peer / beside, home / folder)]
+            assert (labels[0][: record.n] == labels[1]).all()  # both begin with the split's first image
+            lines[1].append(in_points(paired_images(attack, theirs[attack][: record.n], verdicts[attack])))
     return markdown(lines, headers)
 
 
@@ -500,6 +502,10 @@ LONG = {  # what folders of docs/results/long begin with, before the seed: what 
 }
 
 
+LONG_ATTACKS = {"clean": "clean, n 2000", "pgd20": "PGD-20, n 2000", "cw20": "CW-20, n 2000", "aa": "AutoAttack, n 300"}
+LONG_PLACES = {"aa": "aa300"}  # in a run's folder
+
+
 def overfitting():
     """Long training on 2,500 images: held-out and training PGD-10 in stretches of ten epochs, each run's mean."""
     columns = [("held-out PGD-10", "holdout_pgd10_acc", first) for first in (21, 73, 91, 111)]
@@ -525,8 +531,10 @@ def long_tests():
         metrics = [read_lines(DOCS / f"results/long/{arm}-{seed}/metrics.jsonl") for seed in (0, 1)]
         for name, end, epochs in (("last", "", [120]), ("best", "_best", [best_epoch(of) for of in metrics])):
             line = [who, f"{name}, {' / '.join(map(str, epochs))}"]
-            for attack, folder in (("clean", ""), ("pgd20", ""), ("cw20", ""), ("aa", "/aa300")):
-                found = [read_or_none(f"long/{arm}-{seed}{folder}/results{end}") for seed in (0, 1)]
+            for attack, head in LONG_ATTACKS.items():
+                place = f"{LONG_PLACES.get(attack, '.')}/results{end}"
+                found = [read_or_none(f"long/{arm}-{seed}/{place}") for seed in (0, 1)]
+                assert all(record.n == int(head.split()[-1]) for record in found if record)
                 figures = [record and record.attacks[attack] for record in found]
                 line.append(
                     " / ".join(f"{100 * of['accuracy']:.2f}" if of else "–" for of in figures) if any(figures) else ""
@@ -536,9 +544,7 @@ def long_tests():
                     wide = max(high - of["accuracy"], of["accuracy"] - low)
                     widest[of["n"]] = max(widest.get(of["n"], 0), 100 * wide)
             lines.append(line)
-    text = markdown(
-        lines, ["", "checkpoint, epoch", "clean, n 2000", "PGD-20, n 2000", "CW-20, n 2000", "AutoAttack, n 300"]
-    )
+    text = markdown(lines, ["", "checkpoint, epoch", *LONG_ATTACKS.values()])
     spans = ", ".join(f"{wide:.1f} points with n {n}" for n, wide in widest.items())
     return f"{text}\n\nSeed 0 / seed 1, %. 95 % Wilson intervals reach no further than {spans}."
 
@@ -546,36 +552,41 @@ def long_tests():
 def long_paired():
     """The same against each other, image by image: last checkpoints, then what stopping early changes."""
     plain, ema, nmse, trades, piat, both, mixed = LONG
-    ends = [(plain, piat), (plain, both), (plain, nmse), (plain, ema), (plain, trades), (piat, both), (nmse, both)]
-    ends += [(ema, both), (trades, piat), (trades, both), (trades, mixed)]
-    stopped = [(arm, f"{arm} best") for arm in (plain, both, trades)]
-    stopped += [(f"{plain} best", arm) for arm in (f"{ema} best", f"{nmse} best", piat, both)]
-    stopped += [(f"{ema} best", piat), (f"{ema} best", both), (f"{nmse} best", both), (f"{ema} best", trades)]
+    against = [(plain, piat), (plain, both), (plain, nmse), (plain, ema), (plain, trades), (piat, both), (nmse, both)]
+    against += [(ema, both), (trades, piat), (trades, both), (trades, mixed)]
+    against += [(arm, f"{arm} best") for arm in LONG]
+    against += [(f"{plain} best", arm) for arm in (f"{ema} best", f"{nmse} best", piat, both)]
+    against += [(f"{ema} best", arm) for arm in (piat, both, trades)]
+    against += [(f"{nmse} best", both)]
     lines = []
-    for pair in ends + stopped:
-        ends = [words.split() for words in pair]
-        cells = [of_both_seeds(ends, attack) for attack in ("clean", "pgd20", "cw20", "aa")]
-        a, b = (f"{LONG[arm]}, best" if of else LONG[arm] for arm, *of in ends)
-        lines.append([f"{b}, minus {a}", *cells])
-    return markdown(lines, ["", "clean, n 2000", "PGD-20, n 2000", "CW-20, n 2000", "AutoAttack, n 300"])
+    for pair in against:
+        a, b = (f"{LONG[arm]}, best" if of else LONG[arm] for arm, *of in map(str.split, pair))
+        lines.append([f"{b}, minus {a}", *(of_seeds(pair, attack) for attack in ("clean", "pgd20", "cw20", "aa"))])
+    return markdown(lines, ["", *LONG_ATTACKS.values()])
 
 
-def of_both_seeds(ends, attack):
-    """'+6.10, +7.00: +6.55 (+5.02 to +8.08)': B minus A with each seed, the mean, its 95 % interval over images; '' without all."""
-    folders = [
-        [(DOCS / f"results/long/{arm}-{seed}" / ("aa300" if attack == "aa" else ""), *of) for arm, *of in ends]
-        for seed in (0, 1)
-    ]
-    if not all((folder / f"results{'_best' if of else ''}.json").exists() for pair in folders for folder, *of in pair):
+def of_seeds(pair, attack):
+    """'+6.10, +7.00: +6.55 (+5.02 to +8.08)': B minus A with each seed, the mean, its 95 % interval over images.
+
+    With one seed alone that one's difference and interval, and which seed it is; '' where neither has both.
+    """
+    found, images = {}, set()
+    for seed in (0, 1):
+        sheets = [
+            (DOCS / f"results/long/{arm}-{seed}" / LONG_PLACES.get(attack, ""), *of)
+            for arm, *of in map(str.split, pair)
+        ]
+        if all((folder / f"results{'_best' if of else ''}.json").exists() for folder, *of in sheets):
+            (one, before), (other, after) = (read_results(*sheet) for sheet in sheets)
+            found[seed] = 100.0 * (after[attack].astype(float) - before[attack].astype(float))
+            images |= {str(one.images), str(other.images)}
+    if not found:
         return ""
-    seeds = []
-    for pair in folders:
-        (one, kept_a), (other, kept_b) = (read_results(*sheet) for sheet in pair)
-        assert one.images == other.images
-        seeds.append(100.0 * (kept_b[attack].astype(float) - kept_a[attack].astype(float)))
-    of_image = (seeds[0] + seeds[1]) / 2
+    assert len(images) == 1, images
+    of_image = sum(found.values()) / len(found)
     mean, half = of_image.mean(), 1.96 * of_image.std(ddof=1) / len(of_image) ** 0.5
-    return f"{seeds[0].mean():+.2f}, {seeds[1].mean():+.2f}: {mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+    begin = ", ".join(f"{one.mean():+.2f}" for one in found.values()) if len(found) > 1 else f"seed {next(iter(found))}"
+    return f"{begin}: {mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
 def study_lambda():
@@ -952,15 +963,14 @@ def step(device=""):
     """Every line of benchmarks/step.py; what needs a peer is a dash without one."""
     file = BENCHMARKS / f"step{device and '-' + device}.jsonl"
     every = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    days = {facts["date"]: machine(facts) for facts in every}
+    machines = sorted({machine(facts) for facts in every})
     lines = []
     for facts in every:
         rate, peak = facts["images_per_second"], facts["peak"]["convolution"]
         cells = [facts["method"], facts["backbone"].removeprefix("cifar_"), facts["batch_size"]]
-        cells += [
-            {"no": "fp32"}.get(facts["precision"], facts["precision"]) + (", compiled" if facts["compile"] else "")
-        ]
-        cells += [facts["date"]] * (len(days) > 1) + [f"{rate['ours']:.1f}"]
+        how = {None: "", "default": ", compiled"}.get(facts["compile"], f", {facts['compile']}")
+        cells += [{"no": "fp32"}.get(facts["precision"], facts["precision"]) + how]
+        cells += [facts["date"]] * (len(machines) > 1) + [f"{rate['ours']:.1f}"]
         if "ratio" in facts:
             cells += [f"{rate['theirs']:.1f}", spread(facts["ratio"])]
             losses = f"{facts['loss']['ours']:.4f} / {facts['loss']['theirs']:.4f}"
@@ -968,10 +978,12 @@ def step(device=""):
         else:
             cells += ["-"] * 4
         lines.append([*map(str, cells), f"{facts['gflops']:.0f}", f"{facts['gflops'] / peak:.0%}"])
-    headers = ["method", "backbone", "batch", "precision", *["day"] * (len(days) > 1), "images/s", "authors'"]
+    headers = ["method", "backbone", "batch", "precision", *["day"] * (len(machines) > 1), "images/s", "authors'"]
     headers += ["ratio (least to most)", "loss, ours / theirs", "gradient", "GFLOP/s", "of convolution peak"]
     share = max(facts["interpolation_share"] for facts in every if facts["backbone"] == "cifar_resnet18")
-    text = f"{every[0]['rounds']} rounds, PGD-{every[0]['steps']}, {' and '.join(days.values())}:\n\n{markdown(lines, headers)}"
+    text = (
+        f"{every[0]['rounds']} rounds, PGD-{every[0]['steps']}, {' and '.join(machines)}:\n\n{markdown(lines, headers)}"
+    )
     return f"{text}\n\nPIAT's interpolation of a ResNet-18 takes {share:.5%} of an epoch of 50,000 such images."
 
 
