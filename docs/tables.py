@@ -504,6 +504,7 @@ LONG = {  # what folders of docs/results/long begin with, before the seed: what 
 
 LONG_ATTACKS = {"clean": "clean, n 2000", "pgd20": "PGD-20, n 2000", "cw20": "CW-20, n 2000", "aa": "AutoAttack, n 300"}
 LONG_PLACES = {"aa": "aa300"}  # in a run's folder
+TESTED = ("clean", "pgd20", "cw20")
 
 
 def overfitting():
@@ -561,7 +562,7 @@ def long_paired():
     lines = []
     for pair in against:
         a, b = (f"{LONG[arm]}, best" if of else LONG[arm] for arm, *of in map(str.split, pair))
-        lines.append([f"{b}, minus {a}", *(of_seeds(pair, attack) for attack in ("clean", "pgd20", "cw20", "aa"))])
+        lines.append([f"{b}, minus {a}", *(of_seeds(pair, attack) for attack in LONG_ATTACKS)])
     return markdown(lines, ["", *LONG_ATTACKS.values()])
 
 
@@ -587,6 +588,15 @@ def of_seeds(pair, attack):
     mean, half = of_image.mean(), 1.96 * of_image.std(ddof=1) / len(of_image) ** 0.5
     begin = ", ".join(f"{one.mean():+.2f}" for one in found.values()) if len(found) > 1 else f"seed {next(iter(found))}"
     return f"{begin}: {mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+
+
+def long_devices():
+    """PIAT+NMSE with seed 0 on an H200 and on a CPU core: the last checkpoints, and the one minus the other."""
+    homes = {"H200": "nmse-piat-0", "CPU core": "nmse-piat-0-cpu"}
+    lines = [[who, *(cell(read(f"long/{home}/results"), attack) for attack in TESTED)] for who, home in homes.items()]
+    found = {p.attack: in_points(p) for p in compare(*(DOCS / "results/long" / home for home in homes.values()))}
+    lines.append(["CPU minus H200, points", *(found[attack] for attack in TESTED)])
+    return markdown(lines, ["PIAT+NMSE, seed 0, last", *(LONG_ATTACKS[attack] for attack in TESTED)])
 
 
 def study_lambda():
