@@ -558,7 +558,7 @@ def long_paired():
     against += [(arm, f"{arm} best") for arm in LONG]
     against += [(f"{plain} best", arm) for arm in (f"{ema} best", f"{nmse} best", piat, both)]
     against += [(f"{ema} best", arm) for arm in (piat, both, trades)]
-    against += [(f"{nmse} best", both)]
+    against += [(f"{nmse} best", both), (plain, f"{ema} best")]
     lines = []
     for pair in against:
         a, b = (f"{LONG[arm]}, best" if of else LONG[arm] for arm, *of in map(str.split, pair))
