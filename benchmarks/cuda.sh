@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # All that a borrowed CUDA device is worth, most valuable first: `bash benchmarks/cuda.sh OUT [PART…]`, PART being tests, step,
-# attacks, long, model or graphs (all of them). Each piece of a part is done once: a call stops after LIMIT seconds (540) or at a failure, and the
-# same command goes on behind it, until it says "all done".
+# attacks, long, model or graphs (all of them). Each piece of a part is done once: a call stops after LIMIT seconds (540) or at
+# a failure, and the same command goes on behind it, until it says "all done".
 #
-# DATASET: CIFAR-10 as images, for attacks, long and model (else they are left out, and that is said). PEERS: a folder of the authors'
-# checkouts TRADES, MART and GAIRAT, for the ratios of step; BATCH: images of its updates (128). DEVICE=cpu, BACKBONES, MODES, ROUNDS, N: to rehearse it in minutes
-# without a device. PYTHON: the interpreter (python).
+# DATASET: CIFAR-10 as images, for attacks, long and model (else they are left out, and that is said). PEERS: a folder of the
+# authors' checkouts TRADES, MART and GAIRAT, for the ratios of step; BATCH: images of its updates (128). DEVICE=cpu, BACKBONES,
+# MODES, ROUNDS, N: to rehearse it in minutes without a device. PYTHON: the interpreter (python).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$1 && shift

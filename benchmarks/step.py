@@ -108,9 +108,8 @@ def our_update(method, model, x, y, steps, accelerator, options):
     twin = Twin(model, x[:2], HALF.get(accelerator.mixed_precision))
     if options.compile:
         twin.compile(dynamic=False, mode=options.compile)
-        model.compile(
-            dynamic=False
-        )  # never as a CUDA graph: TRADES keeps its logits while the attack runs, which a replay overwrites
+        # never a CUDA graph: TRADES keeps these logits while the attack runs, and a replay overwrites them
+        model.compile(dynamic=False)
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9, foreach=True)
     model, optimizer = engine.prepare(model, optimizer, accelerator)
     attack = partial(pgd, eps=EPS, step_size=STEP, steps=steps)

@@ -500,8 +500,6 @@ LONG = {  # what folders of docs/results/long begin with, before the seed: what 
     "nmse-piat": "PIAT+NMSE",
     "trades-piat": "PIAT+TRADES",
 }
-
-
 LONG_ATTACKS = {"clean": "clean, n 2000", "pgd20": "PGD-20, n 2000", "cw20": "CW-20, n 2000", "aa": "AutoAttack, n 300"}
 LONG_PLACES = {"aa": "aa300"}  # in a run's folder
 TESTED = ("clean", "pgd20", "cw20")
