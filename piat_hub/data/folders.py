@@ -12,9 +12,8 @@ from pathlib import Path
 from piat_hub.config import InputError, shortened
 
 TABLES = {".parquet", ".arrow", ".tar"}  # where one lies, the pictures beside it are not the data
-PICTURES = frozenset(
-    ".bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
-)  # what `pictures_at` looks for
+# what `pictures_at` looks for
+PICTURES = {".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 DECLARED = re.compile(r"^(configs|dataset_info):", re.MULTILINE)  # in README.md: its owner says what the splits are
 
 
