@@ -324,13 +324,22 @@ def image_by_image(study, names, against):
 
 
 def pairs(study, ends, few):
-    """Paired of two checkpoints, each [FOLDER] or [FOLDER, "best"], as measured in its folder `few`; [] without both."""
+    """Paired of two checkpoints, as in `both_ends`; [] without both."""
+    _, before, after = both_ends(study, ends, few) or (None, {}, {})
+    return [paired_images(name, before[name], after[name]) for name in before if name in after]
+
+
+def both_ends(study, ends, few):
+    """(images, verdicts of A, verdicts of B) of two checkpoints, each [FOLDER] or [FOLDER, "best"].
+
+    As measured in the folder's own `few`; None where one of them was not.
+    """
     sheets = [(DOCS / "results" / study / folder / few, *of) for folder, *of in ends]
     if not all((folder / f"results{'_best' if of else ''}.json").exists() for folder, *of in sheets):
-        return []
-    (one, kept_a), (other, kept_b) = (read_results(*sheet) for sheet in sheets)
+        return None
+    (one, before), (other, after) = (read_results(*sheet) for sheet in sheets)
     assert one.images == other.images
-    return [paired_images(name, kept_a[name], kept_b[name]) for name in kept_a if name in kept_b]
+    return one.images, before, after
 
 
 def extra_overfitting():
@@ -571,14 +580,11 @@ def of_seeds(pair, attack):
     """
     found, images = {}, set()
     for seed in (0, 1):
-        sheets = [
-            (DOCS / f"results/long/{arm}-{seed}" / LONG_PLACES.get(attack, ""), *of)
-            for arm, *of in map(str.split, pair)
-        ]
-        if all((folder / f"results{'_best' if of else ''}.json").exists() for folder, *of in sheets):
-            (one, before), (other, after) = (read_results(*sheet) for sheet in sheets)
+        ends = [(f"{arm}-{seed}", *of) for arm, *of in map(str.split, pair)]
+        if ran := both_ends("long", ends, LONG_PLACES.get(attack, "")):
+            of_what, before, after = ran
             found[seed] = 100.0 * (after[attack].astype(float) - before[attack].astype(float))
-            images |= {str(one.images), str(other.images)}
+            images.add(str(of_what))
     if not found:
         return ""
     assert len(images) == 1, images

@@ -286,6 +286,8 @@ def test_held_out_images_that_the_model_of_the_beginning_was_trained_on_are_coun
     for damage in ({"dataset": None}, {"holdout": "64"}, {"holdout": -5}, {"holdout": True}, {"stream": True}):
         assert not images.seen_before(config, holdout, made | damage)
     assert not images.seen_before(config, holdout, {})
+    (line,) = images.seen_before(config, holdout, made | {"holdout": 0})
+    assert f"on {min(holdout, size or holdout):,} of the {holdout:,}" in line and line.endswith("the test images alone")
 
 
 def test_who_tunes_a_model_on_is_told_of_them(small_digits, finished):

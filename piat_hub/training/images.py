@@ -125,7 +125,7 @@ def seen_before(config: TrainConfig, held: int, made: Mapping[str, Any]) -> tupl
     seen = min(held, end) - first
     if seen <= 0 or Path(data_set).name != name:
         return ()
-    told = f"give --holdout {first}" if first else "none of them is new to it, so believe the test images alone"
+    told = f"give --holdout {first}" if first else "it held none out, so believe the test images alone"
     return (
         f"warning: {config.init_from} was trained on {seen:,} of the {held:,} held-out images, if its {name} is this one: "
         f"held-out accuracy flatters, and with it the best epoch; {told}",
